@@ -1,0 +1,137 @@
+"""The training slices, read once from NIfTI and kept as uint8 in one .npz file.
+
+Training itself reads only this file: it needs neither nibabel nor SimpleITK, so it can run on a bare GPU machine.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..preprocessing import (Preprocessing, intensity_statistics, normalise, relative_positions, slice_indices,
+                             to_unit_range, volume_to_slices)
+
+SPLITS = ("train", "validation", "test")
+
+
+class CacheError(ValueError):
+    """A cache file that is missing, unreadable or of another kind than asked for."""
+
+
+def build_cache(folder: Path, file: Path, preprocessing: Preprocessing, max_slices: int | None = None) -> None:
+    """Read every volume below `folder` and write its axial slices as uint8 to `file` (.npz).
+
+    The slices have the network's size, or the volumes' own where that is smaller. `max_slices`: at most so many,
+    evenly spaced, a volume. Raises VolumeError for a folder without volumes or a file that is not one.
+    """
+    from ..volumes import VolumeError, find_volumes, read_volume  # nibabel, needed only here
+
+    paths = find_volumes(folder)
+    if not paths:
+        raise VolumeError(f"{folder}: expected .nii or .nii.gz volumes, found none")
+    side = min(preprocessing.image_size, max(max(read_volume(path).data.shape[:2]) for path in paths[:3]))
+    framing = dataclasses.replace(preprocessing, image_size=side)
+    columns: dict[str, list] = {name: [] for name in ("slices", "position", "volume", "mean", "std")}
+    for number, path in enumerate(tqdm(paths, desc="caching slices", unit="volume", disable=None)):
+        volume = read_volume(path)
+        data = to_unit_range(volume.data, preprocessing)
+        mean, std = intensity_statistics(data, preprocessing)
+        depth = data.shape[2]
+        indices = slice_indices(depth, max_slices)
+        slices = volume_to_slices(data, volume.spacing, indices, framing)
+        columns["slices"].append((slices * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+        columns["position"].append(relative_positions(indices, depth))
+        for name, value in (("volume", np.int32(number)), ("mean", np.float32(mean)), ("std", np.float32(std))):
+            columns[name].append(np.full(len(indices), value))
+    arrays = {name: np.concatenate(values) for name, values in columns.items()}
+    names = [re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) for path in paths]
+    about = json.dumps({"names": names, "preprocessing": preprocessing.to_dict()})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part.npz")
+    np.savez_compressed(part, about=np.array(about), **arrays)
+    part.replace(file)
+
+
+def split_names(names: list[str], validation: float, test: float) -> dict[str, list[str]]:
+    """Volumes' names by split. Fixed by the names alone, and by source: names are grouped by their leading letters,
+    ordered by hash within a group, and the first share of each group is held out (at least one, where asked for any).
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.match(r"[^\d]*", name).group(), []).append(name)
+    split: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for group in groups.values():
+        ordered = sorted(group, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        n_validation = round(len(group) * validation) or int(validation > 0 and len(group) > 2)
+        n_test = round(len(group) * test) or int(test > 0 and len(group) > 3)
+        split["validation"] += ordered[:n_validation]
+        split["test"] += ordered[n_validation:n_validation + n_test]
+        split["train"] += ordered[n_validation + n_test:]
+    return {name: sorted(values) for name, values in split.items()}
+
+
+@dataclass
+class SliceData:
+    """Cached slices on a device: slices (N, S, S) uint8, position (N, 1), mean and std (N, 1, 1), volume (N,)."""
+
+    slices: Tensor
+    position: Tensor
+    mean: Tensor
+    std: Tensor
+    volume: Tensor
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def raw(self, index: Tensor) -> Tensor:
+        """Slices in [0, 1] at the cached size, (B, S, S) float32."""
+        return self.slices[index].float() / 255
+
+    def normalised(self, index: Tensor, slices: Tensor) -> Tensor:
+        """Slices (B, H, W) in [0, 1] -> the network's intensities, with their volumes' statistics."""
+        return normalise(slices, self.mean[index], self.std[index], self.preprocessing)
+
+    def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Slices as prediction sees them, (B, S', S') and positions (B, 1): resized, normalised, not augmented."""
+        size = self.preprocessing.image_size
+        x = self.raw(index)[:, None]
+        if x.shape[-1] != size:
+            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return self.normalised(index, x[:, 0]), self.position[index]
+
+    def filled(self) -> Tensor:
+        """(N,) bool: slices with at least 1% of their pixels above the foreground threshold."""
+        threshold = int(self.preprocessing.foreground_threshold * 255)
+        return torch.stack([(s > threshold).float().mean() > 0.01 for s in self.slices])
+
+
+def load_cache(file: Path, device: str | torch.device = "cpu", validation: float = 0.1, test: float = 0.1
+               ) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+    """Splits of a cache file as `SliceData`, and the names in each. Raises CacheError when `file` is not a cache."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            arrays = {name: torch.from_numpy(stored[name]) for name in ("slices", "position", "volume", "mean", "std")}
+    except FileNotFoundError:
+        raise CacheError(f"{file}: expected a slice cache, found no such file") from None
+    except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
+        raise CacheError(f"{file}: expected a slice cache (.npz of scripts/train.py cache), found {error!r}") from None
+    names = split_names(about["names"], validation, test)
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    splits = {}
+    for split, members in names.items():
+        numbers = torch.tensor([about["names"].index(name) for name in members], dtype=torch.int32)
+        keep = torch.isin(arrays["volume"], numbers)
+        chosen = {name: value[keep].to(device) for name, value in arrays.items()}
+        splits[split] = SliceData(chosen["slices"], chosen["position"], chosen["mean"][:, None, None],
+                                  chosen["std"][:, None, None], chosen["volume"], preprocessing)
+    return splits, names

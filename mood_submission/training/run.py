@@ -1,0 +1,171 @@
+"""A training run from its options to its folder: slices.npz, vqvae.pt, prior.pt, their logs and pictures."""
+
+import datetime
+import json
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, fold_weight_norm
+from ..preprocessing import Preprocessing
+from ..vqvae import VQVAE, VQVAESettings
+from .augment import Augmentation
+from .cache import CacheError, SliceData, build_cache, load_cache
+from .stages import PriorStage, VQVAEStage, evenly, nll_percentiles
+from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
+
+PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
+PUBLISHED_ATTENTION = {"brain": {"first_kernel": 7, "downsample": 2}, "abdom": {"first_kernel": 3, "downsample": 1}}
+
+
+class RunError(ValueError):
+    """A run that cannot be started as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What both stages have in common. `data` is a folder of NIfTI volumes or a cache file made from one."""
+
+    region: str
+    data: Path
+    out: Path
+    budget: Budget
+    schedule: Schedule
+    device: torch.device
+    resume: bool = False
+    start_from: Path | None = None      # another run whose weights to start from
+    validation: float = 0.1
+    test: float = 0.1
+    max_slices: int | None = None
+
+
+def train_vqvae(run: Run, settings: VQVAESettings) -> None:
+    """Train a VQ-VAE; leaves vqvae.pt, vqvae.csv, vqvae_curves.png and vqvae_pictures.png in `run.out`."""
+    from . import plots
+
+    splits, names = _splits(run)
+    stage = VQVAEStage(settings, Augmentation(), run.schedule.precision)
+    trainer = _trainer(run, stage, splits, {"vqvae": asdict(settings), **_about(run, splits, names)})
+    model = trainer.train().eval()
+    plots.curves(run.out / "vqvae.csv", run.out / "vqvae_curves.png")
+    plots.reconstructions(model, splits["validation"], run.out / "vqvae_pictures.png")
+
+
+def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
+    """Train a prior on the codes of the VQ-VAE in `vqvae_run`; leaves prior.pt and the like in `run.out`."""
+    from . import plots
+
+    vqvae, vqvae_about = load_vqvae(vqvae_run)
+    splits, names = _splits(run)
+    prior_settings = PixelSNAILSettings(codebook_size=vqvae.settings.codebook_size, **settings)
+    stage = PriorStage(prior_settings, vqvae, Augmentation(), run.schedule.precision, run.device)
+    trainer = _trainer(run, stage, splits, {"prior": asdict(prior_settings), **_about(run, splits, names)})
+    model = trainer.train()
+    measured = measure(stage, model, splits)
+    stored = load_checkpoint(trainer.file)
+    stored["about"] = json.dumps(json.loads(stored["about"]) | {"measured": measured})
+    save_checkpoint(trainer.file, stored)
+    plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
+    plots.restorations(vqvae, fold_weight_norm(model).eval(), splits["validation"],
+                       measured["thresholds"]["pixel"], run.out / "prior_pictures.png")
+
+
+def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) -> dict:
+    """Thresholds and calibration from held-out healthy slices.
+
+    thresholds: lambda_p (90th percentile of the codes' NLL) and lambda_s (98th), as published (section 2).
+    sample_scale: what a volume's sum of unlikely NLL (per 32 slices) is divided by: the published 2000, or five times
+        the healthy held-out volumes' mean where that is more, so that scores of anomalous volumes stay below 1.
+    """
+    data = splits["validation"]
+    index = torch.arange(len(data), device=data.slices.device)
+    nll = torch.cat([stage.nll(model, data, part).cpu() for part in index.split(32)])       # (N, h, w)
+    pixel, sample = nll_percentiles(nll)
+    sums = torch.where(nll > sample, nll, 0).sum((1, 2))
+    volumes = data.volume.cpu()
+    healthy = [float(sums[volumes == v].mean()) * 32 for v in volumes.unique()]
+    train = [stage.nll(model, splits["train"], part) for part in evenly(splits["train"], 192)]
+    return {"thresholds": {"pixel": pixel, "sample": sample},
+            "calibration": {"sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy))},
+            "validation": {"nll": float(nll.mean()), "train_nll": float(torch.cat(train).mean()),
+                           "volumes": len(healthy), "slices": len(nll), "healthy_sums_per_32_slices":
+                           [round(value, 1) for value in healthy]}}
+
+
+def load_vqvae(folder: Path) -> tuple[VQVAE, dict]:
+    """The averaged VQ-VAE of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
+    stored, about = load_stage(folder, "vqvae")
+    model = VQVAE(VQVAESettings(**about["vqvae"]))
+    model.load_state_dict(_averaged(stored))
+    return model.eval(), about
+
+
+def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
+    """The averaged prior of a run, weight norm folded, in evaluation mode, and what the run says of itself."""
+    from ..pixelsnail import add_weight_norm
+
+    stored, about = load_stage(folder, "prior")
+    model = add_weight_norm(PixelSNAIL(PixelSNAILSettings(**about["prior"])))
+    model.load_state_dict(_averaged(stored))
+    return fold_weight_norm(model).eval(), about
+
+
+def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
+    file = folder / f"{name}.pt"
+    if not file.exists():
+        raise RunError(f"{file}: expected a trained {name}, found no such file; run scripts/train.py {name} first")
+    stored = load_checkpoint(file)
+    return stored, json.loads(stored["about"])
+
+
+def _averaged(stored: dict) -> dict:
+    return {name.removeprefix("module."): value for name, value in stored["average"].items() if name != "n_averaged"}
+
+
+def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+    run.out.mkdir(parents=True, exist_ok=True)
+    file = run.data if run.data.suffix == ".npz" else run.out / "slices.npz"
+    if not file.exists():
+        build_cache(run.data, file, Preprocessing.published(run.region), run.max_slices)
+    splits, names = load_cache(file, run.device, run.validation, run.test)
+    region = splits["train"].preprocessing.region
+    if region != run.region:
+        raise CacheError(f"{file}: expected slices of region {run.region}, found {region}")
+    for split in ("train", "validation"):
+        if not len(splits[split]):
+            raise CacheError(f"{file}: expected volumes to hold out for validation, found {sum(map(len, names.values()))} volumes")
+    return splits, names
+
+
+def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) -> Trainer:
+    file = run.out / f"{stage.name}.pt"
+    if file.exists() and not run.resume:
+        raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
+    if run.start_from is not None:
+        stored, _ = load_stage(run.start_from, stage.name)
+        stage.model.load_state_dict(_averaged(stored))
+        stage.started = True
+    trainer = Trainer(stage, splits, run.out, run.budget, run.schedule, run.device, about)
+    if file.exists():
+        trainer.resume()
+    return trainer
+
+
+def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:
+    return {"region": run.region, "preprocessing": splits["train"].preprocessing.to_dict(), "volumes": names,
+            "data": run.data.stem, "slices": {name: len(data) for name, data in splits.items()},
+            "schedule": asdict(run.schedule), "date": datetime.date.today().isoformat(), "revision": git_revision(),
+            "device": run.device.type, "torch": torch.__version__}
+
+
+def git_revision() -> str:
+    """The commit of this code, with "+changes" when files differ from it; "unknown" outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

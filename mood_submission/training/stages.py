@@ -1,0 +1,149 @@
+"""The two things that are trained: the VQ-VAE, then the prior on its codes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
+from ..vqvae import VQVAE, VQVAESettings
+from .augment import Augmentation, augment_geometry, augment_intensity
+from .cache import SliceData
+
+
+def autocast(tensor: Tensor, precision: str) -> torch.autocast:
+    """Mixed precision on the tensor's device; switched off for float32."""
+    return torch.autocast(tensor.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def augmented_batch(data: SliceData, index: Tensor, a: Augmentation, generator: torch.Generator
+                    ) -> tuple[Tensor, Tensor]:
+    """Slices (B, S, S) as the network gets them, augmented, and their positions (B, 1)."""
+    warped = augment_geometry(data.raw(index), data.preprocessing.image_size, a, generator)
+    x = data.normalised(index, warped)
+    background = warped < data.preprocessing.foreground_threshold  # what is air stays exactly air
+    return augment_intensity(x, background, a, generator), data.position[index]
+
+
+def evenly(data: SliceData, count: int) -> list[Tensor]:
+    """Batches of `count` slices spread evenly over the data, the same ones each time."""
+    count = min(count, len(data))
+    return (torch.arange(count, device=data.slices.device) * len(data) // max(count, 1)).split(32)
+
+
+class VQVAEStage:
+    """L1 reconstruction + codebook + commitment (both mean squared, weight 1), as published. The codebook is kept alive:
+    started from encoder outputs, and unused codes are restarted from them until 80% of the budget is spent."""
+
+    name = "vqvae"
+    channels_last_on_cpu = False
+
+    def __init__(self, settings: VQVAESettings, augmentation: Augmentation, precision: str, restart_every: int = 50):
+        self.model, self.augmentation, self.precision = VQVAE(settings), augmentation, precision
+        self.restart_every = restart_every
+        self.usage = torch.zeros(settings.codebook_size)            # codes drawn since the last restart
+        self.started = False
+
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        slices, position = augmented_batch(data, index, self.augmentation, generator)
+        with autocast(slices, self.precision):
+            z_e = self.model.features(slices, position)
+        z_e = z_e.float()                                           # distances need the precision
+        self.recent = z_e.detach().movedim(1, -1).flatten(0, -2)    # (B * h * w, C), for restarts
+        if not self.started:
+            self._restart(torch.ones(len(self.model.codebook), dtype=torch.bool, device=z_e.device))
+            self.usage, self.started = self.usage.to(z_e.device), True
+        codes = self.model.nearest_codes(z_e.detach())
+        z_q = self.model.lookup(codes)
+        codebook, commitment = F.mse_loss(z_q, z_e.detach()), F.mse_loss(z_e, z_q.detach())
+        with autocast(slices, self.precision):
+            reconstruction = self.model.decode_features(z_e + (z_q - z_e).detach(), position)
+        l1 = (reconstruction.float() - slices).abs().mean()
+        counts = torch.bincount(codes.flatten(), minlength=len(self.usage)).to(self.usage)
+        self.usage += counts
+        numbers = {"l1": l1, "codebook": codebook, "commitment": commitment}
+        return l1 + codebook + commitment, {k: v.detach() for k, v in numbers.items()}
+
+    @torch.no_grad()
+    def _restart(self, dead: Tensor) -> None:
+        picked = self.recent[torch.randint(len(self.recent), (len(dead),), device=dead.device)]
+        self.model.codebook.copy_(torch.where(dead[:, None], picked, self.model.codebook))
+
+    def after_step(self, step: int, progress: float) -> None:
+        if step % self.restart_every == 0:
+            if progress < 0.8:
+                self._restart(self.usage < 0.02 * self.usage.mean())
+            self.usage.zero_()
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module, data: SliceData, count: int = 256) -> dict[str, float]:
+        model.eval()
+        l1, used, total = 0.0, torch.zeros(model.settings.codebook_size, device=data.slices.device), 0
+        for index in evenly(data, count):
+            slices, position = data.plain(index)
+            with autocast(slices, self.precision):
+                codes = model.encode(slices, position)
+                decoded = model.decode(codes, position)
+            l1 += float((decoded.float() - slices).abs().mean()) * len(index)
+            used += torch.bincount(codes.flatten(), minlength=len(used))
+            total += len(index)
+        share = used / used.sum()
+        return {"validation_l1": l1 / total, "codes_used": int((used > 0).sum()),
+                "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))}
+
+    def state(self) -> dict:
+        return {"usage": self.usage, "started": self.started}
+
+    def load_state(self, state: dict) -> None:
+        self.usage, self.started = state["usage"], state["started"]
+
+
+class PriorStage:
+    """Cross-entropy of the codes of augmented slices, encoded as they come by the finished VQ-VAE."""
+
+    name = "prior"
+    channels_last_on_cpu = True
+
+    def __init__(self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation, precision: str,
+                 device: torch.device):
+        self.model = add_weight_norm(PixelSNAIL(settings))
+        self.vqvae = vqvae.to(device).eval().requires_grad_(False)
+        self.augmentation, self.precision = augmentation, precision
+
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        slices, position = augmented_batch(data, index, self.augmentation, generator)
+        with torch.no_grad(), autocast(slices, self.precision):
+            codes = self.vqvae.encode(slices, position)
+        with autocast(slices, self.precision):
+            logits = self.model(codes, position)
+        return F.cross_entropy(logits.float(), codes), {}
+
+    def after_step(self, step: int, progress: float) -> None:
+        pass
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module, data: SliceData, count: int = 192) -> dict[str, float]:
+        nll = torch.cat([self.nll(model, data, index) for index in evenly(data, count)])
+        low, high = nll_percentiles(nll)
+        return {"validation_nll": float(nll.mean()), "nll_p90": low, "nll_p98": high}
+
+    @torch.inference_mode()
+    def nll(self, model: nn.Module, data: SliceData, index: Tensor) -> Tensor:
+        """NLL of each code (B, h, w) of slices as prediction sees them."""
+        model.eval()
+        slices, position = data.plain(index)
+        with autocast(slices, self.precision):
+            codes = self.vqvae.encode(slices, position)
+            logits = model(codes, position)
+        return F.cross_entropy(logits.float(), codes, reduction="none")
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
+
+def nll_percentiles(nll: Tensor) -> tuple[float, float]:
+    """90th and 98th percentile: the published choice of lambda_p and lambda_s (section 2)."""
+    values = nll.float().flatten().cpu().sort().values
+    return tuple(float(values[min(int(share * len(values)), len(values) - 1)]) for share in (0.90, 0.98))

@@ -1,0 +1,217 @@
+"""The training loop that both networks share: budget, schedule, averaging, checkpoints, log.
+
+A stage (`stages.py`) says what is trained and what its loss is; this module says how. Everything random depends on
+the seed and the step alone, so a run that was killed and resumed goes on as if nothing had happened.
+"""
+
+import csv
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .cache import SliceData
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: wall-clock minutes (over all resumed parts) or steps, whichever is given."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """0 at the start, 1 when the budget is spent."""
+        shares = [step / self.steps] if self.steps else []
+        shares += [seconds / 60 / self.minutes] if self.minutes else []
+        return min(1.0, max(shares))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimisation settings. Published: Adam at 1e-4, gradient values clipped at 1, 600 epochs; the defaults of the
+    stages fit minutes rather than days: a higher rate with a cosine to zero, and the gradient's norm clipped."""
+
+    batch: int = 16
+    rate: float = 1e-3
+    warmup: float = 0.03        # share of the budget
+    clip_norm: float = 1.0
+    average: float = 0.999      # EMA decay of the weights, reached gradually
+    precision: str = "bf16"     # autocast dtype: "bf16" or "float32"
+    seed: int = 0
+
+    def rate_at(self, progress: float) -> float:
+        if progress < self.warmup:
+            return self.rate * (progress + 1e-3) / (self.warmup + 1e-3)
+        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))))
+
+
+class Stage(Protocol):
+    """What is trained. `model` is the network; the rest is called by `train`."""
+
+    name: str
+    model: nn.Module
+    channels_last_on_cpu: bool
+
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch and detached numbers for the log."""
+
+    def after_step(self, step: int, progress: float) -> None:
+        """Whatever must happen between steps (codebook upkeep)."""
+
+    def validate(self, model: nn.Module, data: SliceData) -> dict[str, float]:
+        """Numbers for the log, of the averaged model on held-out slices."""
+
+    def state(self) -> dict:
+        """What a checkpoint must hold beside the model's own parameters."""
+
+    def load_state(self, state: dict) -> None: ...
+
+
+class BatchOrder:
+    """Indices of the batch of each step: every filled slice once an epoch, nearly empty ones once in eight epochs."""
+
+    def __init__(self, data: SliceData, batch: int, seed: int):
+        filled = data.filled().cpu()
+        self.filled, self.empty = filled.nonzero()[:, 0], (~filled).nonzero()[:, 0]
+        self.batch, self.seed, self.epoch = batch, seed, -1
+        self.length = max(len(self.filled) + len(self.empty) // 8, 1)
+
+    def _start_epoch(self, epoch: int) -> None:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        some = self.empty[torch.randperm(len(self.empty), generator=generator)[: len(self.empty) // 8]]
+        members = torch.cat([self.filled, some])
+        self.members = members[torch.randperm(len(members), generator=generator)]
+        self.epoch = epoch
+
+    def __call__(self, step: int) -> Tensor:
+        picked = []
+        for i in range(step * self.batch, (step + 1) * self.batch):
+            if i // self.length != self.epoch:
+                self._start_epoch(i // self.length)
+            picked.append(self.members[i % self.length])
+        return torch.stack(picked)
+
+
+class Log:
+    """Rows of numbers in a CSV file; columns are those of the first row. A resumed run drops rows past its step."""
+
+    def __init__(self, file: Path, step: int):
+        self.file, self.rows = file, []
+        if file.exists() and step:
+            with open(file, newline="") as stored:
+                self.rows = [row for row in csv.DictReader(stored) if int(row["step"]) <= step]
+
+    def write(self, row: dict[str, float | int | str]) -> None:
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        with open(self.file, "w", newline="") as out:
+            columns = list(dict.fromkeys(k for r in self.rows for k in r))
+            writer = csv.DictWriter(out, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def save_checkpoint(file: Path, content: dict) -> None:
+    """Write beside the final place, then rename: a kill leaves the old checkpoint or the new one, whole."""
+    part = file.with_name(f".{file.name}.part")
+    torch.save(content, part)
+    os.replace(part, file)
+
+
+def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
+    """Tensors and plain values only: nothing in the file is executed."""
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+class Trainer:
+    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model."""
+
+    def __init__(self, stage: Stage, splits: dict[str, SliceData], out: Path, budget: Budget, schedule: Schedule,
+                 device: torch.device, about: dict):
+        self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
+        self.schedule, self.device, self.about = schedule, device, about
+        self.file = out / f"{stage.name}.pt"
+        # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
+        if device.type != "cpu" or stage.channels_last_on_cpu:
+            stage.model.to(memory_format=torch.channels_last)
+        stage.model.to(device)
+        self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)
+        self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
+        self.step, self.seconds = 0, 0.0
+
+    def _blend(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        """EMA whose decay grows with the steps taken, so that short runs average over their last tenth or so."""
+        decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
+        for a, c in zip(averaged, current):
+            a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in `out`."""
+        stored = load_checkpoint(self.file, self.device)
+        self.stage.model.load_state_dict(stored["model"])
+        self.average.load_state_dict(stored["average"])
+        self.optimiser.load_state_dict(stored["optimiser"])
+        self.stage.load_state(stored["stage"])
+        self.step, self.seconds = stored["step"], stored["seconds"]
+
+    def save(self) -> None:
+        save_checkpoint(self.file, {
+            "about": json.dumps(self.about | {"steps": self.step, "minutes": round(self.seconds / 60, 2),
+                                              "slices_seen": self.step * self.schedule.batch}),
+            "model": self.stage.model.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "stage": self.stage.state(),
+            "step": self.step, "seconds": self.seconds})
+
+    def train(self, save_seconds: float = 60.0, validations: int = 20) -> nn.Module:
+        order = BatchOrder(self.splits["train"], self.schedule.batch, self.schedule.seed)
+        log = Log(self.out / f"{self.stage.name}.csv", self.step)
+        bar = tqdm(total=100, desc=self.stage.name, unit="%", disable=None,
+                   bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")
+        progress = self.budget.progress(self.step, self.seconds)
+        saved, validated, sums, since = time.monotonic(), math.floor(progress * validations), {}, self.step
+        while progress < 1:
+            started = time.monotonic()
+            for name, value in self._step(order(self.step), progress).items():
+                sums[name] = sums.get(name, 0) + value
+            last = self.budget.progress(self.step, self.seconds + time.monotonic() - started) >= 1
+            if last or math.floor(progress * validations) > validated:
+                validated = math.floor(progress * validations)
+                row = {name: float(value) / (self.step - since) for name, value in sums.items()}
+                row |= self.stage.validate(self.average.module, self.splits["validation"])
+                log.write({"step": self.step, "minutes": round(self.seconds / 60, 2),
+                           "rate": self.schedule.rate_at(progress)} | row)
+                sums, since = {}, self.step
+                bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
+                print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
+            self.seconds += time.monotonic() - started
+            progress = self.budget.progress(self.step, self.seconds)
+            bar.update(math.floor(progress * 100) - bar.n)
+            if time.monotonic() - saved > save_seconds:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+        self.save()
+        return self.average.module
+
+    def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate_at(progress)
+        generator = torch.Generator(self.device).manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)  # dropout
+        self.stage.model.train()
+        loss, numbers = self.stage.loss(self.splits["train"], index.to(self.device), generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.schedule.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        self.stage.after_step(self.step, progress)
+        self.average.update_parameters(self.stage.model)
+        return {"loss": loss.detach()} | numbers

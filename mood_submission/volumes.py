@@ -1,0 +1,241 @@
+"""NIfTI files in and out: any orientation to right-anterior-superior (RAS) arrays, and back to the file's own grid.
+
+Axes are only permuted and flipped, never resampled, so that a score belongs to exactly one voxel of the file.
+"""
+
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
+SUFFIXES = (".nii", ".nii.gz")
+UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what they should be
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    MemoryError,
+    zlib.error,
+)
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
+
+
+class VolumeError(ValueError):
+    """A file or folder that cannot be used as a 3D volume. One line: the file, what was expected, what was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A file's own voxel grid.
+
+    shape: (I, J, K) in the file's axis order.
+    affine: (4, 4) float64, file indices to world coordinates, as nibabel gives it.
+    header: a copy of the file's header (sform and qform codes, units, zooms).
+    ras_axes: for each of the file's axes, the RAS axis it runs along (0 = x, 1 = y, 2 = z).
+    flipped: for each of the file's axes, whether it runs against that RAS axis.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    header: nib.Nifti1Header
+    ras_axes: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+    @property
+    def ras_shape(self) -> tuple[int, int, int]:
+        """The shape (X, Y, Z) that the volume has in RAS order."""
+        return tuple(self.shape[self.ras_axes.index(axis)] for axis in range(3))
+
+    def to_file(self, ras: np.ndarray) -> np.ndarray:
+        """View an (X, Y, Z) array in the file's axes, (I, J, K). No copy: writing to the view writes to `ras`."""
+        return ras.transpose(self.ras_axes)[self._flips()]
+
+    def to_ras(self, data: np.ndarray) -> np.ndarray:
+        """View an (I, J, K) array of the file in RAS axes, (X, Y, Z). No copy. The inverse of `to_file`."""
+        return data[self._flips()].transpose(np.argsort(self.ras_axes))
+
+    def _flips(self) -> tuple[slice, ...]:
+        return tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
+
+
+@dataclass
+class Volume:
+    """One scan.
+
+    data: (X, Y, Z) float32, finite, Fortran-contiguous; x to the right, y anterior, z superior.
+    spacing: (x, y, z) in mm.
+    grid: the file's own grid, for `write_volume`.
+    path: where it was read from.
+    """
+
+    data: np.ndarray
+    spacing: tuple[float, float, float]
+    grid: Grid
+    path: Path
+
+
+def find_volumes(folder: str | Path) -> list[Path]:
+    """The `.nii` and `.nii.gz` files right in `folder` (any case), sorted. Hidden and other files are passed over.
+
+    Raises VolumeError where `folder` is no readable folder. An empty list is no error.
+    """
+    folder = Path(folder)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise VolumeError(f"{folder}: expected a folder of .nii or .nii.gz files, found {_one_line(error)}") from error
+    return [
+        entry
+        for entry in entries
+        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    ]
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
+
+    Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
+    the array is taken to be in RAS order already; NaN and infinite values become 0: both with a warning.
+    Beside the float32 array only a small slab of the file is held in memory.
+
+    Raises VolumeError for what is missing, unreadable, truncated, empty, complex or RGB, or not 3D.
+    """
+    path = Path(path)
+    try:
+        image = nib.load(path)
+        grid, spacing = _grid_of(image, path)
+        data, replaced = _read_ras(image.dataobj, grid)
+    except VolumeError:
+        raise
+    except UNREADABLE as error:
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {_one_line(error)}") from error
+    if replaced:
+        warnings.warn(f"{path}: {replaced} NaN or infinite voxels read as 0", stacklevel=2)
+    return Volume(data, spacing, grid, path)
+
+
+def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
+    """Write scores on the grid of the file they belong to: its axes, shape, affine, codes and units; float32, unscaled.
+
+    scores: (X, Y, Z) in RAS order, every value in [0, 1].
+    The file is written under a hidden name beside `path` and moved into place, so `path` is never half written.
+
+    Raises VolumeError where the shape is not the grid's or `path` does not end in .nii or .nii.gz, ValueError where a
+    score is not finite or not in [0, 1], OSError where the folder cannot be written to.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{path}: expected a name ending in .nii or .nii.gz")
+    if scores.shape != grid.ras_shape:
+        raise VolumeError(f"{path}: expected scores of shape {grid.ras_shape}, found {scores.shape}")
+    low, high = float(scores.min()), float(scores.max())  # a NaN makes both NaN
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{path}: expected scores in [0, 1], found {low:g} to {high:g}")
+
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"  # nibabel compresses by the name
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        _score_image(grid.to_file(scores), grid.header).to_filename(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float]]:
+    """The file's grid and its RAS spacing in mm. Raises VolumeError for what is no 3D volume of real numbers."""
+    if not isinstance(image, nib.Nifti1Image):
+        raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise VolumeError(f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}")
+    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+        raise VolumeError(f"{path}: expected a 3D volume, found shape {image.shape}")
+    shape = tuple(int(size) for size in image.shape[:3])
+    if min(shape) < 1:
+        raise VolumeError(f"{path}: expected a volume with voxels, found shape {shape}")
+
+    header, affine = image.header.copy(), np.array(image.affine)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if _orientation_is_known(header, affine):
+        orientation = nib.orientations.io_orientation(affine)
+        ras_axes = tuple(int(axis) for axis in orientation[:, 0])
+        flipped = tuple(bool(sign < 0) for sign in orientation[:, 1])
+    else:
+        warnings.warn(f"{path}: the header gives no usable orientation; array taken as right-anterior-superior", stacklevel=3)
+        ras_axes, flipped = (0, 1, 2), (False, False, False)
+        sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
+    sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    sizes = np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0)
+    spacing = tuple(float(sizes[ras_axes.index(axis)]) for axis in range(3))
+    return Grid(shape, affine, header, ras_axes, flipped), spacing
+
+
+def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
+    """False for NaN or singular affines, and for headers with neither sform nor qform (nibabel would flip x there)."""
+    axes = affine[:3, :3]
+    if header["sform_code"] == 0 and header["qform_code"] == 0 or not np.isfinite(axes).all():
+        return False
+    sizes = np.linalg.norm(axes, axis=0)
+    return bool(sizes.min() > 0) and abs(np.linalg.det(axes / sizes)) > 1e-3
+
+
+def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:
+    """The file's voxels as (X, Y, Z) float32, Fortran order, and how many were not finite.
+
+    Reading by slab keeps nibabel from making a float64 copy of the whole array when there is a scaling.
+    """
+    data = np.empty(grid.ras_shape, dtype=np.float32, order="F")
+    in_file = grid.to_file(data)
+    slope, inter = float(proxy.slope), float(proxy.inter)
+    replaced, start = 0, 0
+    for slab in _file_slabs(proxy, grid.shape):
+        if (slope, inter) != (1.0, 0.0):
+            slab = slab * np.float64(slope) + np.float64(inter)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
+            slab = slab.astype(np.float32)
+        bad = ~np.isfinite(slab)
+        if bad.any():
+            replaced += int(bad.sum())
+            slab[bad] = 0
+        in_file[:, :, start : start + slab.shape[2]] = slab
+        start += slab.shape[2]
+    return data, replaced
+
+
+def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """The file's raw numbers in its own axes and byte order, a few (I, J) planes at a time: (I, J, few)."""
+    plane = shape[0] * shape[1]
+    step = max(1, SLAB_VOXELS // plane)
+    with nib.openers.ImageOpener(proxy.file_like) as file:
+        file.seek(proxy.offset)
+        for start in range(0, shape[2], step):
+            planes = min(step, shape[2] - start)
+            raw = file.read(planes * plane * proxy.dtype.itemsize)
+            if len(raw) < planes * plane * proxy.dtype.itemsize:
+                raise EOFError(f"the end of the file in plane {start} to {start + planes} of {shape[2]}")
+            yield np.frombuffer(raw, dtype=proxy.dtype).reshape((*shape[:2], planes), order="F")
+        file.read(1)  # at its end a gzip file checks its checksum
+
+
+def _score_image(scores: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """A float32 image of scores (I, J, K) with the given header, less what was true of the scan's intensities only."""
+    header = header.copy()
+    header.set_data_shape(scores.shape)
+    header.set_data_dtype(np.float32)
+    header.set_intent("none")
+    header.extensions.clear()
+    header["cal_min"] = header["cal_max"] = 0
+    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    # without an affine nibabel leaves the header's sform and qform exactly as they were
+    return image_class(scores.astype(np.float32, copy=False), None, header)

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from mood_submission.preprocessing import Preprocessing  # noqa: E402
+from mood_submission.training.cache import build_cache  # noqa: E402
+from mood_submission.training.run import (PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Run, train_prior,  # noqa: E402
+                                          train_vqvae)
+from mood_submission.training.trainer import Budget, Schedule  # noqa: E402
+from mood_submission.vqvae import VQVAESettings  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__)
+    stages = top.add_subparsers(dest="stage", required=True)
+    cache = stages.add_parser("cache", help="only cache the slices, for training on a machine without nibabel")
+    _data_options(cache)
+    cache.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.npz", help="cache file to write")
+    vqvae = stages.add_parser("vqvae", help="train the VQ-VAE", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    _run_options(vqvae, rate=1e-3)
+    vqvae.add_argument("--channels", type=int, nargs="+", help="widths of the levels (default: the region's published)")
+    vqvae.add_argument("--codebook-size", type=int, default=128, help="number of codes")
+    vqvae.add_argument("--res-blocks", type=int, default=2, help="gated residual units a level")
+    vqvae.add_argument("--stem-padding", type=int, default=3, help="padding of the first convolution")
+    prior = stages.add_parser("prior", help="train the prior", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    _run_options(prior, rate=4e-4)
+    prior.add_argument("--vqvae", type=Path, metavar="RUN_DIR", help="run with the VQ-VAE (default: --out itself)")
+    prior.add_argument("--prior-channels", type=int, default=128, help="width of the prior")
+    prior.add_argument("--blocks", type=int, default=4, help="blocks of the prior")
+    prior.add_argument("--res-blocks", type=int, default=4, help="pairs of residual units a block")
+    return top
+
+
+def _data_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--region", choices=("brain", "abdom"), required=True)
+    options.add_argument("--data", type=Path, required=True, metavar="FOLDER_OF_NIFTI",
+                         help="healthy volumes (.nii, .nii.gz), or a .npz made by 'train.py cache'")
+    options.add_argument("--max-slices", type=int, metavar="N", help="cache at most N slices a volume, evenly spaced")
+
+
+def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
+    _data_options(options)
+    options.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="folder of this run")
+    budget = options.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="train so long, resumed parts included")
+    budget.add_argument("--steps", type=int, help="train so many steps")
+    options.add_argument("--resume", action="store_true", help="go on from the run's checkpoint, if it has one")
+    options.add_argument("--start-from", type=Path, metavar="RUN_DIR", help="start from another run's weights")
+    options.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    options.add_argument("--batch", type=int, default=16, help="slices a step")
+    options.add_argument("--rate", type=float, default=rate, help="highest learning rate of the cosine schedule")
+    options.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="autocast precision")
+    options.add_argument("--validation", type=float, default=0.1, help="share of volumes held out for thresholds")
+    options.add_argument("--test", type=float, default=0.1, help="share of volumes not looked at at all")
+    options.add_argument("--seed", type=int, default=0, help="of batches, augmentation and initial weights")
+
+
+def main() -> int:
+    args = parser().parse_args()
+    try:
+        if args.stage == "cache":
+            build_cache(args.data, args.out, Preprocessing.published(args.region), args.max_slices)
+            return 0
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.manual_seed(args.seed)
+        run = Run(args.region, args.data, args.out, Budget(args.minutes, args.steps),
+                  Schedule(batch=args.batch, rate=args.rate, precision=args.precision, seed=args.seed), device,
+                  args.resume, args.start_from, args.validation, args.test, args.max_slices)
+        if args.stage == "vqvae":
+            train_vqvae(run, VQVAESettings(args.channels or PUBLISHED_CHANNELS[args.region], args.codebook_size,
+                                           args.res_blocks, stem_padding=args.stem_padding))
+        else:
+            sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks}
+            train_prior(run, sizes | PUBLISHED_ATTENTION[args.region], args.vqvae or args.out)
+    except ValueError as error:  # files and settings that are not as expected
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
