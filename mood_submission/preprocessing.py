@@ -29,7 +29,8 @@ class Preprocessing:
     intensity: "foreground" (below the threshold 0, the rest standardised by the volume's own foreground; brain as
         published) or "symmetric" (x * 2 - 1; abdomen as published).
     foreground_threshold: the least foreground value, on the [0, 1] scale.
-    hounsfield_window: the Hounsfield units that become 0 and 1; soft tissue at 40 HU lands on 0.5, as in the training data.
+    hounsfield_window: the Hounsfield units that become 0 and 1; soft tissue at 40 HU lands on 0.5, as in the
+        training data.
 
     Raises ValueError for an unknown region or intensity, and sizes or a window that cannot be.
     """
@@ -91,8 +92,8 @@ def to_unit_range(data: np.ndarray, prep: Preprocessing, out: np.ndarray | None 
     """Bring intensities to [0, 1], the scale of the challenge's data.
 
     data: any shape, float32, finite. Already in [0, 1]: returned as it is, not copied. An abdomen in Hounsfield units
-    (anything below -200) is windowed. All else is scaled linearly, min(0, least value) to 0 and the 99.9th percentile of
-    the positive values to 1, and clipped.
+    (anything below -200) is windowed. All else is scaled linearly, min(0, least value) to 0 and the 99.9th percentile
+    of the positive values to 1, and clipped.
     out: float32 array of data's shape for the result, which may be `data` itself; by default a new one.
     """
     least, most = float(data.min()), float(data.max())
@@ -186,8 +187,8 @@ def relative_positions(indices: np.ndarray, depth: int) -> np.ndarray:
 def frame_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Frame:
     """The square field of view, in mm, for the axial slices of a volume (X, Y, Z) with this spacing in mm.
 
-    The published code resizes the (y, x) slice to a square, which keeps the anatomy's proportions only where the field of
-    view is square: others are first padded alike on both sides, an odd row or column going below or to the right.
+    The published code resizes the (y, x) slice to a square, which keeps the anatomy's proportions only where the field
+    of view is square: others are first padded alike on both sides, an odd row or column going below or to the right.
     Square isotropic slices are not padded. Spacing that cannot be true is taken as isotropic.
     """
     width, height = int(shape[0]), int(shape[1])
@@ -212,8 +213,8 @@ def volume_to_slices(
     """Axial slices for the networks, before `normalise`: (N, S, S) float32 on `device`, S = prep.image_size.
 
     data: (X, Y, Z) in RAS order, in [0, 1]; fastest in Fortran order. spacing in mm. indices: (N,), z of each slice.
-    Each slice is (y, x) with y reversed, padded by `frame_of` and resized (linear, anti-aliased), which is left out where
-    it has that size already. Raises ValueError for an index outside the volume.
+    Each slice is (y, x) with y reversed, padded by `frame_of` and resized (linear, anti-aliased), which is left out
+    where it has that size already. Raises ValueError for an index outside the volume.
     """
     indices = _checked_indices(indices, data.shape[2])
     frame, size = frame_of(data.shape, spacing), prep.image_size
@@ -271,7 +272,7 @@ def _checked_indices(indices: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _neighbours(indices: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each z the given slices below and above it (places in `indices`, int64) and the upper one's weight (float32)."""
+    """For each z the given slices below and above it (int64 places in `indices`), and the upper one's float32 weight."""
     place = np.interp(np.arange(depth), indices, np.arange(len(indices)))
     lower = np.minimum(place.astype(np.int64), max(0, len(indices) - 1))
     upper = np.minimum(lower + 1, len(indices) - 1)

@@ -172,7 +172,7 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         ras_axes = tuple(int(axis) for axis in orientation[:, 0])
         flipped = tuple(bool(sign < 0) for sign in orientation[:, 1])
     else:
-        warnings.warn(f"{path}: the header gives no usable orientation; array taken as right-anterior-superior", stacklevel=3)
+        warnings.warn(f"{path}: no usable orientation in the header; array taken as it is for RAS", stacklevel=3)
         ras_axes, flipped = (0, 1, 2), (False, False, False)
         sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
     sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)

@@ -1,0 +1,96 @@
+"""Command line: python -m mood_submission predict --region brain --task pixel -i IN -o OUT"""
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import __version__
+from .model import REGIONS, ModelError, load_model
+from .predictor import TASKS, Predictor
+from .volumes import VolumeError, find_volumes
+
+
+def slices_option(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 'all' or a number of slices, found {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="mood_submission", description="Find what does not belong in a brain MRI or an "
+                                  "abdominal CT, having learnt from healthy ones only.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True)
+    predict = commands.add_parser("predict", help="score every volume of a folder", description=(
+        "Score every .nii and .nii.gz volume of a folder. Exit status: 0 when every volume has its prediction, 1 when "
+        "some failed (each named on standard error), 2 for wrong usage."))
+    predict.add_argument("--region", choices=REGIONS, required=True)
+    predict.add_argument("--task", choices=TASKS, required=True,
+                         help="sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz")
+    predict.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes")
+    predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions")
+    predict.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
+    predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    predict.add_argument("--slices", type=slices_option, default=None, metavar="all|N",
+                         help="how many slices of a volume to look at; published: 32 (default: all)")
+    predict.add_argument("--restorations", type=positive, metavar="N",
+                         help="restorations a slice (default: what the model file says; published: 15)")
+    predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
+    return top
+
+
+def usage_error(message: str) -> int:
+    print(f"mood_submission: {message}", file=sys.stderr)
+    return 2
+
+
+def predict(args: argparse.Namespace) -> int:
+    try:
+        files = find_volumes(args.input)
+        if not files:
+            return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found none")
+        args.output.mkdir(parents=True, exist_ok=True)
+        model = load_model(args.weights or args.region, args.device)
+    except (VolumeError, ModelError) as error:
+        return usage_error(str(error))
+    except OSError as error:
+        return usage_error(f"{args.output}: expected a folder to write to, found: {error.strerror}")
+    except RuntimeError as error:  # no such device
+        return usage_error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    if model.about.region != args.region:
+        return usage_error(f"{args.weights}: expected a model of region {args.region}, found {model.about.region}")
+    print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
+    predictor = Predictor(model, args.slices, args.restorations, args.seed)
+    bar = tqdm(files, desc=args.task, unit="volume", disable=None)
+    failed = predictor.predict_files(bar, args.task, args.output, lambda line: tqdm.write(line, file=sys.stderr))
+    if failed:
+        print(f"{len(failed)} of {len(files)} volumes failed: {', '.join(f.name for f in failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    # one line a warning and an error, from us; nibabel's notes on odd headers would only repeat them
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    logging.getLogger("nibabel").setLevel(logging.CRITICAL)
+    args = parser().parse_args()
+    try:
+        return predict(args)
+    except KeyboardInterrupt:
+        print("mood_submission: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

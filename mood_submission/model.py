@@ -1,0 +1,142 @@
+"""A trained model: one safetensors file a region, and what can be done with it.
+
+The file holds the parameters of the VQ-VAE (`vqvae.*`) and of the prior (`prior.*`), and one JSON text (`about`) with
+everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .pixelsnail import PixelSNAIL, PixelSNAILSettings
+from .preprocessing import Preprocessing
+from .sampler import restore
+from .vqvae import VQVAE, VQVAESettings
+
+FORMAT = "mood-submission-1"
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+REGIONS = ("brain", "abdom")
+
+
+class ModelError(ValueError):
+    """A model file that is missing, damaged or of another kind."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What travels with the parameters.
+
+    pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
+        the codes' NLL on healthy hold-out.
+    sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
+    restorations, temperature: published 15 and 3.
+    training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
+    """
+
+    region: str
+    vqvae: VQVAESettings
+    prior: PixelSNAILSettings
+    preprocessing: Preprocessing
+    pixel_threshold: float = 5.0
+    sample_threshold: float = 7.0
+    sample_scale: float = 2000.0
+    restorations: int = 15
+    temperature: float = 3.0
+    training: dict = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT} | dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "About":
+        values = json.loads(text)
+        if values.pop("format", None) != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        return cls(**values | {"vqvae": VQVAESettings(**values["vqvae"]), "prior": PixelSNAILSettings(**values["prior"]),
+                               "preprocessing": Preprocessing.from_dict(values["preprocessing"])})
+
+
+class Model:
+    """VQ-VAE and prior on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
+    `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
+    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time."""
+
+    def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
+                 dtype: torch.dtype = torch.float32, batch_size: int = 32):
+        self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
+        self.prior = prior.to(device, dtype).eval().requires_grad_(False)
+        self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
+
+    def encode(self, slices: Tensor, position: Tensor) -> Tensor:
+        """Codes (B, h, w) of slices (B, H, W)."""
+        return self._batched(self.vqvae.encode, slices, position)
+
+    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+        """Slices (B, H, W) of codes (B, h, w)."""
+        return self._batched(self.vqvae.decode, codes, position)
+
+    def nll(self, codes: Tensor, position: Tensor) -> Tensor:
+        """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
+        return self._batched(self.prior.nll, codes, position)
+
+    @torch.inference_mode()
+    def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float) -> Tensor:
+        """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` are
+        replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
+        codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
+        return restore(self.prior, codes, position, uniforms, threshold)
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+
+    @torch.inference_mode()
+    def _batched(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        parts = zip(*(self._here(x).split(self.batch_size) for x in inputs))
+        return torch.cat([function(*part) for part in parts])
+
+
+def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:
+    """Write a model file; `dtype` None keeps the parameters' own. Weight norm must be folded (`fold_weight_norm`)."""
+    tensors = {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
+               for part, network in (("vqvae", vqvae), ("prior", prior))
+               for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file, metadata={"about": about.to_json()})
+
+
+def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
+    """The model of a region ("brain", "abdom": the shipped weights), or of a file.
+
+    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. Only safetensors are read: no
+    pickle, nothing in the file is executed. Raises ModelError, in one line that names the file.
+    """
+    file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            about = About.from_json((stored.metadata() or {}).get("about", "{}"))
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        vqvae, prior = (_filled(network, tensors, part)
+                        for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior))))
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Model(vqvae, prior, about, device, dtype or torch.float32)
+
+
+def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:
+    """The network with the parameters stored under `part.`; all must be there and fit."""
+    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    network.to(next(iter(own.values())).dtype if own else torch.float32)  # load_state_dict would round float64
+    missing, unexpected = network.load_state_dict(own, strict=False)
+    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise ValueError(f"parameters of the {part} missing or unknown: {', '.join(wrong[:3])} ...")
+    return network

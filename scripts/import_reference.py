@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Turn the published submission's two checkpoints (PyTorch state dictionaries) into a model file."""
+
+import argparse
+import pickle
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from mood_submission.model import REGIONS, About, save_model  # noqa: E402
+from mood_submission.pixelsnail import PixelSNAIL  # noqa: E402
+from mood_submission.preprocessing import Preprocessing  # noqa: E402
+from mood_submission.published import PublishedCheckpointError, convert_prior, convert_vqvae  # noqa: E402
+from mood_submission.vqvae import VQVAE  # noqa: E402
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """The state dictionary in `file`; tensors only, nothing in it is executed."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PublishedCheckpointError(f"{file}: expected a PyTorch state dictionary, found: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PublishedCheckpointError(f"{file}: expected a dictionary of tensors, found {type(state).__name__}")
+    return state
+
+
+def import_checkpoints(features: Path, latent: Path, region: str, out: Path, stem_padding: int,
+                       dtype: torch.dtype | None) -> None:
+    for file, convert in ((features, lambda s: convert_vqvae(s, stem_padding)), (latent, convert_prior)):
+        try:
+            settings, parameters, *_ = convert(read_state(file))
+        except PublishedCheckpointError as error:
+            raise PublishedCheckpointError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        network = (VQVAE if file is features else PixelSNAIL)(settings)
+        network.to(next(iter(parameters.values())).dtype)
+        _, unexpected = network.load_state_dict(parameters, strict=False)
+        if unexpected:
+            raise PublishedCheckpointError(f"{file}: expected the published parameters, found also {unexpected[0]}")
+        vqvae, prior = (network, None) if file is features else (vqvae, network)  # noqa: F821
+    about = About(region, vqvae.settings, prior.settings, Preprocessing.published(region),
+                  training={"source": "imported from the published submission's checkpoints"})
+    save_model(out, vqvae, prior, about, dtype)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("features", type=Path, metavar="FEATURES.pt", help="state dictionary of the VQ-VAE")
+    parser.add_argument("latent", type=Path, metavar="LATENT.pt", help="state dictionary of the prior")
+    parser.add_argument("--region", choices=REGIONS, required=True)
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.safetensors", help="model file to write")
+    parser.add_argument("--stem-padding", type=int, default=0,
+                        help="padding of the VQ-VAE's first convolution: 0 in the published weights (the default), "
+                             "3 in the authors' later notebook")
+    parser.add_argument("--dtype", choices=DTYPES, help="store parameters so (default: as they are)")
+    args = parser.parse_args()
+    try:
+        import_checkpoints(args.features, args.latent, args.region, args.out, args.stem_padding,
+                           DTYPES.get(args.dtype))
+    except PublishedCheckpointError as error:
+        print(f"import_reference.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Shared by the tests: the reference vectors, tiny random models, toy volumes."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT.parent / "shared" / "reference"
+sys.path.insert(0, str(ROOT))
+
+from mood_submission.model import About, save_model  # noqa: E402
+from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
+from mood_submission.preprocessing import Preprocessing  # noqa: E402
+from mood_submission.vqvae import VQVAE, VQVAESettings  # noqa: E402
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+TINY = {"brain": (VQVAESettings((4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 7, 2, key_size=4)),
+        "abdom": (VQVAESettings((4, 4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 3, 1, key_size=4))}
+
+
+class Reference:
+    """One file of test vectors, computed with the authors' implementation in float64."""
+
+    def __init__(self, region: str):
+        self.arrays = np.load(REFERENCE / f"{region}_small.npz")
+        self.meta = json.loads(str(self.arrays["meta"]))
+        self.region = region
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def state(self, part: str) -> dict[str, torch.Tensor]:
+        """State dictionary of "vqvae" or "prior", with the published parameter names."""
+        return {name.removeprefix(f"{part}/"): self[name] for name in self.arrays.files if name.startswith(f"{part}/")}
+
+
+@pytest.fixture(scope="session", params=["brain", "abdom"])
+def reference(request) -> Reference:
+    if not (REFERENCE / f"{request.param}_small.npz").exists():
+        pytest.skip("the authors' test vectors are not here (../shared/reference)")
+    return Reference(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> dict[str, Path]:
+    """Model files of tiny, random networks, one a region."""
+    folder = tmp_path_factory.mktemp("weights")
+    for region, (vqvae, prior) in TINY.items():
+        torch.manual_seed(0)
+        about = About(region, vqvae, prior, Preprocessing.published(region), pixel_threshold=3.0, sample_threshold=2.5)
+        save_model(folder / f"{region}.safetensors", VQVAE(vqvae), PixelSNAIL(prior), about)
+    return {region: folder / f"{region}.safetensors" for region in TINY}
+
+
+def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory) -> Path:
+    """A folder of three smooth little volumes in [0, 1]."""
+    folder = tmp_path_factory.mktemp("blobs")
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (28, 24, 12)], indexing="ij")
+    for number, radius in enumerate((0.5, 0.6, 0.7)):
+        ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2) / radius, 0, 1) * (0.7 + 0.3 * np.sin(9 * x + number))
+        write_nifti(folder / f"case_{number}.nii.gz", ball.astype(np.float32), np.diag([2, 2, 4, 1.0]))
+    return folder

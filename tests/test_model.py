@@ -1,0 +1,94 @@
+"""Model files: round trips, the import of published checkpoints, and files that are none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from mood_submission import load_model
+from mood_submission.model import ModelError, save_model
+
+IMPORT = [sys.executable, str(ROOT / "scripts" / "import_reference.py")]
+
+
+def test_published_checkpoints_survive_the_import(reference, tmp_path):
+    vqvae, prior = reference.state("vqvae"), reference.state("prior")
+    torch.save(vqvae, tmp_path / "features.pt")
+    torch.save(prior | {f"feature_extractor_model.{name}": value for name, value in vqvae.items()},
+               tmp_path / "latent.pt")
+    out = tmp_path / "model.safetensors"
+    subprocess.run([*IMPORT, tmp_path / "features.pt", tmp_path / "latent.pt", "--region", reference.region, "-o", out],
+                   check=True)
+    model = load_model(out, device="cpu", dtype=torch.float64)
+    codes = model.encode(reference["x"], reference["coord"])
+    assert torch.equal(codes, reference["codes"])
+    near = dict(rtol=0, atol=1e-8)
+    assert torch.allclose(model.decode(codes, reference["coord"]), reference["reconstruction"], **near)
+    assert torch.allclose(model.nll(codes, reference["coord"]), reference["nll"], **near)
+    restored = model.restore(codes, reference["coord"], reference["uniforms"], reference.meta["threshold"])
+    assert torch.equal(restored, reference["restored_codes"])
+    assert model.about.region == reference.region and model.about.sample_scale == 2000
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_bad_checkpoint_is_named_in_one_line(tmp_path, content):
+    bad = tmp_path / "bad.pt"
+    if content is not None:
+        bad.write_bytes(content)
+    run = subprocess.run([*IMPORT, bad, bad, "--region", "brain", "-o", tmp_path / "x"], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(bad) in run.stderr
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    torch.save(Evil(), tmp_path / "evil.pt")
+    for command in ([*IMPORT, tmp_path / "evil.pt", tmp_path / "evil.pt", "--region", "brain", "-o", tmp_path / "x"],):
+        assert subprocess.run(command, capture_output=True).returncode == 1
+    with pytest.raises(ModelError):
+        load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_saved_and_loaded_is_the_same_model(tiny_weights, tmp_path):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    save_model(tmp_path / "again.safetensors", model.vqvae, model.prior, model.about)
+    again = load_model(tmp_path / "again.safetensors", device="cpu")
+    assert again.about == model.about
+    x, position = torch.randn(3, 160, 160), torch.rand(3, 1) - 0.5
+    codes = model.encode(x, position)
+    assert codes.shape == (3, 20, 20) and codes.dtype == torch.int64
+    assert torch.equal(again.encode(x, position), codes)
+    assert torch.equal(again.nll(codes, position), model.nll(codes, position))
+    save_model(tmp_path / "half.safetensors", model.vqvae, model.prior, model.about, torch.float16)
+    assert {v.dtype for v in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
+    assert load_model(tmp_path / "half.safetensors", device="cpu").decode(codes, position).dtype == torch.float32
+
+
+def test_results_do_not_depend_on_the_batch_size(tiny_weights):
+    model = load_model(tiny_weights["abdom"], device="cpu", dtype=torch.float64)
+    x, position = torch.randn(5, 160, 160), torch.rand(5, 1) - 0.5
+    codes = model.encode(x, position)
+    nll = model.nll(codes, position)
+    model.batch_size = 2
+    assert torch.equal(model.encode(x, position), codes)
+    assert torch.allclose(model.nll(codes, position), nll, atol=1e-12)
+
+
+def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
+    tensors = load_file(tiny_weights["brain"])
+    about = load_model(tiny_weights["brain"], device="cpu").about.to_json()
+    (tmp_path / "text").write_text("hello")
+    save_file(tensors, tmp_path / "no_about")
+    save_file({k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about})
+    save_file(tensors | {"prior.out.bias": torch.zeros(3)}, tmp_path / "wrong_shape", {"about": about})
+    save_file(tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")})
+    for name in ("absent", "text", "no_about", "missing", "wrong_shape", "format"):
+        with pytest.raises(ModelError) as error:
+            load_model(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)

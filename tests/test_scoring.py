@@ -1,0 +1,59 @@
+"""Scores against the authors' numbers and against slow, obvious versions."""
+
+import torch
+
+from mood_submission.published import convert_vqvae
+from mood_submission.scoring import pixel_score, restoration_weights, sample_score, smooth
+from mood_submission.vqvae import VQVAE
+
+
+def test_scores_match_the_authors(reference):
+    settings, parameters = convert_vqvae(reference.state("vqvae"))
+    vqvae = VQVAE(settings).double().eval().requires_grad_(False)
+    vqvae.load_state_dict(parameters, strict=False)
+    codes, temperature = reference["restored_codes"], reference.meta["softmax_temperature"]
+    decoded = torch.stack([vqvae.decode(codes[:, s], reference["coord"]) for s in range(codes.shape[1])], 1)
+    near = dict(rtol=0, atol=1e-8)
+    assert torch.allclose(decoded, reference["restorations"].double(), rtol=0, atol=1e-6)  # stored as float32
+    assert torch.allclose(restoration_weights(reference["x"], decoded, temperature),
+                          reference["restoration_weights"], **near)
+    raw = pixel_score(reference["x"], decoded, temperature)
+    assert torch.allclose(raw, reference["pixel_raw"], **near)
+    assert torch.allclose(smooth(raw), reference["pixel_smoothed"], **near)
+    assert torch.allclose(sample_score(reference["nll"], reference.meta["threshold"]),
+                          reference["sample_score_per_slice"], **near)
+
+
+def test_smooth_is_the_obvious_loop():
+    volume = torch.rand(4, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    depth, height, width = volume.shape
+
+    def around(array, z, y, x, dz, dy, dx):
+        return array[max(z - dz, 0): z + dz + 1, max(y - dy, 0): y + dy + 1, max(x - dx, 0): x + dx + 1]
+
+    least, mean = torch.empty_like(volume), torch.empty_like(volume)
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                least[z, y, x] = around(volume, z, y, x, 1, 1, 1).min()
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                mean[z, y, x] = around(least, z, y, x, 1, 3, 3).sum() / (3 * 7 * 7)
+    assert torch.allclose(smooth(volume), mean, atol=1e-12)
+
+
+def test_weights_favour_the_near_and_survive_the_perfect():
+    slices = torch.rand(2, 5, 5)
+    restorations = torch.stack([slices, slices + 0.1, slices + 1], 1)
+    weights = restoration_weights(slices, restorations, 3.0)
+    assert torch.isfinite(weights).all() and torch.allclose(weights.sum(1), torch.ones(2))
+    assert (weights.argmax(1) == 0).all()
+    assert (pixel_score(slices, restorations, 3.0) < 1e-3).all()
+    even = restoration_weights(slices, torch.stack([slices, slices], 1), 3.0)
+    assert torch.allclose(even, torch.full((2, 2), 0.5))
+
+
+def test_nothing_unlikely_scores_zero():
+    assert sample_score(torch.full((3, 4, 4), 2.0), 2.0).tolist() == [0, 0, 0]
+    assert sample_score(torch.full((1, 2, 2), 3.0), 2.0).tolist() == [12]
