@@ -6,5 +6,12 @@ autoencoders", 2020. `load_model` gives a trained model; `Predictor` takes folde
 
 from .model import Model, load_model
 
-__all__ = ["Model", "load_model"]
+__all__ = ["Model", "Predictor", "load_model"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "Predictor":  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed
+        from .predictor import Predictor
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,7 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
     options.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     options.add_argument("--batch", type=int, default=16, help="slices a step")
     options.add_argument("--rate", type=float, default=rate, help="highest learning rate of the cosine schedule")
+    options.add_argument("--dropout", type=float, default=0.1, help="probability that a unit drops a channel")
     options.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="autocast precision")
     options.add_argument("--validation", type=float, default=0.1, help="share of volumes held out for thresholds")
     options.add_argument("--test", type=float, default=0.1, help="share of volumes not looked at at all")
@@ -75,9 +76,10 @@ def main() -> int:
                   args.resume, args.start_from, args.validation, args.test, args.max_slices)
         if args.stage == "vqvae":
             train_vqvae(run, VQVAESettings(args.channels or PUBLISHED_CHANNELS[args.region], args.codebook_size,
-                                           args.res_blocks, stem_padding=args.stem_padding))
+                                           args.res_blocks, stem_padding=args.stem_padding, dropout=args.dropout))
         else:
-            sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks}
+            sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks,
+                     "dropout": args.dropout}
             train_prior(run, sizes | PUBLISHED_ATTENTION[args.region], args.vqvae or args.out)
     except ValueError as error:  # files and settings that are not as expected
         print(f"train.py: {error}", file=sys.stderr)

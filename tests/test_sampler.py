@@ -40,6 +40,9 @@ def random_prior(variant: str, dtype: torch.dtype = torch.float64) -> PixelSNAIL
         for parameter in prior.parameters():
             parameter.mul_(1.5) if parameter.ndim > 1 else parameter.normal_(std=0.3)
         prior.out.weight.mul_(4)
+        for block in prior.blocks:  # attention that differs from an average
+            block.attention.key.linear.weight.mul_(6)
+            block.attention.query.linear.weight.mul_(6)
     return prior.to(dtype).eval()
 
 
@@ -72,8 +75,11 @@ def test_published_implementation(region, function):
         {name.removeprefix("prior/"): value for name, value in vectors.items() if name.startswith("prior/")})
     prior = PixelSNAIL(settings).double().eval()
     prior.load_state_dict(parameters)
-    restored = function(prior, vectors["codes"].long(), vectors["coord"].double(), vectors["uniforms"], threshold)
-    assert torch.equal(restored, vectors["restored_codes"].long())
+    codes, position, uniforms = vectors["codes"].long(), vectors["coord"].double(), vectors["uniforms"]
+    expected = vectors["restored_codes"].long()
+    if function is restore_plain:  # it is slow: part of them will do
+        codes, position, uniforms, expected = codes[:1], position[:1], uniforms[:1, :2], expected[:1, :2]
+    assert torch.equal(function(prior, codes, position, uniforms, threshold), expected)
 
 
 @pytest.mark.parametrize("restorations", [1, 7])

@@ -1,0 +1,215 @@
+"""Training from a folder of volumes to a model file that predicts: tiny networks, a few steps, killed and resumed."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_nifti
+
+from mood_submission import load_model
+from mood_submission.preprocessing import (Preprocessing, intensity_statistics, normalise, relative_positions,
+                                           slice_indices, volume_to_slices)
+from mood_submission.training.augment import Augmentation, augment_geometry, augment_intensity
+from mood_submission.training.cache import CacheError, build_cache, load_cache, split_names
+from mood_submission.training.stages import VQVAEStage, nll_percentiles
+from mood_submission.training.trainer import BatchOrder, Budget, Schedule
+from mood_submission.volumes import read_volume
+from mood_submission.vqvae import VQVAESettings
+
+
+def script(name: str, *words, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True,
+                          text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    """Ten small volumes from two sources."""
+    folder = tmp_path_factory.mktemp("healthy")
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (24, 24, 6)], indexing="ij")
+    for number in range(10):
+        ball = (x**2 + y**2 + 0.3 * z**2 < 0.5) * (0.5 + 0.3 * np.sin(6 * x + number) * np.cos(5 * y))
+        write_nifti(folder / f"{'abc'[number % 2]}_{number}.nii.gz", ball.astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(healthy, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("cache") / "slices.npz"
+    build_cache(healthy, file, Preprocessing.published("brain"))
+    return file
+
+
+TINY_VQVAE = ("--channels", 4, 4, 4, 8, "--codebook-size", 12, "--res-blocks", 1, "--batch", 4)
+TINY_PRIOR = ("--prior-channels", 8, "--blocks", 1, "--res-blocks", 1, "--batch", 4)
+
+
+def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
+    run = tmp_path / "run"
+    common = ("--region", "brain", "--data", healthy, "--out", run, "--device", "cpu")
+    for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
+        done = script("train.py", stage, *common, "--steps", 3, *sizes)
+        assert done.returncode == 0, done.stderr
+        assert {p.name for p in run.glob(f"{stage}*")} == {f"{stage}{end}" for end in
+                                                           (".pt", ".csv", "_curves.png", "_pictures.png")}
+    with open(run / "vqvae.csv") as log:
+        rows = list(csv.DictReader(log))
+    assert rows[-1]["step"] == "3" and {"l1", "validation_l1", "codes_used", "perplexity"} <= set(rows[0])
+    out = tmp_path / "brain.safetensors"
+    exported = script("export.py", run, "-o", out, "--data", "made up", "--licence", "CC0-1.0")
+    assert exported.returncode == 0, exported.stderr
+    model = load_model(out, device="cpu")
+    about = model.about
+    assert 0 < about.pixel_threshold < about.sample_threshold
+    assert about.training["data"] == "made up" and about.training["licence"] == "CC0-1.0"
+    assert about.training["prior"]["slices_seen"] == 12 and about.training["vqvae"]["revision"]
+    assert not set(about.training["vqvae"]["volumes"]["train"]) & set(about.training["vqvae"]["volumes"]["test"])
+    codes = model.encode(torch.zeros(1, 160, 160), torch.zeros(1, 1))
+    assert model.nll(codes, torch.zeros(1, 1)).shape == (1, 20, 20)
+    again = script("train.py", "vqvae", *common, "--steps", 3, *TINY_VQVAE)
+    assert again.returncode == 1 and "--resume" in again.stderr and again.stderr.count("\n") == 1
+
+
+def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
+    """Steps 0-3 and 4-7 in two processes against 0-7 in one: the same weights, bit for bit."""
+    base = ("vqvae", "--region", "brain", "--data", cache, "--device", "cpu", *TINY_VQVAE)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert script("train.py", *base, "--out", whole, "--steps", 8).returncode == 0
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
+            "from mood_submission.training import trainer\n"
+            "inner = trainer.Trainer._step\n"
+            "def step(self, *a):\n"
+            "    if self.step == 4: self.save(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    return inner(self, *a)\n"
+            "trainer.Trainer._step = step\n"
+            f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n")
+    words = [*map(str, base), "--out", str(parts), "--steps", "8"]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == -signal.SIGKILL
+    assert script("train.py", *base, "--out", parts, "--steps", 8, "--resume").returncode == 0
+    one, two = (torch.load(folder / "vqvae.pt", weights_only=True) for folder in (whole, parts))
+    assert one["step"] == two["step"] == 8
+    for part in ("model", "average"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+
+
+def test_killed_at_any_moment_it_resumes(cache, tmp_path):
+    """A kill while a checkpoint is being written leaves the one before it."""
+    words = ("vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE, "--resume")
+    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+            "from mood_submission.training import trainer\n"
+            "from functools import partialmethod\n"
+            "trainer.Trainer.train = partialmethod(trainer.Trainer.train, save_seconds=0)\n"
+            f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n")
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words), "--steps", "100000"],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "vqvae.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    step = torch.load(tmp_path / "vqvae.pt", weights_only=True)["step"]
+    done = script("train.py", *words, "--steps", step + 2)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "vqvae.pt", weights_only=True)["step"] == step + 2
+
+
+def test_cached_slices_are_what_prediction_sees(healthy, cache):
+    splits, names = load_cache(cache)
+    preprocessing = Preprocessing.published("brain")
+    data = splits["train"]
+    path = healthy / f"{names['train'][0]}.nii.gz"
+    volume = read_volume(path)
+    indices = slice_indices(volume.data.shape[2])
+    rounded = np.round(volume.data * 255) / np.float32(255)  # uint8 in the cache
+    expected = normalise(volume_to_slices(rounded, volume.spacing, indices, preprocessing),
+                         *intensity_statistics(volume.data, preprocessing), preprocessing)
+    index = torch.arange(len(indices))
+    slices, position = data.plain(index)
+    assert torch.allclose(slices, expected, atol=1e-4)
+    assert np.array_equal(position.numpy(), relative_positions(indices, volume.data.shape[2]))
+
+
+def test_split_is_by_volume_and_source_and_fixed_by_the_names():
+    names = [f"kidney_{i}" for i in range(20)] + [f"pancreas_{i}" for i in range(10)]
+    split = split_names(names, 0.1, 0.1)
+    assert sorted(sum(split.values(), [])) == sorted(names)
+    assert split == split_names(names[::-1], 0.1, 0.1)
+    for part, counts in (("validation", (2, 1)), ("test", (2, 1)), ("train", (16, 8))):
+        assert tuple(sum(n.startswith(s) for n in split[part]) for s in ("kidney", "pancreas")) == counts
+
+
+def test_no_volume_is_in_two_splits(cache):
+    splits, _ = load_cache(cache)
+    members = [set(data.volume.tolist()) for data in splits.values()]
+    assert not (members[0] & members[1] or members[0] & members[2] or members[1] & members[2])
+
+
+def test_what_is_not_a_cache_is_named(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    for name in ("bad.npz", "absent.npz"):
+        with pytest.raises(CacheError, match=name):
+            load_cache(tmp_path / name)
+
+
+def test_batches_cover_every_filled_slice_once_an_epoch(cache):
+    splits, _ = load_cache(cache)
+    order = BatchOrder(splits["train"], 4, seed=3)
+    drawn = torch.cat([order(step) for step in range(order.length)])[: order.length * 4]
+    counts = torch.bincount(drawn, minlength=len(splits["train"]))
+    assert (counts[splits["train"].filled()] == 4).all()
+    assert torch.equal(BatchOrder(splits["train"], 4, seed=3)(7), order(7))  # a function of the step
+
+
+def test_augmentation_keeps_air_and_is_seeded():
+    slices = torch.zeros(4, 40, 40)
+    slices[:, 10:30, 8:26] = 0.6
+    a = Augmentation()
+    one, two = (augment_geometry(slices, 48, a, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == (4, 48, 48) and 0 <= one.min() and one.max() <= 0.6 + 1e-6
+    assert not torch.allclose(one[0], one[1])
+    air = one < 0.05
+    changed = augment_intensity(one, air, a, torch.Generator().manual_seed(6))
+    assert torch.equal(changed[air], one[air]) and torch.isfinite(changed).all()
+    still = Augmentation(scale=(0, 0), degrees=0, shift=0, elastic=0, flip=0)
+    assert torch.allclose(augment_geometry(slices, 40, still, torch.Generator()), slices, atol=1e-5)
+
+
+def test_unused_codes_are_restarted_from_the_data(cache):
+    splits, _ = load_cache(cache)
+    stage = VQVAEStage(VQVAESettings((4, 4, 4, 8), 12, 1), Augmentation(), "float32", restart_every=1)
+    stage.loss(splits["train"], torch.arange(4), torch.Generator())
+    with torch.no_grad():
+        stage.model.codebook[3:] = 1e6  # codes that nothing is near to
+    stage.usage.zero_()
+    stage.loss(splits["train"], torch.arange(4), torch.Generator())
+    alive = stage.model.codebook[:3].clone()
+    stage.after_step(1, progress=0.5)
+    assert (stage.model.codebook.abs() < 1e3).all() and stage.usage.sum() == 0
+    assert torch.equal(stage.model.codebook[:1], alive[:1]) or len(alive)
+
+
+def test_schedule_and_budget():
+    assert Budget(minutes=2).progress(10**6, 60) == 0.5 and Budget(steps=8).progress(4, 10**6) == 0.5
+    schedule = Schedule(rate=1.0, warmup=0.1)
+    rates = [schedule.rate_at(p / 100) for p in range(101)]
+    assert rates[0] < 0.05 and max(rates) == pytest.approx(1.0) and rates[100] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+def test_thresholds_are_percentiles():
+    low, high = nll_percentiles(torch.arange(1000.0).view(10, 10, 10))
+    assert (low, high) == (900, 980)
+
+
+def test_training_imports_neither_nibabel_nor_simpleitk():
+    code = ("import sys; sys.modules['nibabel'] = sys.modules['SimpleITK'] = None\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            "import mood_submission.training.run, mood_submission.training.plots")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
