@@ -17,19 +17,26 @@ from mood_submission.training.trainer import Budget, Schedule  # noqa: E402
 from mood_submission.vqvae import VQVAESettings  # noqa: E402
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the default of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__)
     stages = top.add_subparsers(dest="stage", required=True)
     cache = stages.add_parser("cache", help="only cache the slices, for training on a machine without nibabel")
     _data_options(cache)
     cache.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.npz", help="cache file to write")
-    vqvae = stages.add_parser("vqvae", help="train the VQ-VAE", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    vqvae = stages.add_parser("vqvae", help="train the VQ-VAE", formatter_class=Defaults)
     _run_options(vqvae, rate=1e-3)
     vqvae.add_argument("--channels", type=int, nargs="+", help="widths of the levels (default: the region's published)")
     vqvae.add_argument("--codebook-size", type=int, default=128, help="number of codes")
     vqvae.add_argument("--res-blocks", type=int, default=2, help="gated residual units a level")
     vqvae.add_argument("--stem-padding", type=int, default=3, help="padding of the first convolution")
-    prior = stages.add_parser("prior", help="train the prior", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    prior = stages.add_parser("prior", help="train the prior", formatter_class=Defaults)
     _run_options(prior, rate=4e-4)
     prior.add_argument("--vqvae", type=Path, metavar="RUN_DIR", help="run with the VQ-VAE (default: --out itself)")
     prior.add_argument("--prior-channels", type=int, default=128, help="width of the prior")
