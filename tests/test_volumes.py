@@ -327,3 +327,18 @@ def test_grid_views_are_inverse_and_share_memory():
             in_file = grid.to_file(ras)
             assert in_file.shape == grid.shape and np.shares_memory(in_file, ras)
             np.testing.assert_array_equal(grid.to_ras(in_file), ras)
+
+
+def test_an_independent_reader_sees_the_same_geometry(tmp_path):
+    """SimpleITK, which the challenge's own tools read with, finds prediction and input at the same place in space."""
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(4)
+    source = save(tmp_path / "scan.nii.gz", rng.random((6, 7, 5), dtype=np.float32),
+                  oriented_affine("PIR", (1.5, 2.0, 3.0)))
+    volume = read_volume(source)
+    write_volume(tmp_path / "scores.nii.gz", np.clip(volume.data, 0, 1), volume.grid)
+    before, after = (sitk.ReadImage(str(tmp_path / name)) for name in ("scan.nii.gz", "scores.nii.gz"))
+    assert before.GetSize() == after.GetSize() and before.GetSpacing() == after.GetSpacing()
+    assert before.GetOrigin() == after.GetOrigin() and before.GetDirection() == after.GetDirection()
+    assert np.allclose(sitk.GetArrayFromImage(before), sitk.GetArrayFromImage(after))

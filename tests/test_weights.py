@@ -1,0 +1,50 @@
+"""The weights that come along."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+
+from mood_submission import Predictor, load_model
+from mood_submission.anomalies import plant
+from mood_submission.model import REGIONS, WEIGHTS
+from mood_submission.toy import abdom_phantom, brain_template_subject
+from mood_submission.volumes import read_volume
+
+
+@pytest.fixture(scope="module", params=REGIONS)
+def model(request):
+    return load_model(request.param, device="cpu")
+
+
+def test_they_say_where_they_come_from(model):
+    training = model.about.training
+    assert training["data"] and "not MOOD" in training["data"] and training["licence"]
+    for stage in ("vqvae", "prior"):
+        about = training[stage]
+        assert len(about["revision"]) >= 40 and about["date"] and about["slices_seen"] and about["minutes"]
+        train, validation, test = (set(about["volumes"][split]) for split in ("train", "validation", "test"))
+        assert train and validation and test and not (train & validation or train & test or validation & test)
+    assert training["vqvae"]["volumes"] == training["prior"]["volumes"]
+    assert 0 < model.about.pixel_threshold < model.about.sample_threshold
+    assert (WEIGHTS / f"{model.about.region}.safetensors").stat().st_size < 50e6
+
+
+def test_parameters_are_finite_in_half_precision(model):
+    for network in (model.vqvae, model.prior):
+        assert all(torch.isfinite(p).all() for p in network.state_dict().values())
+
+
+def test_a_bright_ball_stands_out(model, tmp_path):
+    """Voxels of a planted ball score higher than the rest of the body, on average."""
+    rng = np.random.default_rng(0)
+    if model.about.region == "brain":
+        pytest.importorskip("nilearn", reason="toy brains are made from nilearn's template")
+        data = brain_template_subject(80, rng)
+    else:
+        data = abdom_phantom(96, rng, depth=24)
+    planted, mask = plant(data, "uniform", np.random.default_rng(3), (0.15, 0.16))
+    volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
+    scores = Predictor(model, slices=12, restorations=3).pixel_scores(volume)
+    assert np.isfinite(scores).all() and 0 <= scores.min() and scores.max() <= 1
+    assert scores[mask].mean() > 1.5 * scores[(planted > 0.05) & ~mask].mean()
