@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .model import REGIONS, ModelError, load_model
+from .model import REGIONS, SAMPLE_METHODS, ModelError, load_model
 from .predictor import TASKS, Predictor
 from .volumes import VolumeError, find_volumes
 
@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
                          help="how many slices of a volume to look at; published: 32 (default: all)")
     predict.add_argument("--restorations", type=positive, metavar="N",
                          help="restorations a slice (default: what the model file says; published: 15)")
+    predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
+                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D "
+                              "(default: what the model file says)")
     predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
     return top
 
@@ -72,7 +75,7 @@ def predict(args: argparse.Namespace) -> int:
     if model.about.region != args.region:
         return usage_error(f"{args.weights}: expected a model of region {args.region}, found {model.about.region}")
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
-    predictor = Predictor(model, args.slices, args.restorations, args.seed)
+    predictor = Predictor(model, args.slices, args.restorations, args.seed, args.sample_method)
     bar = tqdm(files, desc=args.task, unit="volume", disable=None)
     failed = predictor.predict_files(bar, args.task, args.output, lambda line: tqdm.write(line, file=sys.stderr))
     if failed:

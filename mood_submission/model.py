@@ -23,6 +23,7 @@ from .vqvae import VQVAE, VQVAESettings
 FORMAT = "mood-submission-1"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 REGIONS = ("brain", "abdom")
+SAMPLE_METHODS = ("paper", "top")
 
 
 class ModelError(ValueError):
@@ -35,7 +36,9 @@ class About:
 
     pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
         the codes' NLL on healthy hold-out.
+    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL) or "top" (`scoring.top_score`).
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
+    top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
     restorations, temperature: published 15 and 3.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
     """
@@ -46,7 +49,9 @@ class About:
     preprocessing: Preprocessing
     pixel_threshold: float = 5.0
     sample_threshold: float = 7.0
+    sample_method: str = "paper"
     sample_scale: float = 2000.0
+    top_reference: float = 3.0
     restorations: int = 15
     temperature: float = 3.0
     training: dict = field(default_factory=dict)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .model import Model
 from .preprocessing import (intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
-from .scoring import pixel_score, sample_score, smooth
+from .scoring import pixel_score, sample_score, smooth, top_score
 from .volumes import Volume, VolumeError, read_volume, write_volume
 
 PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
@@ -34,12 +34,15 @@ class Predictor:
 
     slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15).
+    sample_method: "paper" or "top" (see `model.About`); None for what the model file says.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index, so
         a volume's scores do not depend on what else is in the folder.
     """
 
-    def __init__(self, model: Model, slices: int | None = None, restorations: int | None = None, seed: int = 0):
+    def __init__(self, model: Model, slices: int | None = None, restorations: int | None = None, seed: int = 0,
+                 sample_method: str | None = None):
         self.model, self.slices, self.seed = model, slices, seed
+        self.sample_method = sample_method or model.about.sample_method
         self.restorations = model.about.restorations if restorations is None else restorations
 
     def prepare(self, volume: Volume) -> Prepared:
@@ -53,10 +56,13 @@ class Predictor:
                         torch.from_numpy(relative_positions(indices, depth)), indices)
 
     def sample_score(self, volume: Volume) -> float:
-        """How anomalous the volume is, 0 .. 1: the unlikely codes' NLL, summed over 32 slices' worth, scaled."""
+        """How anomalous the volume is, 0 .. 1."""
         about, prepared = self.model.about, self.prepare(volume)
         nll = self.model.nll(self.model.encode(prepared.slices, prepared.position), prepared.position)
-        total = float(sample_score(nll, about.sample_threshold).double().sum())
+        if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
+            score = top_score(nll)
+            return score / (score + about.top_reference)
+        total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
         return min(total * PUBLISHED_SLICES / len(prepared.indices) / about.sample_scale, 1.0)
 
     def pixel_scores(self, volume: Volume) -> np.ndarray:

@@ -37,9 +37,10 @@ def test_pixel_scores_lie_on_the_input_grid(region, tiny_weights, blobs, tmp_pat
         assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1 and scores.std() > 0
 
 
-@pytest.mark.parametrize("region", REGIONS)
-def test_sample_scores_are_one_float_a_file(region, tiny_weights, blobs, tmp_path):
-    run = predict("--region", region, "--task", "sample", "-i", blobs, "-o", tmp_path, "--weights", tiny_weights[region])
+@pytest.mark.parametrize("region, method", [("brain", "paper"), ("abdom", "top")])
+def test_sample_scores_are_one_float_a_file(region, method, tiny_weights, blobs, tmp_path):
+    run = predict("--region", region, "--task", "sample", "-i", blobs, "-o", tmp_path, "--weights", tiny_weights[region],
+                  "--sample-method", method)
     assert run.returncode == 0, run.stderr
     assert len(list(tmp_path.iterdir())) == 3
     for source in blobs.iterdir():
@@ -61,6 +62,16 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     assert torch.allclose(predictor.compare(prepared, restored).double(), expected, atol=1e-6)
     top = predictor.pixel_scores(volume)[:, :, prepared.indices[2]]
     assert top.max() == pytest.approx(smooth(expected)[2].clamp(0, 1).max().item(), rel=0.5)
+
+
+def test_the_published_sample_score_is_the_sum_over_32_slices(tiny_weights, blobs):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    volume = read_volume(blobs / "case_1.nii.gz")
+    predictor = Predictor(model, slices=6, sample_method="paper")
+    prepared = predictor.prepare(volume)
+    nll = model.nll(model.encode(prepared.slices, prepared.position), prepared.position)
+    expected = nll[nll > model.about.sample_threshold].sum().item() * 32 / 6 / 2000
+    assert predictor.sample_score(volume) == pytest.approx(min(expected, 1), rel=1e-5)
 
 
 def test_a_volume_scores_the_same_alone_and_among_others(tiny_weights, blobs, tmp_path):

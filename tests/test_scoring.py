@@ -1,9 +1,12 @@
 """Scores against the authors' numbers and against slow, obvious versions."""
 
+import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 
 from mood_submission.published import convert_vqvae
-from mood_submission.scoring import pixel_score, restoration_weights, sample_score, smooth
+from mood_submission.scoring import pixel_score, restoration_weights, sample_score, smooth, top_score
 from mood_submission.vqvae import VQVAE
 
 
@@ -57,3 +60,19 @@ def test_weights_favour_the_near_and_survive_the_perfect():
 def test_nothing_unlikely_scores_zero():
     assert sample_score(torch.full((3, 4, 4), 2.0), 2.0).tolist() == [0, 0, 0]
     assert sample_score(torch.full((1, 2, 2), 3.0), 2.0).tolist() == [12]
+
+
+def test_top_score_is_the_mean_of_the_smoothed_top():
+    nll = torch.rand(20, 10, 10, generator=torch.Generator().manual_seed(1))
+    smoothed = np.sort(ndimage.gaussian_filter(nll.numpy(), (0.8, 1, 1)).ravel())
+    assert top_score(nll) == pytest.approx(smoothed[-20:].mean(), rel=1e-5)
+
+
+def test_top_score_counts_a_cluster_more_than_the_same_scattered():
+    generator = torch.Generator().manual_seed(2)
+    scattered, cluster = torch.zeros(30, 20, 20), torch.zeros(30, 20, 20)
+    scattered.view(-1)[torch.randperm(12000, generator=generator)[:216]] = 8
+    cluster[10:16, 5:11, 5:11] = 8
+    assert sample_score(scattered, 1).sum() == sample_score(cluster, 1).sum()
+    assert top_score(cluster) > 2 * top_score(scattered)
+    assert np.isfinite(top_score(torch.ones(1, 5, 5)))

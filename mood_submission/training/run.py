@@ -10,6 +10,7 @@ import torch
 
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, fold_weight_norm
 from ..preprocessing import Preprocessing
+from ..scoring import top_score
 from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, load_cache
@@ -78,6 +79,7 @@ def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) 
     thresholds: lambda_p (90th percentile of the codes' NLL) and lambda_s (98th), as published (section 2).
     sample_scale: what a volume's sum of unlikely NLL (per 32 slices) is divided by: the published 2000, or five times
         the healthy held-out volumes' mean where that is more, so that scores of anomalous volumes stay below 1.
+    top_reference: the healthy held-out volumes' mean `top_score`.
     """
     data = splits["validation"]
     index = torch.arange(len(data), device=data.slices.device)
@@ -86,12 +88,14 @@ def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) 
     sums = torch.where(nll > sample, nll, 0).sum((1, 2))
     volumes = data.volume.cpu()
     healthy = [float(sums[volumes == v].mean()) * 32 for v in volumes.unique()]
+    tops = [top_score(nll[volumes == v]) for v in volumes.unique()]  # a volume's slices are cached in order
     train = [stage.nll(model, splits["train"], part) for part in evenly(splits["train"], 192)]
     return {"thresholds": {"pixel": pixel, "sample": sample},
-            "calibration": {"sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy))},
+            "calibration": {"sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy)),
+                            "top_reference": sum(tops) / len(tops)},
             "validation": {"nll": float(nll.mean()), "train_nll": float(torch.cat(train).mean()),
                            "volumes": len(healthy), "slices": len(nll), "healthy_sums_per_32_slices":
-                           [round(value, 1) for value in healthy]}}
+                           [round(value, 1) for value in healthy], "healthy_tops": [round(top, 3) for top in tops]}}
 
 
 def load_vqvae(folder: Path) -> tuple[VQVAE, dict]:
