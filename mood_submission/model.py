@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .pixelsnail import PixelSNAIL, PixelSNAILSettings
@@ -113,7 +113,9 @@ def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype:
                for part, network in (("vqvae", vqvae), ("prior", prior))
                for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, file, metadata={"about": about.to_json()})
+    part = file.with_name(f".{file.name}.part")
+    part.write_bytes(save(tensors, metadata={"about": about.to_json()}))
+    part.replace(file)
 
 
 def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
