@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mood_submission import sampler
+from mood_submission.device import CPU_BYTES
 from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.published import convert_prior
 from mood_submission.sampler import CachedPrior, draw, restore, restore_plain
@@ -148,6 +148,17 @@ def test_batches_are_not_seen(case, batch_size):
     assert torch.equal(plain, expected)
 
 
+def test_each_grid_can_have_its_own_threshold(case):
+    prior, codes, position, uniforms, threshold, expected = case
+    thresholds = torch.tensor([threshold, 0.0, math.inf, threshold, 1.0], dtype=torch.float64)
+    restored = restore(prior, codes, position, uniforms, thresholds, 4)
+    assert torch.equal(restored, restore_plain(prior, codes, position, uniforms, thresholds))
+    for i, value in enumerate(thresholds.tolist()):
+        alone = restore(prior, codes[i : i + 1], position[i : i + 1], uniforms[i : i + 1], value)
+        assert torch.equal(restored[i : i + 1], alone)
+    assert torch.equal(restored[[0, 3]], expected[[0, 3]]) and (restored[1] != expected[1]).any()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda(case):
     prior, codes, position, uniforms, threshold, expected = case
@@ -231,6 +242,8 @@ def test_wrong_arguments():
                                  ((codes, position, uniforms[..., :3], 1.0), "uniforms"),
                                  ((codes, position, (uniforms * 9).long(), 1.0), "uniforms"),
                                  ((codes, position, uniforms, math.nan), "threshold"),
+                                 ((codes, position, uniforms, torch.tensor([1.0, math.nan])), "threshold"),
+                                 ((codes, position, uniforms, torch.ones(3)), "threshold"),
                                  ((codes, position, uniforms, 1.0, 0), "batch_size")):
             with pytest.raises(ValueError, match=named):
                 function(prior, *arguments)
@@ -272,4 +285,4 @@ def test_default_batch_fits_its_budget():
     cached = CachedPrior(random_prior("brain"), 7, 9)
     rows = cached.affordable_rows()
     numbers = sum(math.prod(shape) for part in cached.parts for shape in part.shapes.values())
-    assert 1 <= rows and rows * numbers * 8 <= sampler.CPU_CACHE_BYTES
+    assert 1 <= rows and rows * numbers * 8 <= CPU_BYTES
