@@ -104,7 +104,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
 
 
 def _predict(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> tuple[Prepared, Tensor, Tensor, Tensor]:
-    """`Predictor`'s steps of both tasks, one by one. Returns codes (N, h, w), their NLL and the restored (N, S, h, w)."""
+    """`Predictor`'s steps of both tasks, one by one. Returns also codes (N, h, w), NLL and restored (N, S, h, w)."""
     model = predictor.model
     with clock("read"):
         volume = read_volume(path)
@@ -151,8 +151,8 @@ def _floor_and_naive(predictor: Predictor, prepared: Prepared, codes: Tensor, th
         for place in torch.linspace(0, codes[0].numel() - 1, places).long().tolist():
             r, c = divmod(place, codes.shape[2])
             for batch in batches:
-                logits = model.prior(rows[batch], position[batch])[:, :, r, c]
-                rows[batch, r, c] = replace_unlikely(logits, rows[batch, r, c], uniforms[batch, r, c], thresholds[batch])
+                logits, draws = model.prior(rows[batch], position[batch])[:, :, r, c], uniforms[batch, r, c]
+                rows[batch, r, c] = replace_unlikely(logits, rows[batch, r, c], draws, thresholds[batch])
 
 
 class FreeNetworks:

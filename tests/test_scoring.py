@@ -1,5 +1,6 @@
 """Scores against the authors' numbers and against slow, obvious versions."""
 
+import pytest
 import torch
 
 from mood_submission.published import convert_vqvae
@@ -57,3 +58,10 @@ def test_weights_favour_the_near_and_survive_the_perfect():
 def test_nothing_unlikely_scores_zero():
     assert sample_score(torch.full((3, 4, 4), 2.0), 2.0).tolist() == [0, 0, 0]
     assert sample_score(torch.full((1, 2, 2), 3.0), 2.0).tolist() == [12]
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (2, 3, 8), (1, 1, 1)])
+def test_volumes_smaller_than_the_kernel_are_smoothed_like_others(shape):
+    around = smooth(torch.ones(shape))
+    d, h, w = (min(size, half) for size, half in zip(shape, (2, 4, 4)))  # of the kernel, at a corner
+    assert around.shape == shape and around[0, 0, 0].item() == pytest.approx(d * h * w / (3 * 7 * 7))
