@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-CPU_BYTES = 1 << 30  # what one computation takes of a CPU's memory at most: larger batches are no faster there
+CPU_BYTES = 1 << 29  # what one computation takes of a CPU's memory at most: larger batches are no faster there
 UNKNOWN_BYTES = 4 << 30  # taken to be free where the system does not say
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .device import affordable, exact_float32, in_batches
 from .pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .preprocessing import Preprocessing
-from .sampler import restore
+from .sampler import CachedPrior, restore
 from .vqvae import VQVAE, VQVAESettings
 
 FORMAT = "mood-submission-1"
@@ -75,6 +75,7 @@ class Model:
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
+        self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
 
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes (B, h, w) of slices (B, H, W)."""
@@ -93,7 +94,9 @@ class Model:
         """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` (one
         number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
         codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
-        return restore(self.prior, codes, position, uniforms, threshold)
+        if self.device.type == "cuda" and self._cached.get(codes.shape[1:]) is None:
+            self._cached = {codes.shape[1:]: CachedPrior(self.prior, *codes.shape[1:])}
+        return restore(self.prior, codes, position, uniforms, threshold, cached=self._cached.get(codes.shape[1:]))
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)

@@ -6,7 +6,7 @@ about one forward's work in all: `CachedPrior` keeps of each layer what the next
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,9 @@ from .device import affordable, exact_float32, in_batches
 from .layers import GatedResidualUnit
 from .pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, PixelSNAIL, PointwiseMap, background_of
 
+GRAPH_ROWS = 1024  # restorations at a time with CUDA graphs, which compute all of them always: few, so as to be full
 State = dict[str, Tensor]
+Recorder = Callable[[Callable[[int], None], int], list[Callable[[], None]]]  # (step, count) -> replays of each step
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: 
 @torch.no_grad()
 @exact_float32()
 def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,
-            batch_size: int | None = None) -> Tensor:
+            batch_size: int | None = None, cached: "CachedPrior | None" = None) -> Tensor:
     """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
 
     prior: in eval mode, float32, float64 or bfloat16. Not to be used by another thread meanwhile (hooks are set).
@@ -69,6 +71,8 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
         replaced included), is above this. One number, or one for each grid, (B,).
     batch_size: restorations at a time; chosen by memory when None, and halved when memory runs out. Never seen in
         the result, beyond the rounding of sums.
+    cached: what an earlier call with the same prior and grid size took, to be used again; by default a new one. On CUDA
+        its work is recorded as graphs when it is first used again.
 
     Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
     out-of-memory errors only when a single restoration does not fit.
@@ -79,8 +83,9 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
     if not result.numel():
         return result
     thresholds = _thresholds(prior, codes, threshold)
-    cached = CachedPrior(prior, height, width)
-    batch_size = min(batch_size or cached.affordable_rows(), batch * restorations)
+    cached = cached or CachedPrior(prior, height, width)
+    rows = batch * restorations
+    batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
     start, slices, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
     row_state = torch.arange(len(slices), device=codes.device).repeat_interleave(restorations)
     row_slice, row_copy = slices[row_state], torch.arange(restorations, device=codes.device).repeat(len(slices))
@@ -449,9 +454,10 @@ class CachedPrior:
     prior: a PixelSNAIL in eval mode; its weights are copied. height, width: of the grids.
     `reserve(rows)` sets the caches up; then `sample` or `logits`, any number of times. Both raise ValueError for more
     grids than that, or of another size.
+    record: makes replays of steps that do the same work each time; by default CUDA graphs on CUDA, else none.
     """
 
-    def __init__(self, prior: PixelSNAIL, height: int, width: int):
+    def __init__(self, prior: PixelSNAIL, height: int, width: int, record: Recorder | None = None):
         first, self.height, self.width, self.rows = prior.first, height, width, 0
         self.half, self.kernel, self.codebook_size = first.kernel // 2, first.kernel, prior.settings.codebook_size
         self.blocks = [CachedBlock(block, height, width) for block in prior.blocks]
@@ -463,6 +469,13 @@ class CachedPrior:
         self.offsets = torch.arange(first.taps, device=table.device) * (self.codebook_size + 1)
         self.upsample_bias, self.out_bias = prior.upsample.bias.detach(), prior.out.bias.detach()
         self.out = prior.out.weight.detach().flatten(1)
+        self.record = record or (record_graphs if table.is_cuda else None)
+        self.replays: list[Callable[[], None]] = []  # of each grid row, for all `rows` at once
+
+    def rows_for(self, wanted: int) -> int:
+        """How many rows to reserve where so many are wanted: those that are reserved already, where that is right."""
+        wanted = min(wanted, GRAPH_ROWS) if self.record else wanted
+        return wanted if wanted == self.rows else min(wanted, self.affordable_rows())
 
     def affordable_rows(self) -> int:
         """Rows whose caches fit in the memory that is there."""
@@ -474,11 +487,18 @@ class CachedPrior:
         """Set the caches up for up to `rows` rows, unless they are already."""
         if rows == self.rows:
             return
-        self.rows = 0
+        self.rows, self.replays, self.samples = 0, [], 0
         for part in self.parts:  # first let go of what is there
             part.release()
         for part in self.parts:
             part.reserve(rows, like=self.table)
+        codes = torch.zeros(rows, self.height, self.width, dtype=torch.int64, device=self.table.device)
+        self.codes = F.pad(codes, (self.half, self.half, self.half, 0), value=self.codebook_size)
+        self.cond = self.table.new_zeros(rows, 1, 1)
+        self.start = codes[:, 0, 0].clone()
+        self.thresholds = torch.zeros(rows, dtype=torch.promote_types(self.table.dtype, torch.float32),
+                                      device=self.table.device)
+        self.uniforms: Tensor | None = None  # (rows, height, width), of the type that they come in
         self.rows = rows
 
     def sample(self, codes: Tensor, position: Tensor, uniforms: Tensor, thresholds: Tensor, start: Tensor,
@@ -491,20 +511,44 @@ class CachedPrior:
         Returns codes (n, h, w).
         """
         self._begin(codes, position)
+        self._keep(uniforms, thresholds, start)
         start_rows = (start // self.width).tolist()  # the one wait for the device
+        self.samples += 1
+        restored = self._sample_rows(start_rows, states, index)
+        if self.record and self.samples == 2:  # once to warm up, once to compare with
+            restored = restored.clone()
+            self._make_replays()
+            self._begin(codes, position)
+            if self.replays and not torch.equal(self._sample_rows(start_rows, states, index), restored):
+                self.record, self.replays = None, []
+        return restored
+
+    def _sample_rows(self, start_rows: list[int], states: list[State], index: Tensor) -> Tensor:
         n = 0
         for r in range(start_rows[0], self.height):
             before, n = n, bisect_right(start_rows, r)
             if n > before:
                 for part, state in zip(self.parts, states):
                     part.load(before, n, state, index[before:n])
-            self._begin_row(n, r)
-            for c in range(self.width):
-                code = self.codes[:n, r + self.half, c + self.half]
-                sampled = replace_unlikely(self._place(n, r, c), code, uniforms[:n, r, c], thresholds[:n])
-                code.copy_(torch.where(start[:n] <= r * self.width + c, sampled, code))
-            self._end_row(n, r)
-        return self.codes[:, self.half :, self.half : self.half + self.width]
+            if self.replays:  # the rows that have not started stay as they are, and are loaded when they do
+                self.replays[r]()
+            else:
+                self._sample_row(n, r)
+        return self.codes[: len(start_rows), self.half :, self.half : self.half + self.width]
+
+    def _sample_row(self, n: int, r: int) -> None:
+        self._begin_row(n, r)
+        for c in range(self.width):
+            code = self.codes[:n, r + self.half, c + self.half]
+            sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n])
+            code.copy_(torch.where(self.start[:n] <= r * self.width + c, sampled, code))
+        self._end_row(n, r)
+
+    def _make_replays(self) -> None:
+        try:
+            self.replays = self.record(lambda r: self._sample_row(self.rows, r), self.height)
+        except RuntimeError:  # not to be had here: go on without
+            self.record = None
 
     def logits(self, codes: Tensor, position: Tensor) -> Tensor:
         """The prior's logits of given codes (n, h, w), n <= rows, through the caches: (n, K, h, w). For tests."""
@@ -522,8 +566,18 @@ class CachedPrior:
     def _begin(self, codes: Tensor, position: Tensor) -> None:
         if len(codes) > self.rows or codes.shape[1:] != (self.height, self.width):
             raise ValueError(f"codes: expected up to {(self.rows, self.height, self.width)}, got {tuple(codes.shape)}")
-        self.codes = F.pad(codes, (self.half, self.half, self.half, 0), value=self.codebook_size)
-        self.cond = F.elu(position.to(self.table.dtype))[:, None]  # (n, 1, 1), as each conv1 sees it
+        n = len(codes)
+        self.codes[:n, self.half :, self.half : self.half + self.width] = codes
+        self.cond[:n] = F.elu(position.to(self.table.dtype))[:, None]  # (n, 1, 1), as each conv1 sees it
+
+    def _keep(self, uniforms: Tensor, thresholds: Tensor, start: Tensor) -> None:
+        """Inputs are copied to where they stay: replays know no other place."""
+        n = len(start)
+        if self.uniforms is None or self.uniforms.dtype != uniforms.dtype:
+            self.uniforms = uniforms.new_zeros(self.rows, self.height, self.width)
+            self.replays, self.samples = [], 0
+        self.uniforms[:n], self.thresholds[:n], self.start[:n] = uniforms, thresholds, start
+        self.start[n:] = self.height * self.width  # rows to spare never start
 
     def _begin_row(self, n: int, r: int) -> None:
         for block in self.blocks:
@@ -541,3 +595,18 @@ class CachedPrior:
         if r + 1 < self.height:  # nothing looks at the vertical stream of the last row
             for block in self.blocks:
                 block.end_row(n, r, self.cond[:n])
+
+
+def record_graphs(step: Callable[[int], None], count: int) -> list[Callable[[], None]]:
+    """step(0) .. step(count - 1) as CUDA graphs. Recording runs nothing; each step must have run before.
+
+    Raises RuntimeError where a step cannot be recorded.
+    """
+    replays, pool = [], None
+    for i in range(count):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads read and write
+            step(i)
+        pool = graph.pool()  # what steps need for themselves, they may share: none keeps anything there
+        replays.append(graph.replay)
+    return replays
