@@ -68,7 +68,8 @@ class Model:
     """VQ-VAE and prior on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
     `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
     of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time, chosen
-    by memory when None; halved when memory runs out, and not seen in the results, beyond the rounding of sums."""
+    by memory when None; halved when memory runs out, and not seen in the results, beyond the rounding of sums.
+    Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to."""
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32, batch_size: int | None = None):
@@ -77,6 +78,7 @@ class Model:
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
 
+    @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes (B, h, w) of slices (B, H, W)."""
         return self._batched(self.vqvae.encode, slices, position)
@@ -85,6 +87,7 @@ class Model:
         """Slices (B, H, W) of codes (B, h, w)."""
         return self._batched(self.vqvae.decode, codes, position)
 
+    @exact_float32()
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
         return self._batched(self.prior.nll, codes, position)
@@ -102,7 +105,6 @@ class Model:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     @torch.inference_mode()
-    @exact_float32()
     def _batched(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         parts: list[Tensor] = []
 

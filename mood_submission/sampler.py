@@ -515,10 +515,10 @@ class CachedPrior:
         start_rows = (start // self.width).tolist()  # the one wait for the device
         self.samples += 1
         restored = self._sample_rows(start_rows, states, index)
-        if self.record and self.samples == 2:  # once to warm up, once to compare with
+        if self.record and self.samples == 2:  # worth it from the second time on
             restored = restored.clone()
             self._make_replays()
-            self._begin(codes, position)
+            self._begin(codes, position)  # recording may change the codes; the caches are loaded anew
             if self.replays and not torch.equal(self._sample_rows(start_rows, states, index), restored):
                 self.record, self.replays = None, []
         return restored
@@ -598,10 +598,12 @@ class CachedPrior:
 
 
 def record_graphs(step: Callable[[int], None], count: int) -> list[Callable[[], None]]:
-    """step(0) .. step(count - 1) as CUDA graphs. Recording runs nothing; each step must have run before.
+    """step(0) .. step(count - 1) as CUDA graphs. Each is run once, for libraries to set themselves up, then recorded.
 
     Raises RuntimeError where a step cannot be recorded.
     """
+    for i in range(count):
+        step(i)
     replays, pool = [], None
     for i in range(count):
         graph = torch.cuda.CUDAGraph()

@@ -213,6 +213,9 @@ def test_other_errors_and_a_row_too_large_are_raised(case, monkeypatch):
 def recorder(replayed: list[int], works: bool = True):
     """What CUDA graphs do, on a CPU: the steps themselves; or steps that do nothing."""
     def record(step, count):
+        for i in range(count):
+            step(i)
+
         def replay(i: int) -> None:
             replayed.append(i)
             if works:
