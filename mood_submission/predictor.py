@@ -193,5 +193,8 @@ def _ahead(reader: Executor, read: Callable[[Path], Prepared],
 def write_text(path: Path, text: str) -> None:
     """Write beside the final place, then rename, so that `path` is never half written."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -133,6 +133,8 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     assert len(lines) == 5 and not any("\n" in line for line in lines)
     assert all(any(file.name in line for line in lines) for file in failed)
     assert {path.name for path in out.iterdir() if path.is_file()} == {f"good_{i}.nii.gz" for i in range(3)}
+    (out / "good_0.nii.gz.txt").mkdir()
+    assert predictor.predict_files(files[:1], "sample", out, lines.append) == files[:1]
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
