@@ -76,8 +76,9 @@ def predict(args: argparse.Namespace) -> int:
         return usage_error(f"{args.weights}: expected a model of region {args.region}, found {model.about.region}")
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
     predictor = Predictor(model, args.slices, args.restorations, args.seed, args.sample_method)
-    bar = tqdm(files, desc=args.task, unit="volume", disable=None)
-    failed = predictor.predict_files(bar, args.task, args.output, lambda line: tqdm.write(line, file=sys.stderr))
+    with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
+        failed = predictor.predict_files(files, args.task, args.output,
+                                         lambda line: tqdm.write(line, file=sys.stderr), bar.update)
     if failed:
         print(f"{len(failed)} of {len(files)} volumes failed: {', '.join(f.name for f in failed)}", file=sys.stderr)
     return 1 if failed else 0

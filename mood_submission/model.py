@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .device import affordable, exact_float32, in_batches
 from .pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .preprocessing import Preprocessing
-from .sampler import restore
+from .sampler import CachedPrior, restore
 from .vqvae import VQVAE, VQVAESettings
 
 FORMAT = "mood-submission-1"
@@ -71,14 +72,18 @@ class About:
 class Model:
     """VQ-VAE and prior on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
     `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
-    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time."""
+    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time, chosen
+    by memory when None; halved when memory runs out, and not seen in the results, beyond the rounding of sums.
+    Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to."""
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
-                 dtype: torch.dtype = torch.float32, batch_size: int = 32):
+                 dtype: torch.dtype = torch.float32, batch_size: int | None = None):
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
+        self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
 
+    @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes (B, h, w) of slices (B, H, W)."""
         return self._batched(self.vqvae.encode, slices, position)
@@ -87,24 +92,43 @@ class Model:
         """Slices (B, H, W) of codes (B, h, w)."""
         return self._batched(self.vqvae.decode, codes, position)
 
+    @exact_float32()
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
         return self._batched(self.prior.nll, codes, position)
 
     @torch.inference_mode()
-    def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float) -> Tensor:
-        """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` are
-        replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
+    def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
+        """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` (one
+        number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
         codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
-        return restore(self.prior, codes, position, uniforms, threshold)
+        if self.device.type == "cuda" and self._cached.get(codes.shape[1:]) is None:
+            self._cached = {codes.shape[1:]: CachedPrior(self.prior, *codes.shape[1:])}
+        return restore(self.prior, codes, position, uniforms, threshold, cached=self._cached.get(codes.shape[1:]))
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     @torch.inference_mode()
     def _batched(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        parts = zip(*(self._here(x).split(self.batch_size) for x in inputs))
-        return torch.cat([function(*part) for part in parts])
+        parts: list[Tensor] = []
+
+        def run(first: int, last: int, _: int) -> None:
+            parts.append(function(*(self._here(x[first:last]) for x in inputs)))
+
+        count = max(1, len(inputs[0]))  # no slices make one batch, of none
+        in_batches(run, count, self.batch_size or self.affordable_slices())
+        return torch.cat(parts)
+
+    def affordable_slices(self) -> int:
+        """How many slices at a time the memory that is there has room for: at most 32 on a CPU, 512 on a GPU."""
+        size = self.about.preprocessing.image_size
+        places = self.vqvae.settings.latent_size(size) ** 2
+        # about what a unit at full resolution holds, and a block of the prior with its attention
+        numbers = max(12 * size**2 * self.vqvae.settings.channels[0],
+                      places * (20 * self.prior.settings.n_channels + places))
+        most = 32 if self.device.type == "cpu" else 512
+        return min(most, affordable(numbers * self.dtype.itemsize, self.device))
 
 
 def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device import is_out_of_memory
 from .model import Model
 from .preprocessing import (intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
 from .scoring import pixel_score, sample_score, smooth, top_score
-from .volumes import Volume, VolumeError, read_volume, write_volume
+from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
 PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
 TASKS = ("sample", "pixel")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """A volume's slices as the network takes them: slices (N, S, S), position (N, 1), indices (N,) along z."""
+    """All that is needed of a volume, a tenth of its size.
+
+    slices: as the network takes them, (N, S, S) float32 on its device. position: (N, 1). indices: (N,) along z.
+    shape, spacing, grid, path: the volume's.
+    """
 
     slices: Tensor
     position: Tensor
     indices: np.ndarray
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    grid: Grid
+    path: Path
 
 
 class Predictor:
@@ -35,8 +46,8 @@ class Predictor:
     slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15).
     sample_method: "paper" or "top" (see `model.About`); None for what the model file says.
-    seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index, so
-        a volume's scores do not depend on what else is in the folder.
+    seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
+        so a volume's scores do not depend on what else is in the folder.
     """
 
     def __init__(self, model: Model, slices: int | None = None, restorations: int | None = None, seed: int = 0,
@@ -44,6 +55,15 @@ class Predictor:
         self.model, self.slices, self.seed = model, slices, seed
         self.sample_method = sample_method or model.about.sample_method
         self.restorations = model.about.restorations if restorations is None else restorations
+
+    def sample_score(self, volume: Volume) -> float:
+        """How anomalous the volume is, 0 .. 1."""
+        return self.compute(self.prepare(volume), "sample")
+
+    def pixel_scores(self, volume: Volume) -> np.ndarray:
+        """How anomalous each voxel is, 0 .. 1: (X, Y, Z) float32 in RAS order."""
+        prepared = self.prepare(volume)
+        return self.to_volume(prepared, self.compute(prepared, "pixel"))
 
     def prepare(self, volume: Volume) -> Prepared:
         preprocessing = self.model.about.preprocessing
@@ -53,26 +73,27 @@ class Predictor:
         indices = slice_indices(depth, self.slices)
         slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device)
         return Prepared(normalise(slices, mean, std, preprocessing),
-                        torch.from_numpy(relative_positions(indices, depth)), indices)
+                        torch.from_numpy(relative_positions(indices, depth)), indices,
+                        data.shape, volume.spacing, volume.grid, volume.path)
 
-    def sample_score(self, volume: Volume) -> float:
-        """How anomalous the volume is, 0 .. 1."""
-        about, prepared = self.model.about, self.prepare(volume)
-        nll = self.model.nll(self.model.encode(prepared.slices, prepared.position), prepared.position)
+    def compute(self, prepared: Prepared, task: str) -> float | Tensor:
+        """What the networks make of it: the sample score, or the slices' pixel scores (N, S, S) for `to_volume`."""
+        about = self.model.about
+        codes = self.model.encode(prepared.slices, prepared.position)
+        if task == "sample":
+            return self.sample_score_of(self.model.nll(codes, prepared.position))
+        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
+        restored = self.model.restore(codes, prepared.position, uniforms, about.pixel_threshold)
+        return self.compare(prepared, restored)
+
+    def sample_score_of(self, nll: Tensor) -> float:
+        """The sample score, 0 .. 1, of a volume's NLL (N, h, w)."""
+        about = self.model.about
         if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
             score = top_score(nll)
             return score / (score + about.top_reference)
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
-        return min(total * PUBLISHED_SLICES / len(prepared.indices) / about.sample_scale, 1.0)
-
-    def pixel_scores(self, volume: Volume) -> np.ndarray:
-        """How anomalous each voxel is, 0 .. 1: (X, Y, Z) float32 in RAS order."""
-        prepared = self.prepare(volume)
-        codes = self.model.encode(prepared.slices, prepared.position)
-        uniforms = self.uniforms(volume.path.name, prepared.indices, codes.shape[1:])
-        restored = self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
-        scores = self.compare(prepared, restored)
-        return slices_to_volume(smooth(scores).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing)
+        return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """(N, S, h, w) in [0, 1), made on the CPU so that they are the same for every device."""
@@ -84,48 +105,106 @@ class Predictor:
         return torch.stack(parts)
 
     def compare(self, prepared: Prepared, restored: Tensor) -> Tensor:
-        """Pixel scores (N, S', S') of slices, given their restored codes (N, S, h, w). Few slices at a time: the decoded
-        restorations of all would be large. Restorations of a slice that came out alike are decoded once."""
+        """Pixel scores (N, S', S') of slices, given their restored codes (N, S, h, w).
+
+        Few slices at a time: the decoded restorations of all would be large. Restorations of a slice that came out
+        alike are decoded once.
+        """
         parts = []
         for chunk in torch.arange(len(restored)).split(8):
             codes, position = restored[chunk], prepared.position[chunk]
             owner = torch.arange(len(chunk), device=codes.device)[:, None].expand(codes.shape[:2])
             rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)         # (n * S, 1 + h * w)
             unique, back = rows.unique(dim=0, return_inverse=True)
-            decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position.to(codes.device)[unique[:, 0]])
+            position = position.to(codes.device)[unique[:, 0]]
+            decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position)
             restorations = decoded[back].unflatten(0, codes.shape[:2])                           # (n, S, S', S')
             slices = prepared.slices[chunk].to(decoded)
             parts.append(pixel_score(slices, restorations, self.model.about.temperature).float())
         return torch.cat(parts)
 
+    def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
+        """Slices' pixel scores (N, S, S), smoothed and clipped at 1, on the volume: (X, Y, Z) float32 in RAS order."""
+        return slices_to_volume(smooth(scores).clamp(0, 1), prepared.indices, prepared.shape, prepared.spacing)
+
     def predict_file(self, source: Path, task: str, out: Path) -> float | None:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.
 
-        Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume.
+        Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError
+        where `out` cannot be written to.
         """
-        volume = read_volume(source)
-        if task == "pixel":
-            return write_volume(out / source.name, self.pixel_scores(volume), volume.grid)
-        score = self.sample_score(volume)
-        write_text(out / f"{source.name}.txt", f"{score:.9g}\n")
-        return score
+        prepared = self.read(source)
+        result = self.compute(prepared, task)
+        self.write(prepared, result, out)
+        return None if task == "pixel" else result
 
-    def predict_files(self, sources: Iterable[Path], task: str, out: Path,
-                      report: Callable[[str], None] = print) -> list[Path]:
-        """Predict each file; one that fails is reported in one line, and the others go on. Returns those that failed."""
-        failed = []
-        for source in sources:
+    def predict_files(self, sources: Iterable[Path], task: str, out: Path, report: Callable[[str], None] = print,
+                      progress: Callable[[], object] = lambda: None) -> list[Path]:
+        """Predict each file; one that fails is reported in one line, and the others go on. Returns those that failed.
+
+        While the networks run on one file, the next is read and the last one written, each in a thread: no more than
+        one waits on either side. progress: called as each file is through the networks, or has failed.
+        An exception that is no file's failure, such as KeyboardInterrupt, is raised when the file that is being read
+        and the one that is being written are done; nothing else is begun.
+        """
+        sources, failed = list(sources), []
+
+        def attempt(source: Path, step: Callable, *arguments: object):
+            """The step's result, or None where it fails, which is reported."""
             try:
-                self.predict_file(source, task, out)
-            except (VolumeError, MemoryError, torch.OutOfMemoryError) as error:
+                return step(*arguments)
+            except (VolumeError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                    raise
                 text = " ".join(str(error).split()) or type(error).__name__
                 report(text if str(source) in text else f"{source}: {text}")
                 failed.append(source)
-        return failed
+
+        reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        writing: tuple[Path, Callable[[], None]] | None = None
+        try:
+            for source, reading in _ahead(reader, self.read, sources):
+                prepared = attempt(source, reading.result)
+                result = None if prepared is None else attempt(source, self.compute, prepared, task)
+                if writing is not None:
+                    attempt(*writing)
+                writing = None if result is None else (source, writer.submit(self.write, prepared, result, out).result)
+                progress()
+            if writing is not None:
+                attempt(*writing)
+        finally:
+            for executor in (reader, writer):
+                executor.shutdown(cancel_futures=True)
+        return [source for source in sources if source in failed]
+
+    def read(self, source: Path) -> Prepared:
+        return self.prepare(read_volume(source))
+
+    def write(self, prepared: Prepared, result: float | Tensor, out: Path) -> None:
+        name = prepared.path.name
+        if isinstance(result, float):
+            write_text(out / f"{name}.txt", f"{result:.9g}\n")
+        else:
+            write_volume(out / name, self.to_volume(prepared, result), prepared.grid)
+
+
+def _ahead(reader: Executor, read: Callable[[Path], Prepared],
+           sources: Iterable[Path]) -> Iterator[tuple[Path, "Future[Prepared]"]]:
+    """Each source and its volume to come. When one is handed out, the next is to be read, and no more."""
+    waiting: deque[tuple[Path, Future[Prepared]]] = deque()
+    for source in sources:
+        waiting.append((source, reader.submit(read, source)))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write beside the final place, then rename, so that `path` is never half written."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

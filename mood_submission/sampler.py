@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .device import affordable, exact_float32, in_batches
 from .layers import GatedResidualUnit
 from .pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, PixelSNAIL, PointwiseMap, background_of
 
-CPU_CACHE_BYTES = 1 << 30  # of the caches on a CPU, where larger batches are no faster
+GRAPH_ROWS = 1024  # restorations at a time with CUDA graphs, which compute all of them always: few, so as to be full
 State = dict[str, Tensor]
+Recorder = Callable[[Callable[[int], None], int], list[Callable[[], None]]]  # (step, count) -> replays of each step
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -26,15 +28,16 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     return (cdf <= uniforms[:, None]).sum(-1).clamp_(max=logits.shape[-1] - 1)
 
 
-def replace_unlikely(logits: Tensor, codes: Tensor, uniforms: Tensor, threshold: float) -> Tensor:
-    """Codes (N,), those whose negative log-likelihood under logits (N, K) is above the threshold drawn anew."""
+def replace_unlikely(logits: Tensor, codes: Tensor, uniforms: Tensor, thresholds: Tensor) -> Tensor:
+    """Codes (N,), those whose negative log-likelihood under logits (N, K) is above thresholds (N,) drawn anew."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    unlikely = F.cross_entropy(logits, codes, reduction="none") > threshold
+    unlikely = F.cross_entropy(logits, codes, reduction="none") > thresholds
     return torch.where(unlikely, draw(logits, uniforms), codes)
 
 
 @torch.no_grad()
-def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float,
+@exact_float32()
+def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,
                   batch_size: int | None = None) -> Tensor:
     """What `restore` computes, as plainly as can be: one forward of the prior for each place. For tests.
 
@@ -42,6 +45,7 @@ def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: 
     """
     _check(prior, codes, position, uniforms, threshold, batch_size)
     batch, restorations, height, width = uniforms.shape
+    thresholds = _thresholds(prior, codes, threshold).repeat_interleave(restorations)
     restored = codes.repeat_interleave(restorations, dim=0)
     position, uniforms = position.repeat_interleave(restorations, dim=0), uniforms.flatten(0, 1)
     for rows in torch.arange(len(restored), device=codes.device).split(batch_size or max(1, len(restored))):
@@ -49,23 +53,26 @@ def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: 
         for r in range(height):
             for c in range(width):
                 logits = prior(grid, position[rows])[:, :, r, c]
-                grid[:, r, c] = replace_unlikely(logits, grid[:, r, c], uniforms[rows, r, c], threshold)
+                grid[:, r, c] = replace_unlikely(logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows])
         restored[rows] = grid
     return restored.unflatten(0, (batch, restorations))
 
 
 @torch.no_grad()
-def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float,
-            batch_size: int | None = None) -> Tensor:
+@exact_float32()
+def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,
+            batch_size: int | None = None, cached: "CachedPrior | None" = None) -> Tensor:
     """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
 
     prior: in eval mode, float32, float64 or bfloat16. Not to be used by another thread meanwhile (hooks are set).
     codes: (B, h, w) int64, 0 .. K-1. position: (B, 1), -0.5 .. 0.5. All tensors on the prior's device.
     uniforms: (B, S, h, w) floating point in [0, 1); S restorations of each grid.
     threshold: a code is replaced where its negative log-likelihood in nats, given the codes before it (those already
-        replaced included), is above this.
+        replaced included), is above this. One number, or one for each grid, (B,).
     batch_size: restorations at a time; chosen by memory when None, and halved when memory runs out. Never seen in
         the result, beyond the rounding of sums.
+    cached: what an earlier call with the same prior and grid size took, to be used again; by default a new one. On CUDA
+        its work is recorded as graphs when it is first used again.
 
     Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
     out-of-memory errors only when a single restoration does not fit.
@@ -75,23 +82,25 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
     result = codes[:, None].repeat(1, restorations, 1, 1)
     if not result.numel():
         return result
-    cached = CachedPrior(prior, height, width)
-    batch_size = min(batch_size or cached.affordable_rows(), batch * restorations)
-    start, slices, states = _first_forward(prior, cached, codes, position, threshold, batch_size)
+    thresholds = _thresholds(prior, codes, threshold)
+    cached = cached or CachedPrior(prior, height, width)
+    rows = batch * restorations
+    batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
+    start, slices, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
     row_state = torch.arange(len(slices), device=codes.device).repeat_interleave(restorations)
     row_slice, row_copy = slices[row_state], torch.arange(restorations, device=codes.device).repeat(len(slices))
 
     def run(first: int, last: int, size: int) -> None:
         cached.reserve(size)
         of, copy = row_slice[first:last], row_copy[first:last]
-        result[of, copy] = cached.sample(codes[of], position[of], uniforms[of, copy], threshold, start[of], states,
-                                         row_state[first:last])
+        result[of, copy] = cached.sample(codes[of], position[of], uniforms[of, copy], thresholds[of], start[of],
+                                         states, row_state[first:last])
 
-    _in_batches(run, len(row_slice), batch_size)
+    in_batches(run, len(row_slice), batch_size)
     return result
 
 
-def _check(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float,
+def _check(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,
            batch_size: int | None) -> None:
     if prior.training:
         raise ValueError("the prior is in training mode: call prior.eval() first")
@@ -103,33 +112,24 @@ def _check(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor,
         raise ValueError(f"uniforms: expected (B, S, h, w) for codes {tuple(codes.shape)}, got {tuple(uniforms.shape)}")
     if not uniforms.is_floating_point():
         raise ValueError(f"uniforms: expected floating point, got {uniforms.dtype}")
-    if math.isnan(threshold):
+    threshold = torch.as_tensor(threshold)
+    if threshold.shape not in ((), codes.shape[:1]):
+        raise ValueError(f"threshold: expected a number or {(len(codes),)}, got {tuple(threshold.shape)}")
+    if threshold.isnan().any():
         raise ValueError("threshold: expected a number, got NaN")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
 
 
-def _in_batches(run: Callable[[int, int, int], None], count: int, size: int) -> None:
-    """run(first, last, size) over 0 .. count, `size` at a time, half as many from the point where memory runs out."""
-    first = 0
-    while first < count:
-        try:
-            run(first, min(first + size, count), size)
-            first += size
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not _is_out_of_memory(error):
-                raise
-            size = (size + 1) // 2
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # CPU allocators, cuBLAS and cuDNN
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in known)
+def _thresholds(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
+    """The threshold of each grid, (B,), in the precision that the NLL has."""
+    dtype = torch.promote_types(prior.first.weight.dtype, torch.float32)
+    return torch.as_tensor(threshold, dtype=dtype, device=codes.device).expand(len(codes))
 
 
 # ---- The one forward that all restorations of a slice share --------------------------------------------------------
 
-def _first_forward(prior: PixelSNAIL, cached: "CachedPrior", codes: Tensor, position: Tensor, threshold: float,
+def _first_forward(prior: PixelSNAIL, cached: "CachedPrior", codes: Tensor, position: Tensor, thresholds: Tensor,
                    batch_size: int) -> tuple[Tensor, Tensor, list[State]]:
     """First place to replace of each slice, and the activations that sampling from there on starts with.
 
@@ -146,7 +146,7 @@ def _first_forward(prior: PixelSNAIL, cached: "CachedPrior", codes: Tensor, posi
             logits = prior(codes[first:last], position[first:last])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = F.cross_entropy(logits, codes[first:last], reduction="none").flatten(1)
-        unlikely = nll > threshold
+        unlikely = nll > thresholds[first:last, None]
         found = unlikely.any(1).nonzero()[:, 0]
         at = unlikely[found].int().argmax(1)  # the first of the largest
         state = [part.state(seen, found, at // cached.width) for part in cached.parts] if len(found) else None
@@ -155,7 +155,7 @@ def _first_forward(prior: PixelSNAIL, cached: "CachedPrior", codes: Tensor, posi
             slices.append(first + found)
             states.append(state)
 
-    _in_batches(run, len(codes), max(1, batch_size // cached.height))  # a slice keeps `height` rows of each layer
+    in_batches(run, len(codes), max(1, batch_size // cached.height))  # a slice keeps `height` rows of each layer
     if not slices:
         return start, start.new_empty(0), []
     order = torch.argsort(start[torch.cat(slices)], stable=True)
@@ -454,9 +454,10 @@ class CachedPrior:
     prior: a PixelSNAIL in eval mode; its weights are copied. height, width: of the grids.
     `reserve(rows)` sets the caches up; then `sample` or `logits`, any number of times. Both raise ValueError for more
     grids than that, or of another size.
+    record: makes replays of steps that do the same work each time; by default CUDA graphs on CUDA, else none.
     """
 
-    def __init__(self, prior: PixelSNAIL, height: int, width: int):
+    def __init__(self, prior: PixelSNAIL, height: int, width: int, record: Recorder | None = None):
         first, self.height, self.width, self.rows = prior.first, height, width, 0
         self.half, self.kernel, self.codebook_size = first.kernel // 2, first.kernel, prior.settings.codebook_size
         self.blocks = [CachedBlock(block, height, width) for block in prior.blocks]
@@ -468,48 +469,86 @@ class CachedPrior:
         self.offsets = torch.arange(first.taps, device=table.device) * (self.codebook_size + 1)
         self.upsample_bias, self.out_bias = prior.upsample.bias.detach(), prior.out.bias.detach()
         self.out = prior.out.weight.detach().flatten(1)
+        self.record = record or (record_graphs if table.is_cuda else None)
+        self.replays: list[Callable[[], None]] = []  # of each grid row, for all `rows` at once
+
+    def rows_for(self, wanted: int) -> int:
+        """How many rows to reserve where so many are wanted: those that are reserved already, where that is right."""
+        wanted = min(wanted, GRAPH_ROWS) if self.record else wanted
+        return wanted if wanted == self.rows else min(wanted, self.affordable_rows())
 
     def affordable_rows(self) -> int:
-        """Rows whose caches fit in half of the free memory of a GPU, or in CPU_CACHE_BYTES."""
+        """Rows whose caches fit in the memory that is there."""
         numbers = sum(math.prod(shape) for part in self.parts for shape in part.shapes.values())
         numbers += 12 * self.width * len(self.first_bias)  # rows in the making
-        free = torch.cuda.mem_get_info(self.table.device)[0] // 2 if self.table.is_cuda else CPU_CACHE_BYTES
-        return max(1, free // (numbers * self.table.element_size()))
+        return affordable(numbers * self.table.element_size(), self.table.device)
 
     def reserve(self, rows: int) -> None:
         """Set the caches up for up to `rows` rows, unless they are already."""
         if rows == self.rows:
             return
-        self.rows = 0
+        self.rows, self.replays, self.samples = 0, [], 0
         for part in self.parts:  # first let go of what is there
             part.release()
         for part in self.parts:
             part.reserve(rows, like=self.table)
+        codes = torch.zeros(rows, self.height, self.width, dtype=torch.int64, device=self.table.device)
+        self.codes = F.pad(codes, (self.half, self.half, self.half, 0), value=self.codebook_size)
+        self.cond = self.table.new_zeros(rows, 1, 1)
+        self.start = codes[:, 0, 0].clone()
+        self.thresholds = torch.zeros(rows, dtype=torch.promote_types(self.table.dtype, torch.float32),
+                                      device=self.table.device)
+        self.uniforms: Tensor | None = None  # (rows, height, width), of the type that they come in
         self.rows = rows
 
-    def sample(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float, start: Tensor,
+    def sample(self, codes: Tensor, position: Tensor, uniforms: Tensor, thresholds: Tensor, start: Tensor,
                states: list[State], index: Tensor) -> Tensor:
         """Restore n <= rows grids, each from its first place to replace on. All tensors have the row as first axis.
 
-        codes, uniforms: (n, h, w). position: (n, 1). start: (n,) int64, ascending: places before it stay as they are.
+        codes, uniforms: (n, h, w). position: (n, 1). thresholds: (n,).
+        start: (n,) int64, ascending: places before it stay as they are.
         states, index: state index[i] of each part's `states` is what row i's caches hold when its starting row begins.
         Returns codes (n, h, w).
         """
         self._begin(codes, position)
+        self._keep(uniforms, thresholds, start)
         start_rows = (start // self.width).tolist()  # the one wait for the device
+        self.samples += 1
+        restored = self._sample_rows(start_rows, states, index)
+        if self.record and self.samples == 2:  # worth it from the second time on
+            restored = restored.clone()
+            self._make_replays()
+            self._begin(codes, position)  # recording may change the codes; the caches are loaded anew
+            if self.replays and not torch.equal(self._sample_rows(start_rows, states, index), restored):
+                self.record, self.replays = None, []
+        return restored
+
+    def _sample_rows(self, start_rows: list[int], states: list[State], index: Tensor) -> Tensor:
         n = 0
         for r in range(start_rows[0], self.height):
             before, n = n, bisect_right(start_rows, r)
             if n > before:
                 for part, state in zip(self.parts, states):
                     part.load(before, n, state, index[before:n])
-            self._begin_row(n, r)
-            for c in range(self.width):
-                code = self.codes[:n, r + self.half, c + self.half]
-                sampled = replace_unlikely(self._place(n, r, c), code, uniforms[:n, r, c], threshold)
-                code.copy_(torch.where(start[:n] <= r * self.width + c, sampled, code))
-            self._end_row(n, r)
-        return self.codes[:, self.half :, self.half : self.half + self.width]
+            if self.replays:  # the rows that have not started stay as they are, and are loaded when they do
+                self.replays[r]()
+            else:
+                self._sample_row(n, r)
+        return self.codes[: len(start_rows), self.half :, self.half : self.half + self.width]
+
+    def _sample_row(self, n: int, r: int) -> None:
+        self._begin_row(n, r)
+        for c in range(self.width):
+            code = self.codes[:n, r + self.half, c + self.half]
+            sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n])
+            code.copy_(torch.where(self.start[:n] <= r * self.width + c, sampled, code))
+        self._end_row(n, r)
+
+    def _make_replays(self) -> None:
+        try:
+            self.replays = self.record(lambda r: self._sample_row(self.rows, r), self.height)
+        except RuntimeError:  # not to be had here: go on without
+            self.record = None
 
     def logits(self, codes: Tensor, position: Tensor) -> Tensor:
         """The prior's logits of given codes (n, h, w), n <= rows, through the caches: (n, K, h, w). For tests."""
@@ -527,8 +566,18 @@ class CachedPrior:
     def _begin(self, codes: Tensor, position: Tensor) -> None:
         if len(codes) > self.rows or codes.shape[1:] != (self.height, self.width):
             raise ValueError(f"codes: expected up to {(self.rows, self.height, self.width)}, got {tuple(codes.shape)}")
-        self.codes = F.pad(codes, (self.half, self.half, self.half, 0), value=self.codebook_size)
-        self.cond = F.elu(position.to(self.table.dtype))[:, None]  # (n, 1, 1), as each conv1 sees it
+        n = len(codes)
+        self.codes[:n, self.half :, self.half : self.half + self.width] = codes
+        self.cond[:n] = F.elu(position.to(self.table.dtype))[:, None]  # (n, 1, 1), as each conv1 sees it
+
+    def _keep(self, uniforms: Tensor, thresholds: Tensor, start: Tensor) -> None:
+        """Inputs are copied to where they stay: replays know no other place."""
+        n = len(start)
+        if self.uniforms is None or self.uniforms.dtype != uniforms.dtype:
+            self.uniforms = uniforms.new_zeros(self.rows, self.height, self.width)
+            self.replays, self.samples = [], 0
+        self.uniforms[:n], self.thresholds[:n], self.start[:n] = uniforms, thresholds, start
+        self.start[n:] = self.height * self.width  # rows to spare never start
 
     def _begin_row(self, n: int, r: int) -> None:
         for block in self.blocks:
@@ -546,3 +595,20 @@ class CachedPrior:
         if r + 1 < self.height:  # nothing looks at the vertical stream of the last row
             for block in self.blocks:
                 block.end_row(n, r, self.cond[:n])
+
+
+def record_graphs(step: Callable[[int], None], count: int) -> list[Callable[[], None]]:
+    """step(0) .. step(count - 1) as CUDA graphs. Each is run once, for libraries to set themselves up, then recorded.
+
+    Raises RuntimeError where a step cannot be recorded.
+    """
+    for i in range(count):
+        step(i)
+    replays, pool = [], None
+    for i in range(count):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads read and write
+            step(i)
+        pool = graph.pool()  # what steps need for themselves, they may share: none keeps anything there
+        replays.append(graph.replay)
+    return replays

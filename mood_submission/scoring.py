@@ -54,4 +54,5 @@ def smooth(volume: Tensor) -> Tensor:
     Places outside the volume are left out of the minimum and count as zeros in the mean.
     """
     least = -F.max_pool3d(-volume[None], 3, stride=1, padding=1)
-    return F.avg_pool3d(least, (3, 7, 7), stride=1, padding=(1, 3, 3), count_include_pad=True)[0]
+    padded = F.pad(least, (3, 3, 3, 3, 1, 1))  # avg_pool3d's own padding is not for volumes smaller than its kernel
+    return F.avg_pool3d(padded, (3, 7, 7), stride=1)[0]

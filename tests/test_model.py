@@ -75,9 +75,39 @@ def test_results_do_not_depend_on_the_batch_size(tiny_weights):
     x, position = torch.randn(5, 160, 160), torch.rand(5, 1) - 0.5
     codes = model.encode(x, position)
     nll = model.nll(codes, position)
-    model.batch_size = 2
+    slices = model.decode(codes, position)
+    for batch_size in (2, 1):
+        model.batch_size = batch_size
+        assert torch.equal(model.encode(x, position), codes)
+        assert torch.allclose(model.nll(codes, position), nll, atol=1e-12)
+        assert torch.allclose(model.decode(codes, position), slices, atol=1e-12)
+    assert model.encode(x[:0], position[:0]).shape == (0, 10, 10)
+
+
+def test_batches_are_halved_when_memory_runs_out(tiny_weights, monkeypatch):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    x, position = torch.randn(7, 160, 160), torch.rand(7, 1) - 0.5
+    codes, encode, asked = model.encode(x, position), model.vqvae.encode, []
+
+    def small_encode(x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(x, position)
+
+    monkeypatch.setattr(model.vqvae, "encode", small_encode)
+    monkeypatch.setattr(model, "batch_size", 8)
     assert torch.equal(model.encode(x, position), codes)
-    assert torch.allclose(model.nll(codes, position), nll, atol=1e-12)
+    assert asked == [7, 4, 2, 2, 2, 1]
+
+
+def test_the_default_batch_fits_in_the_memory_that_is_there(tiny_weights, monkeypatch):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    assert model.affordable_slices() == 32
+    monkeypatch.setattr("mood_submission.device.free_memory", lambda device: 64 << 20)
+    assert 1 < model.affordable_slices() < 32
+    monkeypatch.setattr("mood_submission.device.free_memory", lambda device: 0)
+    assert model.affordable_slices() == 1
 
 
 def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):

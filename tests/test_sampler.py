@@ -1,6 +1,7 @@
 """Restoration: both functions against the published implementation's results, the fast one against the plain one."""
 
 import copy
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mood_submission import sampler
+from mood_submission.device import CPU_BYTES
 from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.published import convert_prior
 from mood_submission.sampler import CachedPrior, draw, restore, restore_plain
@@ -148,11 +149,27 @@ def test_batches_are_not_seen(case, batch_size):
     assert torch.equal(plain, expected)
 
 
+def test_each_grid_can_have_its_own_threshold(case):
+    prior, codes, position, uniforms, threshold, expected = case
+    thresholds = torch.tensor([threshold, 0.0, math.inf, threshold, 1.0], dtype=torch.float64)
+    restored = restore(prior, codes, position, uniforms, thresholds, 4)
+    assert torch.equal(restored, restore_plain(prior, codes, position, uniforms, thresholds))
+    for i, value in enumerate(thresholds.tolist()):
+        alone = restore(prior, codes[i : i + 1], position[i : i + 1], uniforms[i : i + 1], value)
+        assert torch.equal(restored[i : i + 1], alone)
+    assert torch.equal(restored[[0, 3]], expected[[0, 3]]) and (restored[1] != expected[1]).any()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda(case):
     prior, codes, position, uniforms, threshold, expected = case
-    got = restore(copy.deepcopy(prior).cuda(), codes.cuda(), position.cuda(), uniforms.cuda(), threshold, 8)
-    assert torch.equal(got.cpu(), expected)
+    prior, codes, position, uniforms = copy.deepcopy(prior).cuda(), codes.cuda(), position.cuda(), uniforms.cuda()
+    cached = CachedPrior(prior, *codes.shape[1:])
+    for _ in range(3):  # plainly, recorded, replayed
+        got = restore(prior, codes, position, uniforms, threshold, cached=cached)
+        assert torch.equal(got.cpu(), expected)
+    assert cached.record and cached.replays, "CUDA graphs could not be recorded, or gave something else"
+    assert torch.equal(restore(prior, codes, position, uniforms, threshold, 8).cpu(), expected)
 
 
 def test_places_before_the_start_stay(case):
@@ -193,6 +210,50 @@ def test_other_errors_and_a_row_too_large_are_raised(case, monkeypatch):
             restore(prior, codes, position, uniforms, threshold)
 
 
+def recorder(replayed: list[int], works: bool = True):
+    """What CUDA graphs do, on a CPU: the steps themselves; or steps that do nothing."""
+    def record(step, count):
+        for i in range(count):
+            step(i)
+
+        def replay(i: int) -> None:
+            replayed.append(i)
+            if works:
+                step(i)
+        return [functools.partial(replay, i) for i in range(count)]
+    return record
+
+
+def test_replays_of_recorded_rows_give_the_same(case):
+    prior, codes, position, uniforms, threshold, expected = case
+    replayed = []
+    cached = CachedPrior(prior, *codes.shape[1:], recorder(replayed))
+    orders = ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3, 2, 0, 4], [3, 1, 3, 1, 3])
+    for used, order in enumerate(orders):  # first plainly, then both ways, then only replayed
+        got = restore(prior, codes[order], position[order], uniforms[order], threshold, cached=cached)
+        assert torch.equal(got, expected[order])
+        assert len(replayed) >= 7 * used - 4 if used else not replayed  # slice 3 starts in its fifth row
+    assert cached.rows == 15 and len(cached.replays) == 7
+    few = restore(prior, codes[:1], position[:1], uniforms[:1], threshold, cached=cached)  # other rows: plainly again
+    assert torch.equal(few, expected[:1]) and cached.rows == 3 and not cached.replays
+    again = restore(prior, codes, position, uniforms.float(), threshold, cached=cached)
+    assert torch.equal(again, restore(prior, codes, position, uniforms.float(), threshold))
+
+
+def test_replays_that_fail_or_do_otherwise_are_not_used(case):
+    prior, codes, position, uniforms, threshold, expected = case
+
+    def fail(step, count):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for record in (fail, recorder([], works=False)):
+        cached = CachedPrior(prior, *codes.shape[1:], record)
+        for _ in range(4):
+            got = restore(prior, codes, position, uniforms, threshold, cached=cached)
+            assert torch.equal(got, expected)
+        assert cached.record is None and not cached.replays
+
+
 def test_prior_and_arguments_are_left_alone(case):
     prior, codes, position, uniforms, threshold, expected = case
     before = [tensor.clone() for tensor in (codes, position, uniforms)]
@@ -231,6 +292,8 @@ def test_wrong_arguments():
                                  ((codes, position, uniforms[..., :3], 1.0), "uniforms"),
                                  ((codes, position, (uniforms * 9).long(), 1.0), "uniforms"),
                                  ((codes, position, uniforms, math.nan), "threshold"),
+                                 ((codes, position, uniforms, torch.tensor([1.0, math.nan])), "threshold"),
+                                 ((codes, position, uniforms, torch.ones(3)), "threshold"),
                                  ((codes, position, uniforms, 1.0, 0), "batch_size")):
             with pytest.raises(ValueError, match=named):
                 function(prior, *arguments)
@@ -272,4 +335,4 @@ def test_default_batch_fits_its_budget():
     cached = CachedPrior(random_prior("brain"), 7, 9)
     rows = cached.affordable_rows()
     numbers = sum(math.prod(shape) for part in cached.parts for shape in part.shapes.values())
-    assert 1 <= rows and rows * numbers * 8 <= sampler.CPU_CACHE_BYTES
+    assert 1 <= rows and rows * numbers * 8 <= CPU_BYTES

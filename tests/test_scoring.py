@@ -76,3 +76,10 @@ def test_top_score_counts_a_cluster_more_than_the_same_scattered():
     assert sample_score(scattered, 1).sum() == sample_score(cluster, 1).sum()
     assert top_score(cluster) > 2 * top_score(scattered)
     assert np.isfinite(top_score(torch.ones(1, 5, 5)))
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (2, 3, 8), (1, 1, 1)])
+def test_volumes_smaller_than_the_kernel_are_smoothed_like_others(shape):
+    around = smooth(torch.ones(shape))
+    d, h, w = (min(size, half) for size, half in zip(shape, (2, 4, 4)))  # of the kernel, at a corner
+    assert around.shape == shape and around[0, 0, 0].item() == pytest.approx(d * h * w / (3 * 7 * 7))

@@ -286,6 +286,20 @@ def test_writing_replaces_and_compresses_by_name(tmp_path):
         assert ((tmp_path / name).read_bytes()[:2] == b"\x1f\x8b") == name.lower().endswith("gz")
 
 
+def test_packed_files_are_ordinary_gzip(tmp_path):
+    grid = read_volume(simple(tmp_path / "scan.nii")).grid
+    scores = np.random.default_rng(0).random(grid.ras_shape, dtype=np.float32)
+    for name in ("a.nii", "a.nii.gz", "b.nii.gz"):
+        write_volume(tmp_path / name, scores, grid)
+    packed = (tmp_path / "a.nii.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "a.nii").read_bytes()
+    assert packed == (tmp_path / "b.nii.gz").read_bytes()  # neither name nor time in it
+    half = len(packed) // 2
+    plain = gzip.decompress(packed)
+    (tmp_path / "parts.nii.gz").write_bytes(gzip.compress(plain[:half]) + gzip.compress(plain[half:]))
+    np.testing.assert_array_equal(read_volume(tmp_path / "parts.nii.gz").data, scores)
+
+
 def test_find_volumes_takes_volumes_only(tmp_path):
     for name in ("b.nii.gz", "a.nii", "C.NII.GZ", ".hidden.nii.gz", "notes.txt", "b.nii.gz.txt", "gz", "x.gz"):
         (tmp_path / name).write_bytes(b"")
