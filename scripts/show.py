@@ -38,10 +38,12 @@ def draw(rows: dict[str, dict], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values()))]
+    brightest = max(float(row["scores"].max()) for row in rows.values())  # one scale, so that rows can be compared
+    styles = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest or 1}}
     figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False)
     for (name, row), line in zip(rows.items(), axes):
         for column, axis in zip(columns, line):
-            axis.imshow(row[column], cmap="inferno" if column == "scores" else "gray")
+            axis.imshow(row[column], **styles.get(column, {"cmap": "gray"}))
             axis.set(xticks=[], yticks=[])
             axis.set_title(column if column != "volume" else f"{name}, z = {row['z']}", fontsize=8)
     figure.tight_layout()
