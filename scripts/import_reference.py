@@ -4,11 +4,13 @@
 import argparse
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 from mood_submission.model import REGIONS, About, save_model  # noqa: E402
 from mood_submission.pixelsnail import PixelSNAIL  # noqa: E402
@@ -31,19 +33,26 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def read_network(file: Path, kind: type[nn.Module], convert: Callable[[dict], tuple]) -> nn.Module:
+    """The network in `file`, in the precision that it is stored in; every parameter must be there and fit."""
+    state = read_state(file)
+    try:
+        settings, parameters, *_ = convert(state)
+        network = kind(settings).to(next(iter(parameters.values())).dtype)
+        missing, unexpected = network.load_state_dict(parameters, strict=False)
+    except (PublishedCheckpointError, KeyError, RuntimeError) as error:
+        raise PublishedCheckpointError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise PublishedCheckpointError(f"{file}: expected the published parameters, found {len(missing)} missing "
+                                       f"and {len(unexpected)} unknown: {', '.join((missing + unexpected)[:3])}")
+    return network
+
+
 def import_checkpoints(features: Path, latent: Path, region: str, out: Path, stem_padding: int,
                        dtype: torch.dtype | None) -> None:
-    for file, convert in ((features, lambda s: convert_vqvae(s, stem_padding)), (latent, convert_prior)):
-        try:
-            settings, parameters, *_ = convert(read_state(file))
-        except PublishedCheckpointError as error:
-            raise PublishedCheckpointError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
-        network = (VQVAE if file is features else PixelSNAIL)(settings)
-        network.to(next(iter(parameters.values())).dtype)
-        _, unexpected = network.load_state_dict(parameters, strict=False)
-        if unexpected:
-            raise PublishedCheckpointError(f"{file}: expected the published parameters, found also {unexpected[0]}")
-        vqvae, prior = (network, None) if file is features else (vqvae, network)  # noqa: F821
+    vqvae = read_network(features, VQVAE, lambda state: convert_vqvae(state, stem_padding))
+    prior = read_network(latent, PixelSNAIL, convert_prior)
     about = About(region, vqvae.settings, prior.settings, Preprocessing.published(region),
                   training={"source": "imported from the published submission's checkpoints"})
     save_model(out, vqvae, prior, about, dtype)

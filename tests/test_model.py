@@ -33,6 +33,20 @@ def test_published_checkpoints_survive_the_import(reference, tmp_path):
     assert model.about.region == reference.region and model.about.sample_scale == 2000
 
 
+@pytest.mark.parametrize("part, name", [("vqvae", "P.0.bias"), ("prior", "out.conv.bias"),
+                                        ("prior", "blocks.0.downsample_key.weight")])
+def test_a_checkpoint_with_a_parameter_missing_is_refused(reference, tmp_path, part, name):
+    """What is missing must not be left at its random start."""
+    states = {"vqvae": reference.state("vqvae"), "prior": reference.state("prior")}
+    del states[part][name]
+    for which, state in states.items():
+        torch.save(state, tmp_path / f"{which}.pt")
+    run = subprocess.run([*IMPORT, tmp_path / "vqvae.pt", tmp_path / "prior.pt", "--region", reference.region, "-o",
+                          tmp_path / "out.safetensors"], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(tmp_path / f"{part}.pt") in run.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_a_bad_checkpoint_is_named_in_one_line(tmp_path, content):
     bad = tmp_path / "bad.pt"
@@ -48,8 +62,8 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
     torch.save(Evil(), tmp_path / "evil.pt")
-    for command in ([*IMPORT, tmp_path / "evil.pt", tmp_path / "evil.pt", "--region", "brain", "-o", tmp_path / "x"],):
-        assert subprocess.run(command, capture_output=True).returncode == 1
+    command = [*IMPORT, tmp_path / "evil.pt", tmp_path / "evil.pt", "--region", "brain", "-o", tmp_path / "x"]
+    assert subprocess.run(command, capture_output=True).returncode == 1
     with pytest.raises(ModelError):
         load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()

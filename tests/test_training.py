@@ -99,6 +99,17 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
         assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
 
 
+def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache, tmp_path):
+    words = ("vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE, "--resume")
+    assert script("train.py", *words, "--steps", 2).returncode == 0
+    stored = torch.load(tmp_path / "vqvae.pt", weights_only=True)
+    own = json.loads(stored["about"])["revision"]
+    torch.save(stored | {"about": json.dumps(json.loads(stored["about"]) | {"revision": "older"})}, tmp_path / "vqvae.pt")
+    for steps, expected in ((2, "older"), (3, f"older, {own}"), (3, f"older, {own}")):  # only a step adds a revision
+        assert script("train.py", *words, "--steps", steps).returncode == 0
+        assert json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
+
+
 def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     """A kill while a checkpoint is being written leaves the one before it."""
     words = ("vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE, "--resume")

@@ -111,11 +111,13 @@ class Log:
 
     def write(self, row: dict[str, float | int | str]) -> None:
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        with open(self.file, "w", newline="") as out:
+        part = self.file.with_name(f".{self.file.name}.part")
+        with open(part, "w", newline="") as out:
             columns = list(dict.fromkeys(k for r in self.rows for k in r))
             writer = csv.DictWriter(out, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
+        os.replace(part, self.file)
 
 
 def save_checkpoint(file: Path, content: dict) -> None:
@@ -160,6 +162,11 @@ class Trainer:
         self.optimiser.load_state_dict(stored["optimiser"])
         self.stage.load_state(stored["stage"])
         self.step, self.seconds = stored["step"], stored["seconds"]
+        before = json.loads(stored["about"])
+        if self.budget.progress(self.step, self.seconds) >= 1:  # no step is left: they were all taken by that code
+            self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
+        elif self.about["revision"] not in before["revision"]:
+            self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
 
     def save(self) -> None:
         save_checkpoint(self.file, {
