@@ -45,9 +45,9 @@ class VQVAE(nn.Module):
     def __init__(self, settings: VQVAESettings):
         super().__init__()
         self.settings = settings
-        self.encoder = _encoder(settings)
+        self.encoder = make_encoder(settings)
         self.codebook = nn.Parameter(torch.randn(settings.codebook_size, settings.channels[-1]))
-        self.decoder = _decoder(settings)
+        self.decoder = make_decoder(settings)
 
     def features(self, slices: Tensor, position: Tensor) -> Tensor:
         """Encoder output before quantisation, (B, C, h, w), for slices (B, H, W) and positions (B, 1)."""
@@ -77,12 +77,17 @@ class VQVAE(nn.Module):
         """Slices (B, H, W) from codes (B, h, w) at positions (B, 1)."""
         return self.decode_features(self.lookup(codes), position)
 
+    def reconstruct(self, slices: Tensor, position: Tensor) -> Tensor:
+        """Slices (B, H, W) encoded and decoded again."""
+        return self.decode(self.encode(slices, position), position)
+
 
 def _units(channels: int, s: VQVAESettings, count: int) -> list[nn.Module]:
     return [GatedResidualUnit(channels, 3, norm=True, dropout=s.dropout) for _ in range(count)]
 
 
-def _encoder(s: VQVAESettings) -> nn.Sequential:
+def make_encoder(s: VQVAESettings) -> nn.Sequential:
+    """cat[slice, position] (B, 2, H, W) -> features (B, C, h, w)."""
     first, last = s.channels[0], s.channels[-1]
     layers: list[nn.Module] = [nn.Conv2d(2, first, s.stem_kernel, padding=s.stem_padding), nn.BatchNorm2d(first)]
     for width, wider in zip(s.channels, s.channels[1:]):
@@ -91,7 +96,8 @@ def _encoder(s: VQVAESettings) -> nn.Sequential:
     return nn.Sequential(*layers, *_units(last, s, 1))
 
 
-def _decoder(s: VQVAESettings) -> nn.Sequential:
+def make_decoder(s: VQVAESettings) -> nn.Sequential:
+    """cat[features, position] (B, C + 1, h, w) -> slice (B, 1, H, W)."""
     first, last = s.channels[0], s.channels[-1]
     layers: list[nn.Module] = [nn.Conv2d(last + 1, last, 3, padding=1), nn.BatchNorm2d(last)]
     for width, narrower in zip(s.channels[::-1], s.channels[-2::-1]):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one)."""
+"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one); or the VAE
+that they are compared with."""
 
 import argparse
 import sys
@@ -12,8 +13,9 @@ import torch  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
 from mood_submission.training.cache import build_cache  # noqa: E402
 from mood_submission.training.run import (PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Run, train_prior,  # noqa: E402
-                                          train_vqvae)
+                                          train_vae, train_vqvae)
 from mood_submission.training.trainer import Budget, Schedule  # noqa: E402
+from mood_submission.vae import VAESettings  # noqa: E402
 from mood_submission.vqvae import VQVAESettings  # noqa: E402
 
 
@@ -42,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
     prior.add_argument("--prior-channels", type=int, default=128, help="width of the prior")
     prior.add_argument("--blocks", type=int, default=4, help="blocks of the prior")
     prior.add_argument("--res-blocks", type=int, default=4, help="pairs of residual units a block")
+    prior.add_argument("--first-kernel", type=int, help="kernel of the first convolution (default: the region's published)")
+    prior.add_argument("--downsample", type=int, help="stride of the attention's grid (default: the region's published)")
+    vae = stages.add_parser("vae", help="train the VAE, for comparison", formatter_class=Defaults)
+    _run_options(vae, rate=1e-3)
+    vae.add_argument("--channels", type=int, nargs="+", default=VAESettings.channels, help="widths of the levels")
+    vae.add_argument("--latent", type=int, default=VAESettings.latent, help="dimensions of the latent")
+    vae.add_argument("--res-blocks", type=int, default=2, help="gated residual units a level")
+    vae.add_argument("--kl-weight", type=float, default=1.0, help="what the divergence counts beside the summed L1")
     return top
 
 
@@ -59,7 +69,8 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
     budget.add_argument("--minutes", type=float, help="train so long, resumed parts included")
     budget.add_argument("--steps", type=int, help="train so many steps")
     options.add_argument("--resume", action="store_true", help="go on from the run's checkpoint, if it has one")
-    options.add_argument("--start-from", type=Path, metavar="RUN_DIR", help="start from another run's weights")
+    options.add_argument("--start-from", type=Path, metavar="RUN_DIR|FILE.safetensors",
+                         help="start from another run's weights, or a model file's")
     options.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     options.add_argument("--batch", type=int, default=16, help="slices a step")
     options.add_argument("--rate", type=float, default=rate, help="highest learning rate of the cosine schedule")
@@ -84,10 +95,14 @@ def main() -> int:
         if args.stage == "vqvae":
             train_vqvae(run, VQVAESettings(args.channels or PUBLISHED_CHANNELS[args.region], args.codebook_size,
                                            args.res_blocks, stem_padding=args.stem_padding, dropout=args.dropout))
+        elif args.stage == "vae":
+            train_vae(run, VAESettings(args.channels, args.latent, n_res_block=args.res_blocks, dropout=args.dropout,
+                                       kl_weight=args.kl_weight))
         else:
+            attention = {name: value for name in ("first_kernel", "downsample") if (value := getattr(args, name))}
             sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks,
                      "dropout": args.dropout}
-            train_prior(run, sizes | PUBLISHED_ATTENTION[args.region], args.vqvae or args.out)
+            train_prior(run, sizes | PUBLISHED_ATTENTION[args.region] | attention, args.vqvae or args.out)
     except ValueError as error:  # files and settings that are not as expected
         print(f"train.py: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..pixelsnail import PixelSNAIL
 from ..sampler import restore
+from ..vae import VAE
 from ..vqvae import VQVAE
 from .cache import SliceData
 
@@ -31,10 +32,10 @@ def curves(log: Path, picture: Path) -> None:
 
 
 @torch.inference_mode()
-def reconstructions(vqvae: VQVAE, data: SliceData, picture: Path, count: int = 6) -> None:
+def reconstructions(model: VQVAE | VAE, data: SliceData, picture: Path, count: int = 6) -> None:
     """Held-out slices, their reconstructions and the differences, one column a slice."""
     slices, position = data.plain(_some_filled(data, count))
-    decoded = vqvae.decode(vqvae.encode(slices, position), position)
+    decoded = model.reconstruct(slices, position)
     _grid({"slice": slices, "reconstruction": decoded, "difference": (slices - decoded).abs()}, picture)
 
 

@@ -1,5 +1,6 @@
 """A training run from its options to its folder: slices.npz, vqvae.pt, prior.pt, their logs and pictures."""
 
+import dataclasses
 import datetime
 import json
 import subprocess
@@ -8,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, fold_weight_norm
+from ..model import load_model
+from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ..preprocessing import Preprocessing
 from ..scoring import top_score
+from ..vae import VAE, VAESettings
 from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, load_cache
-from .stages import PriorStage, VQVAEStage, evenly, nll_percentiles
+from .stages import PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
 from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
@@ -36,7 +39,7 @@ class Run:
     schedule: Schedule
     device: torch.device
     resume: bool = False
-    start_from: Path | None = None      # another run whose weights to start from
+    start_from: Path | None = None      # another run, or a model file, whose weights to start from
     validation: float = 0.1
     test: float = 0.1
     max_slices: int | None = None
@@ -71,6 +74,19 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
     plots.restorations(vqvae, fold_weight_norm(model).eval(), splits["validation"],
                        measured["thresholds"]["pixel"], run.out / "prior_pictures.png")
+
+
+def train_vae(run: Run, settings: VAESettings) -> None:
+    """Train the VAE that restoration is compared with; leaves vae.pt, vae.csv and pictures in `run.out`."""
+    from . import plots
+
+    splits, names = _splits(run)
+    settings = dataclasses.replace(settings, image_size=splits["train"].preprocessing.image_size)
+    stage = VAEStage(settings, Augmentation(), run.schedule.precision)
+    trainer = _trainer(run, stage, splits, {"vae": asdict(settings), **_about(run, splits, names)})
+    model = trainer.train().eval()
+    plots.curves(run.out / "vae.csv", run.out / "vae_curves.png")
+    plots.reconstructions(model, splits["validation"], run.out / "vae_pictures.png")
 
 
 def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) -> dict:
@@ -108,12 +124,18 @@ def load_vqvae(folder: Path) -> tuple[VQVAE, dict]:
 
 def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     """The averaged prior of a run, weight norm folded, in evaluation mode, and what the run says of itself."""
-    from ..pixelsnail import add_weight_norm
-
     stored, about = load_stage(folder, "prior")
     model = add_weight_norm(PixelSNAIL(PixelSNAILSettings(**about["prior"])))
     model.load_state_dict(_averaged(stored))
     return fold_weight_norm(model).eval(), about
+
+
+def load_vae(folder: Path) -> tuple[VAE, dict]:
+    """The averaged VAE of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
+    stored, about = load_stage(folder, "vae")
+    model = VAE(VAESettings(**about["vae"]))
+    model.load_state_dict(_averaged(stored))
+    return model.eval(), about
 
 
 def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
@@ -148,13 +170,32 @@ def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) 
     if file.exists() and not run.resume:
         raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
     if run.start_from is not None:
-        stored, _ = load_stage(run.start_from, stage.name)
-        stage.model.load_state_dict(_averaged(stored))
-        stage.started = True
+        _start_from(run.start_from, stage)
     trainer = Trainer(stage, splits, run.out, run.budget, run.schedule, run.device, about)
     if file.exists():
         trainer.resume()
     return trainer
+
+
+def _start_from(source: Path, stage: Stage) -> None:
+    """Fill the stage's network with that of a run or of a model file. Raises RunError where the sizes differ."""
+    try:
+        if source.is_dir():
+            stage.model.load_state_dict(_averaged(load_stage(source, stage.name)[0]))
+        else:
+            stored = load_model(source, "cpu")
+            networks = {"vqvae": stored.vqvae, "prior": stored.prior}
+            if stage.name not in networks:
+                raise RuntimeError("no such network")
+            found = networks[stage.name]
+            if found.settings != dataclasses.replace(stage.model.settings, dropout=found.settings.dropout):
+                raise RuntimeError(f"one of {found.settings}")
+            found = add_weight_norm(found) if isinstance(found, PixelSNAIL) else found
+            stage.model.load_state_dict(found.state_dict())
+    except RuntimeError as error:
+        raise RunError(f"{source}: expected a {stage.name} of {stage.model.settings}, found "
+                       f"{' '.join(str(error).split())[:300]}") from None
+    stage.started = True
 
 
 def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:

@@ -1,10 +1,11 @@
-"""The two things that are trained: the VQ-VAE, then the prior on its codes."""
+"""What is trained: the VQ-VAE, then the prior on its codes; and the VAE that they are compared with."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
+from ..vae import VAE, VAESettings, divergence
 from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation, augment_geometry, augment_intensity
 from .cache import SliceData
@@ -135,6 +136,50 @@ class PriorStage:
             codes = self.vqvae.encode(slices, position)
             logits = model(codes, position)
         return F.cross_entropy(logits.float(), codes, reduction="none")
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
+
+class VAEStage:
+    """Negative ELBO with a Laplace likelihood of scale 1: a slice's summed L1 + the latent's divergence from the prior."""
+
+    name = "vae"
+    channels_last_on_cpu = False
+
+    def __init__(self, settings: VAESettings, augmentation: Augmentation, precision: str):
+        self.model, self.augmentation, self.precision = VAE(settings), augmentation, precision
+
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        slices, position = augmented_batch(data, index, self.augmentation, generator)
+        with autocast(slices, self.precision):
+            mean, log_variance = self.model.encode(slices, position)
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+            reconstruction = self.model.decode(mean + (log_variance / 2).exp() * noise, position)
+        l1 = (reconstruction.float() - slices).abs().mean()
+        kl = divergence(mean, log_variance).mean()
+        loss = l1 + self.model.settings.kl_weight * kl / slices[0].numel()  # a mean over pixels: the scale of the rates
+        return loss, {"l1": l1.detach(), "kl": kl.detach()}
+
+    def after_step(self, step: int, progress: float) -> None:
+        pass
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module, data: SliceData, count: int = 256) -> dict[str, float]:
+        model.eval()
+        l1, kl, total = 0.0, 0.0, 0
+        for index in evenly(data, count):
+            slices, position = data.plain(index)
+            with autocast(slices, self.precision):
+                mean, log_variance = model.encode(slices, position)
+                decoded = model.decode(mean, position)
+            l1 += float((decoded.float() - slices).abs().mean()) * len(index)
+            kl += float(divergence(mean, log_variance).sum())
+            total += len(index)
+        return {"validation_l1": l1 / total, "validation_kl": kl / total}
 
     def state(self) -> dict:
         return {}
