@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .model import REGIONS, SAMPLE_METHODS, ModelError, load_model
+from .model import PRECISIONS, REGIONS, SAMPLE_METHODS, ModelError, load_model
 from .predictor import TASKS, Predictor
 from .volumes import VolumeError, find_volumes
 
@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions")
     predict.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
     predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    predict.add_argument("--precision", choices=PRECISIONS, default="float32",
+                         help="of drawing restorations: tf32 (CUDA only) and bf16 are faster on many GPUs and draw "
+                              "others, as likely (default: float32)")
     predict.add_argument("--slices", type=slices_option, default=None, metavar="all|N",
                          help="how many slices of a volume to look at; published: 32 (default: all)")
     predict.add_argument("--restorations", type=positive, metavar="N",
@@ -65,7 +68,7 @@ def predict(args: argparse.Namespace) -> int:
         if not files:
             return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found none")
         args.output.mkdir(parents=True, exist_ok=True)
-        model = load_model(args.weights or args.region, args.device)
+        model = load_model(args.weights or args.region, args.device, precision=args.precision)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
     except OSError as error:

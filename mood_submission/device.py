@@ -57,8 +57,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
-    """While open (or as a decorator: while it runs), CUDA multiplies float32 as such, not rounded to TF32's 10 bits.
+def float32_as(precision: str) -> Iterator[None]:
+    """While open (or as a decorator: while it runs), CUDA multiplies float32 as such ("ieee") or rounded to TF32's 10
+    bits ("tf32").
 
     The setting is the process's; afterwards it is what it was.
     """
@@ -66,8 +67,13 @@ def exact_float32() -> Iterator[None]:
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:
-            kind.fp32_precision = "ieee"
+            kind.fp32_precision = precision
         yield
     finally:
-        for kind, precision in zip(kinds, before):
-            kind.fp32_precision = precision
+        for kind, value in zip(kinds, before):
+            kind.fp32_precision = value
+
+
+def exact_float32():
+    """`float32_as("ieee")`."""
+    return float32_as("ieee")

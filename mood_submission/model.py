@@ -4,6 +4,7 @@ The file holds the parameters of the VQ-VAE (`vqvae.*`) and of the prior (`prior
 everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable
@@ -25,6 +26,7 @@ FORMAT = "mood-submission-1"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 REGIONS = ("brain", "abdom")
 SAMPLE_METHODS = ("paper", "top")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class ModelError(ValueError):
@@ -74,13 +76,20 @@ class Model:
     `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
     of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time, chosen
     by memory when None; halved when memory runs out, and not seen in the results, beyond the rounding of sums.
-    Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to."""
+    Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to.
+    `precision`, of restoring alone: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA)
+    and "bf16" draw others of the same distribution, up to rounding."""
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
-                 dtype: torch.dtype = torch.float32, batch_size: int | None = None):
+                 dtype: torch.dtype = torch.float32, batch_size: int | None = None,
+                 precision: str = "float32"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
+        self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
+        self.precision = precision
         self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
 
     @exact_float32()
@@ -103,8 +112,9 @@ class Model:
         number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
         codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
         if self.device.type == "cuda" and self._cached.get(codes.shape[1:]) is None:
-            self._cached = {codes.shape[1:]: CachedPrior(self.prior, *codes.shape[1:])}
-        return restore(self.prior, codes, position, uniforms, threshold, cached=self._cached.get(codes.shape[1:]))
+            self._cached = {codes.shape[1:]: CachedPrior(self.sampling_prior, *codes.shape[1:])}
+        return restore(self.sampling_prior, codes, position, uniforms, threshold,
+                       cached=self._cached.get(codes.shape[1:]), tf32=self.precision == "tf32")
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -142,10 +152,11 @@ def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype:
     part.replace(file)
 
 
-def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Model:
+def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None,
+               precision: str = "float32") -> Model:
     """The model of a region ("brain", "abdom": the shipped weights), or of a file.
 
-    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. Only safetensors are read: no
+    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`. Only safetensors are read: no
     pickle, nothing in the file is executed. Raises ModelError, in one line that names the file.
     """
     file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
@@ -159,7 +170,7 @@ def load_model(name: str | Path, device: str | torch.device | None = None, dtype
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(vqvae, prior, about, device, dtype or torch.float32)
+    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision)
 
 
 def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .device import affordable, exact_float32, in_batches
+from .device import affordable, exact_float32, float32_as, in_batches
 from .layers import GatedResidualUnit
 from .pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, PixelSNAIL, PointwiseMap, background_of
 
@@ -59,9 +59,8 @@ def restore_plain(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: 
 
 
 @torch.no_grad()
-@exact_float32()
 def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,
-            batch_size: int | None = None, cached: "CachedPrior | None" = None) -> Tensor:
+            batch_size: int | None = None, cached: "CachedPrior | None" = None, tf32: bool = False) -> Tensor:
     """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
 
     prior: in eval mode, float32, float64 or bfloat16. Not to be used by another thread meanwhile (hooks are set).
@@ -73,6 +72,8 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
         the result, beyond the rounding of sums.
     cached: what an earlier call with the same prior and grid size took, to be used again; by default a new one. On CUDA
         its work is recorded as graphs when it is first used again.
+    tf32: let CUDA multiply float32 in TF32. As with a bfloat16 prior, the draws are then others where a uniform number
+        falls between two codes' sums, of the same distribution up to rounding.
 
     Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
     out-of-memory errors only when a single restoration does not fit.
@@ -80,10 +81,17 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
     _check(prior, codes, position, uniforms, threshold, batch_size)
     batch, restorations, height, width = uniforms.shape
     result = codes[:, None].repeat(1, restorations, 1, 1)
-    if not result.numel():
-        return result
-    thresholds = _thresholds(prior, codes, threshold)
-    cached = cached or CachedPrior(prior, height, width)
+    if result.numel():
+        with float32_as("tf32" if tf32 else "ieee"):
+            _restore(prior, codes, position, uniforms, _thresholds(prior, codes, threshold), batch_size,
+                     cached or CachedPrior(prior, height, width), result)
+    return result
+
+
+def _restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, thresholds: Tensor,
+             batch_size: int | None, cached: "CachedPrior", result: Tensor) -> None:
+    """Fill `result` (B, S, h, w), which starts as the codes."""
+    batch, restorations = uniforms.shape[:2]
     rows = batch * restorations
     batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
     start, slices, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
@@ -97,7 +105,6 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
                                          states, row_state[first:last])
 
     in_batches(run, len(row_slice), batch_size)
-    return result
 
 
 def _check(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor,

@@ -15,7 +15,7 @@ import torch  # noqa: E402
 
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
 from mood_submission.benchmark import FreeNetworks, benchmark, benchmark_io, machine  # noqa: E402
-from mood_submission.model import REGIONS, ModelError, load_model  # noqa: E402
+from mood_submission.model import PRECISIONS, REGIONS, ModelError, load_model  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import VolumeError  # noqa: E402
 
@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--region", choices=REGIONS, required=True)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--io", action="store_true", help="only reading, writing and all else that is no network, "
                         "beside a bare nibabel load and save (with --slices all by default)")
     parser.add_argument("--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32")
@@ -50,13 +51,14 @@ def toy(region: str, size: int, folder: Path) -> Path:
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str]:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = FreeNetworks(args.region, device) if args.io else load_model(args.weights or args.region, device)
+    model = FreeNetworks(args.region, device) if args.io else load_model(
+        args.weights or args.region, device, precision=args.precision)
     volume = args.volume or toy(args.region, args.size or SIZE[args.region], work)
     predictor = Predictor(model, args.slices, args.restorations)
     out = work / "out"
     out.mkdir()
     figures = benchmark_io(predictor, volume, out) if args.io else benchmark(predictor, volume, out, args.naive_places)
-    return {"region": args.region, "machine": machine(device), "torch": torch.__version__,
+    return {"region": args.region, "machine": machine(device), "torch": torch.__version__, "precision": args.precision,
             "slices": "all" if args.slices is None else args.slices, "restorations": args.restorations} | figures
 
 

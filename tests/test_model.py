@@ -1,5 +1,6 @@
 """Model files: round trips, the import of published checkpoints, and files that are none."""
 
+import copy
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mood_submission import load_model
 from mood_submission.model import ModelError, save_model
+from mood_submission.sampler import restore
 
 IMPORT = [sys.executable, str(ROOT / "scripts" / "import_reference.py")]
 
@@ -136,3 +138,17 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
         with pytest.raises(ModelError) as error:
             load_model(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_precision_is_of_restoring_alone(tiny_weights):
+    exact, rough = (load_model(tiny_weights["brain"], device="cpu", precision=p) for p in ("float32", "bf16"))
+    generator = torch.Generator().manual_seed(0)
+    slices, position = torch.randn(2, 160, 160, generator=generator), torch.zeros(2, 1)
+    codes = exact.encode(slices, position)
+    assert torch.equal(rough.encode(slices, position), codes)
+    assert torch.equal(rough.nll(codes, position), exact.nll(codes, position))
+    uniforms = torch.rand(2, 3, *codes.shape[1:], generator=generator)
+    expected = restore(copy.deepcopy(exact.prior).bfloat16(), codes, position.bfloat16(), uniforms, 1.0)
+    assert torch.equal(rough.restore(codes, position, uniforms, 1.0), expected)
+    with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, found 'half'"):
+        load_model(tiny_weights["brain"], device="cpu", precision="half")

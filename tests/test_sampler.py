@@ -274,6 +274,41 @@ def test_lower_precision(dtype):
         assert torch.equal(restored, restore_plain(prior, codes, position.to(dtype), uniforms.float(), 2.5))
 
 
+def shares(restored: Tensor) -> Tensor:
+    """How often each code came at each place: (B, h, w, K)."""
+    return torch.nn.functional.one_hot(restored, CODES).double().mean(1)
+
+
+@pytest.mark.parametrize("variant", ["brain", "abdom"])
+def test_bfloat16_draws_as_often_what_float32_draws(variant):
+    """Over many restorations every place's marginal is that of float32, as near as other draws of float32 are."""
+    prior = random_prior(variant, torch.float32)
+    rough = copy.deepcopy(prior).bfloat16()
+    codes, position, uniforms = random_inputs(2, 4000, (4, 5))
+    position, uniforms = position.float(), uniforms.float()
+    thresholds = torch.tensor([0.0, 2.5])  # all drawn anew; some
+    exact, other = (shares(restore(prior, codes, position, u, thresholds)) for u in uniforms.chunk(2, dim=1))
+    got = shares(restore(rough, codes, position.bfloat16(), uniforms.chunk(2, dim=1)[1], thresholds))
+    apart, by_chance = (got - exact).abs().sum(-1) / 2, (other - exact).abs().sum(-1) / 2  # total variation
+    # codes that lie at the threshold itself may go either way: a place's NLL is known to 1% or so
+    assert apart.mean() < 1.25 * by_chance.mean() + 0.005 and apart[0].max() < by_chance[0].max() + 0.02
+
+
+def test_tf32_is_allowed_only_where_asked_for(monkeypatch):
+    prior, (codes, position, uniforms) = random_prior("abdom", torch.float32), random_inputs(1, 1, (3, 3))
+    seen, forward = [], PixelSNAIL.forward
+
+    def spy(self: PixelSNAIL, *arguments: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(PixelSNAIL, "forward", spy)
+    before = torch.backends.cuda.matmul.fp32_precision
+    for tf32 in (False, True):
+        restore(prior, codes, position.float(), uniforms.float(), 1.0, tf32=tf32)
+    assert seen == ["ieee", "tf32"] and torch.backends.cuda.matmul.fp32_precision == before
+
+
 def test_no_slices_and_no_restorations():
     prior = random_prior("abdom")
     for batch, restorations in ((0, 2), (2, 0)):
