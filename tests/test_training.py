@@ -18,8 +18,10 @@ from mood_submission.preprocessing import (Preprocessing, intensity_statistics, 
                                            slice_indices, volume_to_slices)
 from mood_submission.training.augment import Augmentation, augment_geometry, augment_intensity
 from mood_submission.training.cache import CacheError, build_cache, load_cache, split_names
+from mood_submission.training.run import load_prior, load_vae, load_vqvae
 from mood_submission.training.stages import VQVAEStage, nll_percentiles
 from mood_submission.training.trainer import BatchOrder, Budget, Schedule
+from mood_submission.vae import divergence
 from mood_submission.volumes import read_volume
 from mood_submission.vqvae import VQVAESettings
 
@@ -75,6 +77,53 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     assert model.nll(codes, torch.zeros(1, 1)).shape == (1, 20, 20)
     again = script("train.py", "vqvae", *common, "--steps", 3, *TINY_VQVAE)
     assert again.returncode == 1 and "--resume" in again.stderr and again.stderr.count("\n") == 1
+
+
+def test_vae_is_trained_beside_them(cache, tmp_path):
+    words = ("vae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", "--batch", 4,
+             "--channels", 4, 4, 4, 8, "--latent", 6, "--res-blocks", 1)
+    done = script("train.py", *words, "--steps", 3)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in tmp_path.glob("vae*")} == {f"vae{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")}
+    vae, about = load_vae(tmp_path)
+    slices, position = torch.randn(2, 160, 160), torch.zeros(2, 1)
+    mean, log_variance = vae.encode(slices, position)
+    assert mean.shape == log_variance.shape == (2, 6) and about["slices_seen"] == 12
+    assert vae.reconstruct(slices, position).shape == slices.shape
+    assert torch.equal(vae.reconstruct(slices, position), vae.decode(mean, position))
+
+
+def test_divergence_is_that_of_two_normal_distributions():
+    mean, log_variance = torch.randn(5, 7), torch.randn(5, 7)
+    own = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(own, torch.distributions.Normal(0.0, 1.0)).sum(1)
+    assert torch.allclose(divergence(mean, log_variance), expected, atol=1e-5)
+
+
+def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
+    common = ("--region", "brain", "--data", cache, "--device", "cpu", "--rate", 0)
+    first = tmp_path / "first"
+    for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
+        assert script("train.py", stage, *common, "--steps", 2, *sizes, "--out", first).returncode == 0
+    assert script("export.py", first, "-o", tmp_path / "model.safetensors", "--dtype", "float32").returncode == 0
+    expected = load_model(tmp_path / "model.safetensors", device="cpu")
+    for source in (first, tmp_path / "model.safetensors"):  # at a rate of 0 the second run ends as it began
+        run = tmp_path / f"from_{source.name}"
+        for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
+            done = script("train.py", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source)
+            assert done.returncode == 0, done.stderr
+        assert torch.equal(load_vqvae(run)[0].codebook, expected.vqvae.codebook)
+        for name, value in load_prior(run)[0].state_dict().items():
+            assert torch.allclose(value, expected.prior.state_dict()[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("stage, sizes", [("vqvae", ("--channels", 4, 4, 4, 16)), ("vqvae", ("--stem-padding", 0)),
+                                          ("vae", ())])
+def test_starting_from_other_sizes_is_refused_in_one_line(cache, tiny_weights, tmp_path, stage, sizes):
+    done = script("train.py", stage, "--region", "brain", "--data", cache, "--out", tmp_path / "run", "--device", "cpu",
+                  "--steps", 1, *sizes, "--start-from", tiny_weights["brain"])
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tiny_weights["brain"]) in done.stderr
+    assert not (tmp_path / "run" / f"{stage}.pt").exists()
 
 
 def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
