@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .model import PRECISIONS, REGIONS, SAMPLE_METHODS, ModelError, load_model
+from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, ModelError, load_model
 from .predictor import TASKS, Predictor
 from .volumes import VolumeError, find_volumes
 
@@ -51,8 +51,11 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--restorations", type=positive, metavar="N",
                          help="restorations a slice (default: what the model file says; published: 15)")
     predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
-                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D "
-                              "(default: what the model file says)")
+                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
+                              "rarity: what is rarest among healthy volumes (default: what the model file says)")
+    predict.add_argument("--pixel-method", choices=PIXEL_METHODS,
+                         help="paper: the published difference from the restorations; rarity: how rare differences and "
+                              "NLL like these are among healthy volumes (default: what the model file says)")
     predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
     return top
 
@@ -69,6 +72,7 @@ def predict(args: argparse.Namespace) -> int:
             return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found none")
         args.output.mkdir(parents=True, exist_ok=True)
         model = load_model(args.weights or args.region, args.device, precision=args.precision)
+        predictor = Predictor(model, args.slices, args.restorations, args.seed, args.sample_method, args.pixel_method)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
     except OSError as error:
@@ -78,7 +82,6 @@ def predict(args: argparse.Namespace) -> int:
     if model.about.region != args.region:
         return usage_error(f"{args.weights}: expected a model of region {args.region}, found {model.about.region}")
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
-    predictor = Predictor(model, args.slices, args.restorations, args.seed, args.sample_method)
     with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
         failed = predictor.predict_files(files, args.task, args.output,
                                          lambda line: tqdm.write(line, file=sys.stderr), bar.update)

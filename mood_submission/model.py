@@ -25,7 +25,8 @@ from .vqvae import VQVAE, VQVAESettings
 FORMAT = "mood-submission-1"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 REGIONS = ("brain", "abdom")
-SAMPLE_METHODS = ("paper", "top")
+SAMPLE_METHODS = ("paper", "top", "rarity")
+PIXEL_METHODS = ("paper", "rarity")
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
@@ -39,9 +40,12 @@ class About:
 
     pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
         the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL) or "top" (`scoring.top_score`).
+    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`scoring.top_score`) or
+        "rarity" (module `rarity`). pixel_method: how voxels' scores are: "paper" (|slice - restoration|) or "rarity".
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
     top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
+    rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
+    rarity_reference: mean `rarity.top_mean` of healthy hold-out volumes; a volume like them scores 0.5 by "rarity".
     restorations, temperature: published 15 and 3.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
     """
@@ -55,6 +59,9 @@ class About:
     sample_method: str = "paper"
     sample_scale: float = 2000.0
     top_reference: float = 3.0
+    pixel_method: str = "paper"
+    rarity_tables: dict[str, list[float]] = field(default_factory=dict)
+    rarity_reference: float = 3.0
     restorations: int = 15
     temperature: float = 3.0
     training: dict = field(default_factory=dict)
@@ -146,10 +153,21 @@ def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype:
     tensors = {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
                for part, network in (("vqvae", vqvae), ("prior", prior))
                for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    _write(file, tensors, about)
+
+
+def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_bytes(save(tensors, metadata={"about": about.to_json()}))
     part.replace(file)
+
+
+def rewrite_about(file: Path, out: Path, about: About) -> None:
+    """Write to `out` (which may be `file`) the model of `file` with another description; its parameters stay as stored."""
+    with safe_open(file, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+    _write(out, tensors, about)
 
 
 def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None,

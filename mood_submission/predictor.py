@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .device import is_out_of_memory
-from .model import Model
+from .model import Model, ModelError
 from .preprocessing import (intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
+from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften, top_mean
 from .scoring import pixel_score, sample_score, smooth, top_score
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
@@ -45,16 +46,22 @@ class Predictor:
 
     slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15).
-    sample_method: "paper" or "top" (see `model.About`); None for what the model file says.
+    sample_method: "paper", "top" or "rarity", pixel_method: "paper" or "rarity" (see `model.About`); None for what the
+        model file says. Raises ModelError for "rarity" with a model that is not calibrated.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
         so a volume's scores do not depend on what else is in the folder.
     """
 
     def __init__(self, model: Model, slices: int | None = None, restorations: int | None = None, seed: int = 0,
-                 sample_method: str | None = None):
+                 sample_method: str | None = None, pixel_method: str | None = None):
         self.model, self.slices, self.seed = model, slices, seed
         self.sample_method = sample_method or model.about.sample_method
+        self.pixel_method = pixel_method or model.about.pixel_method
         self.restorations = model.about.restorations if restorations is None else restorations
+        missing = [name for name in EVIDENCE if name not in model.about.rarity_tables]
+        if missing and "rarity" in (self.sample_method, self.pixel_method):
+            raise ModelError(f"expected a calibrated model for the method rarity, found one without a table of "
+                             f"{missing[0]}; see scripts/calibrate.py")
 
     def sample_score(self, volume: Volume) -> float:
         """How anomalous the volume is, 0 .. 1."""
@@ -77,23 +84,47 @@ class Predictor:
                         data.shape, volume.spacing, volume.grid, volume.path)
 
     def compute(self, prepared: Prepared, task: str) -> float | Tensor:
-        """What the networks make of it: the sample score, or the slices' pixel scores (N, S, S) for `to_volume`."""
-        about = self.model.about
+        """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
         codes = self.model.encode(prepared.slices, prepared.position)
         if task == "sample":
-            return self.sample_score_of(self.model.nll(codes, prepared.position))
-        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
-        restored = self.model.restore(codes, prepared.position, uniforms, about.pixel_threshold)
-        return self.compare(prepared, restored)
+            return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
+        return self.pixel_scores_of(prepared, codes, *self.residuals(prepared, self.restore(prepared, codes)))
 
-    def sample_score_of(self, nll: Tensor) -> float:
-        """The sample score, 0 .. 1, of a volume's NLL (N, h, w)."""
+    def sample_score_of(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> float:
+        """The sample score, 0 .. 1, of a volume with these codes and NLL (N, h, w)."""
         about = self.model.about
-        if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
+        if self.sample_method == "rarity":  # this and top: monotone, 0.5 for a volume like the healthy ones, never 1
+            score = top_mean(combined_rarity(self.evidence(prepared, codes, nll), about.rarity_tables))
+            return score / (score + about.rarity_reference)
+        if self.sample_method == "top":
             score = top_score(nll)
             return score / (score + about.top_reference)
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
         return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
+
+    def pixel_scores_of(self, prepared: Prepared, codes: Tensor, published: Tensor, restoration: Tensor) -> Tensor:
+        """The slices' scores, 0 .. 1, of a volume with these codes and `residuals`."""
+        if self.pixel_method == "paper":
+            return smooth(published).clamp(0, 1)
+        evidence = self.evidence(prepared, codes, self.model.nll(codes, prepared.position))
+        evidence |= self.smoothed(restoration=restoration)
+        return soften(combined_rarity(evidence, self.model.about.rarity_tables))
+
+    def evidence(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> dict[str, Tensor]:
+        """The evidence that needs no sampling, smoothed: reconstruction and likelihood, (N, H, H) each."""
+        decoded = self.model.decode(codes, prepared.position)
+        reconstruction = (prepared.slices.to(decoded) - decoded).abs()
+        return self.smoothed(reconstruction=reconstruction, likelihood=nll)
+
+    def smoothed(self, **maps: Tensor) -> dict[str, Tensor]:
+        """Each kind of evidence (N, ., .) on a grid half as fine as the slices."""
+        size = max(1, self.model.about.preprocessing.image_size // 2)
+        return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
+
+    def restore(self, prepared: Prepared, codes: Tensor) -> Tensor:
+        """Restored codes (N, S, h, w)."""
+        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
+        return self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
         """(N, S, h, w) in [0, 1), made on the CPU so that they are the same for every device."""
@@ -104,8 +135,9 @@ class Predictor:
             parts.append(torch.rand(self.restorations, *grid, generator=generator))
         return torch.stack(parts)
 
-    def compare(self, prepared: Prepared, restored: Tensor) -> Tensor:
-        """Pixel scores (N, S', S') of slices, given their restored codes (N, S, h, w).
+    def residuals(self, prepared: Prepared, restored: Tensor) -> tuple[Tensor, Tensor]:
+        """Of slices and their restored codes (N, S, h, w): the published pixel scores, before smoothing, and |slice - mean
+        of the restorations|, (N, S', S') each.
 
         Few slices at a time: the decoded restorations of all would be large. Restorations of a slice that came out
         alike are decoded once.
@@ -120,12 +152,14 @@ class Predictor:
             decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position)
             restorations = decoded[back].unflatten(0, codes.shape[:2])                           # (n, S, S', S')
             slices = prepared.slices[chunk].to(decoded)
-            parts.append(pixel_score(slices, restorations, self.model.about.temperature).float())
-        return torch.cat(parts)
+            published = pixel_score(slices, restorations, self.model.about.temperature)
+            parts.append(torch.stack([published, (slices - restorations.mean(1)).abs()]).float())
+        published, restoration = torch.cat(parts, dim=1)
+        return published, restoration
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
-        """Slices' pixel scores (N, S, S), smoothed and clipped at 1, on the volume: (X, Y, Z) float32 in RAS order."""
-        return slices_to_volume(smooth(scores).clamp(0, 1), prepared.indices, prepared.shape, prepared.spacing)
+        """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""
+        return slices_to_volume(scores, prepared.indices, prepared.shape, prepared.spacing)
 
     def predict_file(self, source: Path, task: str, out: Path) -> float | None:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.

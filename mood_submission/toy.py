@@ -17,7 +17,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from mood_submission.anomalies import KINDS, RADIUS_FRACTION, plant_with_details
-from mood_submission.volumes import Grid, Volume, find_volumes, read_volume
+from mood_submission.volumes import Grid, Volume, named_volumes, read_volume
 
 REGIONS = ("brain", "abdom")
 FRAME_MM = {"brain": 200.0, "abdom": 384.0}
@@ -267,11 +267,6 @@ def file_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
-def _stem(path: Path) -> str:
-    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    return name[:-4]
-
-
 def _generator(region: str) -> tuple[str, Callable[[int, np.random.Generator], np.ndarray]]:
     """What makes a healthy volume of `region`, with its name: brains from the template where nilearn is there."""
     if region == "abdom":
@@ -300,13 +295,8 @@ def _save(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1He
 
 def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: int) -> dict[str, Path]:
     """Name to file: the `names` or all of the volumes in `source`, and of these `volumes` drawn by seed and name."""
-    files = {_stem(path): path for path in find_volumes(source)}
-    if not files:
-        raise ValueError(f"{source}: expected .nii.gz or .nii volumes, found none")
-    missing = [name for name in names or [] if name not in files]
-    if missing:
-        raise ValueError(f"{source}: expected a volume called {missing[0]}, found {len(files)} others")
-    chosen = sorted(set(names) if names else files, key=lambda name: file_seed(seed, name))
+    files = named_volumes(source, names)
+    chosen = sorted(files, key=lambda name: file_seed(seed, name))
     if volumes is not None and volumes > len(chosen):
         raise ValueError(f"{source}: expected {volumes} volumes or more to choose from, found {len(chosen)}")
     return {name: files[name] for name in chosen[:volumes]}

@@ -6,7 +6,7 @@ Axes are only permuted and flipped, never resampled, so that a score belongs to 
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,26 @@ def find_volumes(folder: str | Path) -> list[Path]:
         for entry in entries
         if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
     ]
+
+
+def volume_name(path: Path) -> str:
+    """A volume's file name without .nii or .nii.gz."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name[:-4]
+
+
+def named_volumes(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Path]:
+    """The volumes of a folder by name, sorted; those called `names`, or all.
+
+    Raises VolumeError where there are none, or one of `names` is not there.
+    """
+    files = {volume_name(path): path for path in find_volumes(folder)}
+    if not files:
+        raise VolumeError(f"{folder}: expected .nii.gz or .nii volumes, found none")
+    missing = [name for name in names or [] if name not in files]
+    if missing:
+        raise VolumeError(f"{folder}: expected a volume called {missing[0]}, found {len(files)} others")
+    return files if names is None else {name: files[name] for name in sorted(set(names))}
 
 
 def read_volume(path: str | Path) -> Volume:

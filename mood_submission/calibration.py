@@ -1,0 +1,45 @@
+"""From healthy volumes to what is rare among them: fills in what the method "rarity" needs of a model file."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from .model import About
+from .predictor import Predictor
+from .rarity import EVIDENCE, combined_rarity, rarity_table, top_mean
+from .volumes import read_volume
+
+
+def healthy_evidence(predictor: Predictor, path: Path) -> dict[str, Tensor]:
+    """All kinds of smoothed evidence of a volume, (N, H, H) each."""
+    prepared = predictor.prepare(read_volume(path))
+    codes = predictor.model.encode(prepared.slices, prepared.position)
+    _, restoration = predictor.residuals(prepared, predictor.restore(prepared, codes))
+    evidence = predictor.evidence(prepared, codes, predictor.model.nll(codes, prepared.position))
+    return predictor.smoothed(restoration=restoration) | evidence
+
+
+def calibrate(predictor: Predictor, paths: Iterable[Path], progress: Callable[[], object] = lambda: None) -> About:
+    """The model's description with `rarity_tables` and `rarity_reference` from healthy volumes, which should be ones
+    that it was not trained on. The predictor's slices and restorations should be those of later use.
+
+    Its methods become "rarity". Raises VolumeError for a file that is no volume, ValueError for no volumes.
+    """
+    volumes = []
+    for path in paths:
+        volumes.append({name: maps.cpu() for name, maps in healthy_evidence(predictor, path).items()})
+        progress()
+    if not volumes:
+        raise ValueError("expected healthy volumes to calibrate on, found none")
+    tables = {name: rarity_table(np.concatenate([v[name].numpy().ravel() for v in volumes])) for name in EVIDENCE}
+    without_sampling = [{name: maps for name, maps in v.items() if name != "restoration"} for v in volumes]
+    tops = [top_mean(combined_rarity(evidence, tables)) for evidence in without_sampling]
+    about = predictor.model.about
+    calibration = {"volumes": len(volumes), "slices": sum(len(v["likelihood"]) for v in volumes),
+                   "restorations": predictor.restorations, "tops": [round(top, 3) for top in tops]}
+    return dataclasses.replace(about, rarity_tables=tables, rarity_reference=sum(tops) / len(tops),
+                               sample_method="rarity", pixel_method="rarity",
+                               training=about.training | {"calibration": calibration})

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Measure on healthy volumes how rare what a model sees is, and write the model file with that, for the method "rarity".
+
+Takes the volumes that the model's training held out for thresholds, where --data has them, or those named, or all.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tqdm import tqdm  # noqa: E402
+
+from mood_submission.__main__ import positive, slices_option  # noqa: E402
+from mood_submission.calibration import calibrate  # noqa: E402
+from mood_submission.model import PIXEL_METHODS, SAMPLE_METHODS, load_model, rewrite_about  # noqa: E402
+from mood_submission.predictor import Predictor  # noqa: E402
+from mood_submission.volumes import named_volumes  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file, of scripts/export.py")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="healthy volumes")
+    parser.add_argument("--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
+    parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
+    parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
+    parser.add_argument("--precision", default="float32", help="of sampling: float32, tf32 or bf16 (default: float32)")
+    parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="rarity", help="from then on the file's default")
+    parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="rarity", help="from then on the file's default")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
+    if args.names_file:
+        return list(named_volumes(args.data, args.names_file.read_text().split()).values())
+    files = named_volumes(args.data)
+    return [files[name] for name in held_out if name in files] or list(files.values())
+
+
+def main() -> int:
+    args = parse()
+    try:
+        model = load_model(args.model, args.device, precision=args.precision)
+        predictor = Predictor(model, args.slices, args.restorations, sample_method="paper", pixel_method="paper")
+        files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
+        with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
+            about = calibrate(predictor, files, bar.update)
+        about = dataclasses.replace(about, sample_method=args.sample_method, pixel_method=args.pixel_method)
+        rewrite_about(args.model, args.out or args.model, about)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"calibrate.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{args.out or args.model}: calibrated on {len(files)} volumes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
