@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Compare ways of scoring on healthy held-out volumes: plant anomalies of every kind, score them in every way, and write
+one table (table.md, table.json) and a page of examples (examples.png).
+
+Results of each case are kept in RESULTS/cases: a run that was stopped goes on where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tqdm import tqdm  # noqa: E402
+
+from mood_submission.__main__ import positive, slices_option  # noqa: E402
+from mood_submission.comparison import Case, check_settings, plan, run_case, table, to_markdown  # noqa: E402
+from mood_submission.model import PRECISIONS, REGIONS, WEIGHTS, load_model  # noqa: E402
+from mood_submission.predictor import Predictor  # noqa: E402
+from mood_submission.volumes import named_volumes  # noqa: E402
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--region", choices=REGIONS, required=True)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="healthy volumes, not trained on")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="RESULTS", help="folder to write to")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--held-out", action="store_true", help="only the volumes that the model file names as its "
+                       "validation and test volumes; with tables of both halves too")
+    which.add_argument("--names-file", type=Path, metavar="FILE", help="only the volumes named there, one a line")
+    parser.add_argument("--planted", type=positive, default=1, metavar="N", help="anomalies a volume, each in a copy "
+                        "of its own (default: 1)")
+    parser.add_argument("--vae", type=Path, metavar="RUN_DIR", help="a run of 'train.py vae', to be in the table too")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
+    parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
+    parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is planted where (default: 0)")
+    return parser.parse_args()
+
+
+def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The validation and test volumes, where --held-out asks for them."""
+    if not args.held_out:
+        return {}
+    if not (splits.get("validation") and splits.get("test")):
+        raise ValueError(f"{args.weights or args.region}: expected a model file that names its held-out volumes, found none")
+    return {"validation": splits["validation"], "test": splits["test"]}
+
+
+def write_tables(cases: list[Case], parts: dict[str, list[str]], out: Path) -> str:
+    """table.json and table.md: all cases, and those of each part's volumes."""
+    groups = {"all volumes": cases} | {f"{name} volumes": [c for c in cases if c.volume in members]
+                                       for name, members in parts.items()}
+    results = {name: table(members, out / "cases") for name, members in groups.items()}
+    (out / "table.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = "\n".join(f"## {name}: {sum(c.kind is None for c in groups[name])} healthy, "
+                     f"{sum(c.kind is not None for c in groups[name])} with an anomaly\n\n{to_markdown(result)}"
+                     for name, result in results.items())
+    (out / "table.md").write_text(text)
+    return text
+
+
+def main() -> int:
+    args = parse()
+    try:
+        weights = args.weights or WEIGHTS / f"{args.region}.safetensors"
+        model = load_model(weights, args.device, precision=args.precision)
+        predictor = Predictor(model, args.slices, args.restorations, sample_method="paper", pixel_method="paper")
+        parts = halves(args, model.about.training.get("vqvae", {}).get("volumes", {}))
+        names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
+        files = named_volumes(args.data, names)
+        cases = plan(list(files), args.planted, args.seed)
+        vae = None
+        if args.vae:
+            from mood_submission.training.run import load_vae
+            vae, _ = load_vae(args.vae)
+        folder = args.out / "cases"
+        folder.mkdir(parents=True, exist_ok=True)
+        check_settings(args.out, {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "vae": args.vae,
+                                  "volumes": list(files), "planted": args.planted, "slices": args.slices,
+                                  "restorations": predictor.restorations, "precision": args.precision,
+                                  "seed": args.seed})
+        for case in tqdm(cases, desc="comparing", unit="case", disable=None):
+            run_case(case, files[case.volume], predictor, vae, folder)
+        text = write_tables(cases, parts, args.out)
+        from mood_submission.pictures import examples  # matplotlib, needed only here
+        examples(cases, folder, args.out / "examples.png")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"compare.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
