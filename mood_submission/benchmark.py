@@ -85,7 +85,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     with clock("sampling"):
         restored = _restore(predictor, prepared, codes, thresholds)
     with clock("sampling_decode"):
-        predictor.residuals(prepared, restored)
+        predictor.compare(prepared, restored)
     above = (nll > thresholds[:, None, None]).flatten(1)
     result |= {"changed": _changed(restored, codes), "skipped": float((above.cumsum(1) == 0).float().mean())}
     result["peak_rss_mb"] = peak_rss_mb()
@@ -110,7 +110,7 @@ def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
         return
     prepared, codes, _, _ = _predict(predictor, path, out, clock)
     for _ in range(2):
-        predictor.residuals(prepared, _restore(predictor, prepared, codes, 0.0))
+        predictor.compare(prepared, _restore(predictor, prepared, codes, 0.0))
 
 
 def _predict(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> tuple[Prepared, Tensor, Tensor, Tensor]:
@@ -127,9 +127,9 @@ def _predict(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> t
     with clock("healthy_sampling"):
         restored = _restore(predictor, prepared, codes, model.about.pixel_threshold)
     with clock("decode"):
-        residuals = predictor.residuals(prepared, restored)
+        compared = predictor.compare(prepared, restored)
     with clock("postprocess"):
-        scores = predictor.to_volume(prepared, predictor.pixel_scores_of(prepared, codes, *residuals))
+        scores = predictor.to_volume(prepared, predictor.pixel_scores_of(prepared, codes, *compared))
     with clock("write"):
         write_volume(out / path.name, scores, prepared.grid)
     return prepared, codes, nll, restored

@@ -17,9 +17,8 @@ def healthy_evidence(predictor: Predictor, path: Path) -> dict[str, Tensor]:
     """All kinds of smoothed evidence of a volume, (N, H, H) each."""
     prepared = predictor.prepare(read_volume(path))
     codes = predictor.model.encode(prepared.slices, prepared.position)
-    _, restoration = predictor.residuals(prepared, predictor.restore(prepared, codes))
-    evidence = predictor.evidence(prepared, codes, predictor.model.nll(codes, prepared.position))
-    return predictor.smoothed(restoration=restoration) | evidence
+    _, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
+    return predictor.evidence(prepared, codes, predictor.model.nll(codes, prepared.position), restored)
 
 
 def calibrate(predictor: Predictor, paths: Iterable[Path], progress: Callable[[], object] = lambda: None) -> About:

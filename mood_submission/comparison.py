@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,113 +63,134 @@ def make(case: Case, path: Path, predictor: Predictor) -> tuple[Volume, np.ndarr
 # --- the ways of scoring ---------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def vae_scores(vae: VAE, prepared: Prepared) -> tuple[Tensor, float]:
-    """The VAE's |slice - reconstruction| (N, S, S), and the volume's mean negative ELBO a slice, nats."""
-    residuals, losses = [], []
-    for slices, position in zip(prepared.slices.cpu().split(16), prepared.position.split(16)):
-        mean, log_variance = vae.encode(slices, position)
-        residual = (slices - vae.decode(mean, position)).abs()
-        residuals.append(residual)
-        losses.append(residual.sum((1, 2)) + divergence(mean, log_variance))
-    return torch.cat(residuals), float(torch.cat(losses).mean())
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What some ways make of a volume, by way. `pixel`: maps (N, ., .) in [0, 1], for `to_volume`. `sample`: numbers,
+    higher for more anomalous. `restored`: the mean of the restorations (or the reconstruction), (N, S, S)."""
+
+    pixel: dict[str, Tensor]
+    sample: dict[str, float]
+    restored: Tensor
 
 
-def score(predictor: Predictor, prepared: Prepared, vae: VAE | None) -> tuple[dict[str, Tensor], dict[str, float], Tensor]:
-    """Every way's pixel scores, as maps (N, ., .) in [0, 1] for `to_volume`; sample scores, higher for more anomalous;
-    and the restorations' mean residual (N, S, S)."""
-    model, about = predictor.model, predictor.model.about
+Ways = Callable[[Predictor, Prepared], Scores]
+
+
+def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
+    """All that can be made of the model: as published, its parts, and by rarity where it is calibrated."""
+    model, tables = predictor.model, predictor.model.about.rarity_tables
     codes = model.encode(prepared.slices, prepared.position)
     nll = model.nll(codes, prepared.position)
-    published, restoration = predictor.residuals(prepared, predictor.restore(prepared, codes))
+    published, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
     decoded = model.decode(codes, prepared.position)
     pixel = {"vq-vae reconstruction": smooth((prepared.slices.to(decoded) - decoded).abs()).clamp(0, 1),
              "paper": smooth(published).clamp(0, 1)}
     paper = Predictor(model, sample_method="paper", pixel_method="paper")
     sample = {"paper": paper.sample_score_of(prepared, codes, nll), "top": top_score(nll)}
-    if vae is not None:
-        residual, sample["vae elbo"] = vae_scores(vae, prepared)
-        pixel["vae"], sample["vae residual"] = smooth(residual).clamp(0, 1), float(residual.mean())
-    if about.rarity_tables:
-        evidence = predictor.evidence(prepared, codes, nll)
-        groups = {"rarity without sampling": evidence, "rarity": evidence | predictor.smoothed(restoration=restoration)}
-        groups |= {f"rarity of {name}": {name: maps} for name, maps in groups["rarity"].items()}
+    if tables:
+        evidence = predictor.evidence(prepared, codes, nll, restored)
+        groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.items()}
+        groups["rarity without sampling"] = {n: maps for n, maps in evidence.items() if n != "restoration"}
+        groups["rarity"] = evidence
         for name, members in groups.items():
-            rare = combined_rarity(members, about.rarity_tables)
+            rare = combined_rarity(members, tables)
             pixel[name], sample[name] = soften(rare), top_mean(rare)
-    return pixel, sample, restoration
+    return Scores(pixel, sample, restored)
 
 
-def measure(case: Case, path: Path, predictor: Predictor, vae: VAE | None) -> dict[str, np.ndarray]:
+def vae_ways(vae: VAE) -> Ways:
+    """The VAE's |slice - reconstruction|, smoothed as the published scores are; for samples its mean, or the mean
+    negative ELBO of a slice."""
+    @torch.inference_mode()
+    def ways(predictor: Predictor, prepared: Prepared) -> Scores:
+        decoded, losses = [], []
+        for slices, position in zip(prepared.slices.cpu().split(16), prepared.position.split(16)):
+            mean, log_variance = vae.encode(slices, position)
+            decoded.append(vae.decode(mean, position))
+            losses.append((slices - decoded[-1]).abs().sum((1, 2)) + divergence(mean, log_variance))
+        decoded = torch.cat(decoded)
+        residual = (prepared.slices.cpu() - decoded).abs()
+        return Scores({"vae": smooth(residual).clamp(0, 1)},
+                      {"vae": float(residual.mean()), "vae elbo": float(torch.cat(losses).mean())}, decoded)
+    return ways
+
+
+def measure(case: Case, path: Path, predictor: Predictor, ways: Ways) -> dict[str, np.ndarray]:
     """A case's outcome: `pixel` (ways, 2, values) counts of `score_counts`, `sample` (ways,), their names, `picture`."""
     volume, mask = make(case, path, predictor)
     prepared = predictor.prepare(volume)
-    pixel, sample, restoration = score(predictor, prepared, vae)
-    counts = [score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask) for maps in pixel.values()]
-    outcome = {"pixel": np.stack(counts), "pixel_ways": np.array(list(pixel)),
-               "sample": np.array(list(sample.values())), "sample_ways": np.array(list(sample))}
+    scores = ways(predictor, prepared)
+    counts = [score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask)
+              for maps in scores.pixel.values()]
+    outcome = {"pixel": np.stack(counts), "pixel_ways": np.array(list(scores.pixel)),
+               "sample": np.array(list(scores.sample.values())), "sample_ways": np.array(list(scores.sample))}
     if case.kind is not None:
-        outcome["picture"] = _picture(prepared, volume, mask, predictor, restoration, pixel)
+        label = volume_to_slices(mask.astype(np.float32), volume.spacing, prepared.indices,
+                                 predictor.model.about.preprocessing)
+        outcome["picture"] = _picture(prepared, label, scores)
     return outcome
 
 
-def _picture(prepared: Prepared, volume: Volume, mask: np.ndarray, predictor: Predictor, restoration: Tensor,
-             pixel: dict[str, Tensor]) -> np.ndarray:
+def _picture(prepared: Prepared, label: Tensor, scores: Scores) -> np.ndarray:
     """The slice with most of the anomaly: PICTURE and each way's pixel scores, float16 (., S, S)."""
-    label = volume_to_slices(mask.astype(np.float32), volume.spacing, prepared.indices,
-                             predictor.model.about.preprocessing)
-    i = int(label.sum((1, 2)).argmax())
-    side = label.shape[-1]
+    i, side = int(label.sum((1, 2)).argmax()), label.shape[-1]
     maps = [torch.nn.functional.interpolate(m[i][None, None].float().cpu(), (side, side), mode="bilinear")[0, 0]
-            for m in (prepared.slices, label, restoration, *pixel.values())]
+            for m in (prepared.slices, label, scores.restored, *scores.pixel.values())]
     return torch.stack(maps).half().numpy()
 
 
 # --- all cases, and the table ----------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, path: Path, predictor: Predictor, vae: VAE | None, folder: Path) -> None:
+def run_case(case: Case, path: Path, predictor: Predictor, ways: Ways, folder: Path) -> None:
     """Measure a case into `folder`/NAME.npz, unless it is there."""
     file = folder / f"{case.name}.npz"
     if file.exists():
         return
+    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{case.name}.part.npz"
-    np.savez_compressed(part, **measure(case, path, predictor, vae))
+    np.savez_compressed(part, **measure(case, path, predictor, ways))
     os.replace(part, file)
 
 
-def table(cases: Sequence[Case], folder: Path, resamples: int = 1000) -> dict[str, dict[str, object]]:
+def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """What `run_case` left of a case in each folder."""
+    outcomes = []
+    for folder in folders:
+        with np.load(folder / f"{case.name}.npz", allow_pickle=False) as file:
+            outcomes.append({name: file[name] for name in names})
+    return outcomes
+
+
+def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> dict[str, dict[str, object]]:
     """By task and way: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
-    alone; for samples, against all healthy volumes) and `sizes`, likewise.
+    alone; for samples, against all healthy volumes) and `sizes`, likewise. Ways from all `folders`.
 
     Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
     """
-    stored = {}
-    for case in cases:
-        with np.load(folder / f"{case.name}.npz", allow_pickle=False) as file:
-            stored[case] = {name: file[name] for name in ("pixel", "pixel_ways", "sample", "sample_ways")}
+    stored = {case: load_case(case, folders, ("pixel", "pixel_ways", "sample", "sample_ways")) for case in cases}
     volumes = sorted({case.volume for case in cases})
     times = (len(cases) - len(volumes)) // len(volumes)
     result: dict[str, dict[str, object]] = {"pixel": {}, "sample": {}}
     for task, ways in result.items():
-        for i, way in enumerate(stored[cases[0]][f"{task}_ways"].tolist()):
-            counts = _counts_by_case(task, i, stored)
-            weighted = {case: c * (times if case.kind is None else 1) for case, c in counts.items()}
-            of_volume = np.stack([sum(c for case, c in weighted.items() if case.volume == v) for v in volumes])
-            ap = float(average_precision(*of_volume.sum(0)))
-            low, high = bootstrap_interval(of_volume, resamples, seed=0)
-            ways[way] = {"ap": ap, "low": low, "high": high, "kinds": _parts(counts, "kind", task),
-                         "sizes": _parts(counts, "size", task)}
+        for f in range(len(folders)):
+            for i, way in enumerate(stored[cases[0]][f][f"{task}_ways"].tolist()):
+                counts = _counts_by_case({case: outcomes[f][task][i] for case, outcomes in stored.items()})
+                weighted = {case: c * (times if case.kind is None else 1) for case, c in counts.items()}
+                of_volume = np.stack([sum(c for case, c in weighted.items() if case.volume == v) for v in volumes])
+                low, high = bootstrap_interval(of_volume, resamples, seed=0)
+                ways[way] = {"ap": float(average_precision(*of_volume.sum(0))), "low": low, "high": high,
+                             "kinds": _parts(counts, "kind", task), "sizes": _parts(counts, "size", task)}
     return result
 
 
-def _counts_by_case(task: str, i: int, stored: dict[Case, dict[str, np.ndarray]]) -> dict[Case, np.ndarray]:
-    """Each case's (2, values) counts of the i-th way's scores."""
-    if task == "pixel":
-        return {case: outcome["pixel"][i] for case, outcome in stored.items()}
-    values, place = np.unique([outcome["sample"][i] for outcome in stored.values()], return_inverse=True)
+def _counts_by_case(outcomes: dict[Case, np.ndarray]) -> dict[Case, np.ndarray]:
+    """One way's (2, values) counts of each case: voxels' as they are; samples' from each case's one score."""
+    if next(iter(outcomes.values())).ndim:
+        return outcomes
+    values, place = np.unique(list(outcomes.values()), return_inverse=True)
     counts = {}
-    for case, at in zip(stored, place):
+    for case, at in zip(outcomes, place):
         counts[case] = np.zeros((2, len(values)), np.int64)
         counts[case][int(case.kind is not None), at] = 1
     return counts

@@ -88,7 +88,7 @@ class Predictor:
         codes = self.model.encode(prepared.slices, prepared.position)
         if task == "sample":
             return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
-        return self.pixel_scores_of(prepared, codes, *self.residuals(prepared, self.restore(prepared, codes)))
+        return self.pixel_scores_of(prepared, codes, *self.compare(prepared, self.restore(prepared, codes)))
 
     def sample_score_of(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> float:
         """The sample score, 0 .. 1, of a volume with these codes and NLL (N, h, w)."""
@@ -102,22 +102,22 @@ class Predictor:
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
         return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
 
-    def pixel_scores_of(self, prepared: Prepared, codes: Tensor, published: Tensor, restoration: Tensor) -> Tensor:
-        """The slices' scores, 0 .. 1, of a volume with these codes and `residuals`."""
+    def pixel_scores_of(self, prepared: Prepared, codes: Tensor, published: Tensor, restored: Tensor) -> Tensor:
+        """The slices' scores, 0 .. 1, of a volume with these codes and what `compare` made of their restorations."""
         if self.pixel_method == "paper":
             return smooth(published).clamp(0, 1)
-        evidence = self.evidence(prepared, codes, self.model.nll(codes, prepared.position))
-        evidence |= self.smoothed(restoration=restoration)
+        evidence = self.evidence(prepared, codes, self.model.nll(codes, prepared.position), restored)
         return soften(combined_rarity(evidence, self.model.about.rarity_tables))
 
-    def evidence(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> dict[str, Tensor]:
-        """The evidence that needs no sampling, smoothed: reconstruction and likelihood, (N, H, H) each."""
+    def evidence(self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
+                 ) -> dict[str, Tensor]:
+        """Smoothed evidence by kind, (N, H, H) each, on a grid half as fine as the slices: of a volume's codes and NLL
+        (N, h, w), and of its mean restorations (N, S', S') where they are given."""
         decoded = self.model.decode(codes, prepared.position)
-        reconstruction = (prepared.slices.to(decoded) - decoded).abs()
-        return self.smoothed(reconstruction=reconstruction, likelihood=nll)
-
-    def smoothed(self, **maps: Tensor) -> dict[str, Tensor]:
-        """Each kind of evidence (N, ., .) on a grid half as fine as the slices."""
+        slices = prepared.slices.to(decoded)
+        maps = {"reconstruction": (slices - decoded).abs(), "likelihood": nll}
+        if restored is not None:
+            maps["restoration"] = (slices - restored.to(slices)).abs()
         size = max(1, self.model.about.preprocessing.image_size // 2)
         return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
 
@@ -135,9 +135,9 @@ class Predictor:
             parts.append(torch.rand(self.restorations, *grid, generator=generator))
         return torch.stack(parts)
 
-    def residuals(self, prepared: Prepared, restored: Tensor) -> tuple[Tensor, Tensor]:
-        """Of slices and their restored codes (N, S, h, w): the published pixel scores, before smoothing, and |slice - mean
-        of the restorations|, (N, S', S') each.
+    def compare(self, prepared: Prepared, restored: Tensor) -> tuple[Tensor, Tensor]:
+        """Of slices and their restored codes (N, S, h, w): the published pixel scores, before smoothing, and the mean of
+        the restorations, (N, S', S') each.
 
         Few slices at a time: the decoded restorations of all would be large. Restorations of a slice that came out
         alike are decoded once.
@@ -153,9 +153,9 @@ class Predictor:
             restorations = decoded[back].unflatten(0, codes.shape[:2])                           # (n, S, S', S')
             slices = prepared.slices[chunk].to(decoded)
             published = pixel_score(slices, restorations, self.model.about.temperature)
-            parts.append(torch.stack([published, (slices - restorations.mean(1)).abs()]).float())
-        published, restoration = torch.cat(parts, dim=1)
-        return published, restoration
+            parts.append(torch.stack([published, restorations.mean(1)]).float())
+        published, mean = torch.cat(parts, dim=1)
+        return published, mean
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
         """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""

@@ -2,7 +2,7 @@
 """Compare ways of scoring on healthy held-out volumes: plant anomalies of every kind, score them in every way, and write
 one table (table.md, table.json) and a page of examples (examples.png).
 
-Results of each case are kept in RESULTS/cases: a run that was stopped goes on where it was.
+Each case's results are kept in RESULTS: a run that was stopped goes on where it was, a VAE can be added later.
 """
 
 import argparse
@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm  # noqa: E402
 
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
-from mood_submission.comparison import Case, check_settings, plan, run_case, table, to_markdown  # noqa: E402
+from mood_submission.comparison import (Case, check_settings, model_ways, plan, run_case, table,  # noqa: E402
+                                        to_markdown, vae_ways)
 from mood_submission.model import PRECISIONS, REGIONS, WEIGHTS, load_model  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import named_volumes  # noqa: E402
@@ -52,17 +53,21 @@ def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, 
     return {"validation": splits["validation"], "test": splits["test"]}
 
 
-def write_tables(cases: list[Case], parts: dict[str, list[str]], out: Path) -> str:
+def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path) -> str:
     """table.json and table.md: all cases, and those of each part's volumes."""
     groups = {"all volumes": cases} | {f"{name} volumes": [c for c in cases if c.volume in members]
                                        for name, members in parts.items()}
-    results = {name: table(members, out / "cases") for name, members in groups.items()}
+    results = {name: table(members, folders) for name, members in groups.items()}
     (out / "table.json").write_text(json.dumps(results, indent=1) + "\n")
     text = "\n".join(f"## {name}: {sum(c.kind is None for c in groups[name])} healthy, "
                      f"{sum(c.kind is not None for c in groups[name])} with an anomaly\n\n{to_markdown(result)}"
                      for name, result in results.items())
     (out / "table.md").write_text(text)
     return text
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def main() -> int:
@@ -75,21 +80,20 @@ def main() -> int:
         names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
         files = named_volumes(args.data, names)
         cases = plan(list(files), args.planted, args.seed)
-        vae = None
+        ways = {args.out / "cases": model_ways}
         if args.vae:
             from mood_submission.training.run import load_vae
-            vae, _ = load_vae(args.vae)
-        folder = args.out / "cases"
-        folder.mkdir(parents=True, exist_ok=True)
-        check_settings(args.out, {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "vae": args.vae,
-                                  "volumes": list(files), "planted": args.planted, "slices": args.slices,
-                                  "restorations": predictor.restorations, "precision": args.precision,
-                                  "seed": args.seed})
+            ways[args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"] = vae_ways(load_vae(args.vae)[0])
+        args.out.mkdir(parents=True, exist_ok=True)
+        check_settings(args.out, {"weights": digest(weights), "volumes": list(files), "planted": args.planted,
+                                  "slices": args.slices, "restorations": predictor.restorations,
+                                  "precision": args.precision, "seed": args.seed})
         for case in tqdm(cases, desc="comparing", unit="case", disable=None):
-            run_case(case, files[case.volume], predictor, vae, folder)
-        text = write_tables(cases, parts, args.out)
+            for folder, function in ways.items():
+                run_case(case, files[case.volume], predictor, function, folder)
+        text = write_tables(cases, list(ways), parts, args.out)
         from mood_submission.pictures import examples  # matplotlib, needed only here
-        examples(cases, folder, args.out / "examples.png")
+        examples(cases, list(ways), args.out / "examples.png")
     except (ValueError, OSError, RuntimeError) as error:
         print(f"compare.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -51,7 +51,7 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
         sample.append(value)
         labels.append(case.kind is not None)
         weights.append(1 if case.kind else 2)
-    result = table(cases, tmp_path, resamples=50)
+    result = table(cases, [tmp_path], resamples=50)
     scores, mask, times = (np.concatenate(parts) for parts in zip(*pixel))
     expected = average_precision_score(mask, scores, sample_weight=times)
     assert result["pixel"]["way"]["ap"] == pytest.approx(expected)
@@ -84,7 +84,7 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
     assert all(0 <= row["ap"] <= 1 for ways in result.values() for row in ways.values())
     assert (tmp_path / "examples.png").stat().st_size > 10_000 and "| paper |" in run.stdout
     with np.load(tmp_path / "cases" / "case_0.npz") as healthy:
-        assert healthy["pixel"].shape == (3, 2, VALUES) and healthy["pixel"][:, 1].sum() == 0
+        assert healthy["pixel"].shape == (2, 2, VALUES) and healthy["pixel"][:, 1].sum() == 0
         assert (healthy["pixel"][:, 0].sum(1) == 28 * 24 * 12).all()
     missing = sorted((tmp_path / "cases").glob("case_1_*.npz"))[0]
     before = missing.read_bytes()
