@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
-from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, ModelError, load_model
+from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError, load_model
 from .predictor import TASKS, Predictor
 from .volumes import VolumeError, find_volumes
 
@@ -80,7 +81,8 @@ def predict(args: argparse.Namespace) -> int:
     except RuntimeError as error:  # no such device
         return usage_error(f"--device {args.device}: {str(error).splitlines()[0]}")
     if model.about.region != args.region:
-        return usage_error(f"{args.weights}: expected a model of region {args.region}, found {model.about.region}")
+        file = args.weights or WEIGHTS / f"{args.region}.safetensors"
+        return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
     with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
         failed = predictor.predict_files(files, args.task, args.output,
@@ -95,6 +97,7 @@ def main() -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
     args = parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, even as a container's first process
     try:
         return predict(args)
     except KeyboardInterrupt:

@@ -1,0 +1,72 @@
+# The submission: docker build -t mood-submission .
+# Runs with --read-only, --network none and as any user; see "Docker" in README.md.
+
+# Any Debian with python3 and pip. The torch wheel of PyPI brings its own CUDA.
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+
+# What goes into the image, made ready here: readable by every user whatever the checkout's file modes are, and compiled.
+FROM ${BASE_IMAGE} AS files
+WORKDIR /pins
+COPY requirements.txt ./
+RUN grep -E '^(torch|numpy)==' requirements.txt >torch.txt
+COPY weights /weights
+WORKDIR /workspace
+COPY mood_submission mood_submission
+COPY scripts scripts
+COPY docker docker
+COPY run_sample_brain.sh run_sample_abdom.sh run_pixel_brain.sh run_pixel_abdom.sh ./
+RUN chmod -R u=rwX,go=rX /pins /weights /workspace \
+ && python3 -m compileall -q mood_submission
+
+FROM ${BASE_IMAGE}
+# Another index for pip beside PyPI: https://download.pytorch.org/whl/cpu makes an image without CUDA.
+ARG PIP_EXTRA_INDEX_URL
+
+# Largest and changing least first: only another torch or numpy (which torch hands its tensors over to) makes this anew.
+COPY --from=files /pins/torch.txt /workspace/
+RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+        -r /workspace/torch.txt \
+ && site=$(python3 -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])') \
+ && find "$site/torch" "$site/sympy" "$site/networkx" "$site/numpy" \
+        -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +
+
+# The imports show that nothing needed went with the tests, and leave the standard library compiled.
+COPY --from=files /pins/requirements.txt /workspace/
+RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+        -r /workspace/requirements.txt \
+ && site=$(python3 -c 'import scipy, pathlib; print(pathlib.Path(scipy.__file__).parents[1])') \
+ && find "$site/scipy" "$site/nibabel" -type d -name tests -prune -exec rm -rf {} + \
+ && python3 -c 'import isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm'
+
+RUN mkdir -p /mnt/data /mnt/pred
+COPY --from=files /weights /workspace/weights
+COPY --from=files /workspace /workspace
+WORKDIR /workspace
+
+# /dev/shm is the one place besides /mnt/pred that can be written to under --read-only. CUDA's and torch's own kernel
+# caches would end with the container: off.
+ENV HOME=/dev/shm \
+    TMPDIR=/dev/shm \
+    XDG_CACHE_HOME=/dev/shm/cache \
+    MPLCONFIGDIR=/dev/shm/matplotlib \
+    TRITON_CACHE_DIR=/dev/shm/triton \
+    TORCHINDUCTOR_CACHE_DIR=/dev/shm/inductor \
+    CUDA_CACHE_DISABLE=1 \
+    USE_PYTORCH_KERNEL_CACHE=0 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Last, so that a new revision makes no layer anew. No licence label: the repository states none.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mood-submission" \
+      org.opencontainers.image.description="Anomaly detection in brain MRI and abdominal CT by latent space restoration" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# Root unless --user says otherwise: the output folder may be anyone's, of mode 0700. Python is process 1, which the
+# system does not let SIGTERM end by itself; SIGINT Python answers from its first moment on.
+STOPSIGNAL SIGINT
+ENTRYPOINT ["sh", "/workspace/docker/entrypoint.sh"]
+CMD ["--help"]
