@@ -114,13 +114,13 @@ as_a_user() {
     check sample brain/toy user-sample
     run -v "$work:/mnt/pred:ro" "$image" bash -c 'diff -r /mnt/pred/sample-brain /mnt/pred/user-sample' ||
         fail "expected the same scores whoever asks"
-    predict 0 abdom/toy user-pixel --user "$uid:$gid" "$image" pixel abdom --slices 8
+    predict 0 abdom/toy user-pixel --user "$uid:$gid" "$image" pixel abdom --slices 4
     check pixel abdom/toy user-pixel
 }
 
 with_little_memory() {
     say "with --memory 2g"
-    predict 0 abdom/toy memory --memory 2g "$image" sh /workspace/run_pixel_abdom.sh /mnt/data /mnt/pred
+    predict 0 abdom/toy memory --memory 2g "$image" sh /workspace/run_pixel_abdom.sh /mnt/data /mnt/pred --slices 8
     check pixel abdom/toy memory
 }
 
