@@ -131,7 +131,8 @@ class Model:
         parts: list[Tensor] = []
 
         def run(first: int, last: int, _: int) -> None:
-            parts.append(function(*(self._here(x[first:last]) for x in inputs)))
+            done = [function(*(self._here(x[a:b]) for x in inputs)) for a, b in _pieces(first, last)]
+            parts.extend(done)  # not before all of them fit in memory
 
         count = max(1, len(inputs[0]))  # no slices make one batch, of none
         in_batches(run, count, self.batch_size or self.affordable_slices())
@@ -146,6 +147,16 @@ class Model:
                       places * (20 * self.prior.settings.n_channels + places))
         most = 32 if self.device.type == "cpu" else 512
         return min(most, affordable(numbers * self.dtype.itemsize, self.device))
+
+
+def _pieces(first: int, last: int) -> list[tuple[int, int]]:
+    """first .. last in pieces of falling powers of two: libraries keep working memory for each size that they meet."""
+    pieces = []
+    while first < last or not pieces:
+        step = 1 << max(0, (last - first).bit_length() - 1)
+        pieces.append((first, min(first + step, last)))
+        first += step
+    return pieces
 
 
 def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:

@@ -383,7 +383,6 @@ class CachedBlock(CachePart):
         self.vertical = [VerticalUnit(unit, width) for unit in block.vertical]
         self.horizontal = [HorizontalUnit(unit, width) for unit in block.horizontal]
         self.attention = CachedAttention(block.attention, -(-height // step) * self.columns)
-        self.parts: list[CachePart] = [*self.vertical, *self.horizontal, self.attention, self]
         self.shapes = {"above": (half, width + 2 * half, 2 * c), "here": (width + 2 * half, 2 * c),
                        "key_query": (self.columns, 2 * c), "aux": (step, self.columns * step, c)}
         self._lay_out_downsampling(height)
@@ -392,6 +391,10 @@ class CachedBlock(CachePart):
         self.aux_weight = block.out.conv1_aux.weight.detach().flatten(1)
         self.aux_bias = (block.out.conv1_aux.bias + block.out.conv1.bias).detach()
         self.out = Pointwise(block.out)
+
+    @property
+    def parts(self) -> list[CachePart]:  # not kept: a block that held itself would hold its caches until Python looks
+        return [*self.vertical, *self.horizontal, self.attention, self]
 
     def _lay_out_downsampling(self, height: int) -> None:
         """Both masked convolutions as one from cat[x, h, background] to cat[key, query]; queries do not see x."""

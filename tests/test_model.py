@@ -114,7 +114,7 @@ def test_batches_are_halved_when_memory_runs_out(tiny_weights, monkeypatch):
     monkeypatch.setattr(model.vqvae, "encode", small_encode)
     monkeypatch.setattr(model, "batch_size", 8)
     assert torch.equal(model.encode(x, position), codes)
-    assert asked == [7, 4, 2, 2, 2, 1]
+    assert asked == [4, 4, 2, 2, 2, 1]
 
 
 def test_the_default_batch_fits_in_the_memory_that_is_there(tiny_weights, monkeypatch):
@@ -152,3 +152,20 @@ def test_precision_is_of_restoring_alone(tiny_weights):
     assert torch.equal(rough.restore(codes, position, uniforms, 1.0), expected)
     with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, found 'half'"):
         load_model(tiny_weights["brain"], device="cpu", precision="half")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 32, 33, 75])
+def test_batches_have_few_sizes_and_are_not_seen(tiny_weights, count):
+    model = load_model(tiny_weights["abdom"], device="cpu", dtype=torch.float64)
+    codes = torch.randint(0, 8, (count, 10, 10), generator=torch.Generator().manual_seed(0))
+    position, sizes, decode = torch.linspace(-0.5, 0.5, count, dtype=torch.float64)[:, None], [], model.vqvae.decode
+
+    def spy(codes: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(codes))
+        return decode(codes, position)
+
+    model.vqvae.decode = spy
+    got = model.decode(codes, position)
+    assert all(size & (size - 1) == 0 for size in sizes) and sum(sizes) == count
+    if count:
+        assert torch.allclose(got, decode(codes, position), atol=1e-12)

@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +254,22 @@ def test_replays_that_fail_or_do_otherwise_are_not_used(case):
             got = restore(prior, codes, position, uniforms, threshold, cached=cached)
             assert torch.equal(got, expected)
         assert cached.record is None and not cached.replays
+
+
+def test_caches_are_let_go_of_at_once(case):
+    """Not when Python next looks for cycles: each volume has hundreds of megabytes of them."""
+    prior, codes, position, uniforms, threshold, _ = case
+    gc.collect()
+    gc.disable()
+    try:
+        cached = CachedPrior(prior, *codes.shape[1:])
+        restore(prior, codes, position, uniforms, threshold, cached=cached)
+        parts = [weakref.ref(part) for part in cached.parts]
+        assert len(parts) > 4
+        del cached
+        assert not any(part() for part in parts)
+    finally:
+        gc.enable()
 
 
 def test_prior_and_arguments_are_left_alone(case):
