@@ -73,6 +73,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
         so that every slice is sampled. skipped: share of places before a slice's first replaced one. changed: share of
         codes that came out as others.
     floor_s: one forward of the prior for slices x restorations grids. naive_s: a forward of all of them for each place.
+        Both in the model's own precision, also where sampling is in another (`Model.precision`).
     speedup = naive_s / sampling_s, over_floor = sampling_s / floor_s; with `healthy_` in front for healthy_sampling_s.
     peak_rss_mb: of the process, up to here without floor and naive loop; peak_device_mb: CUDA's, likewise.
     """

@@ -38,7 +38,8 @@ def calibrate(predictor: Predictor, paths: Iterable[Path], progress: Callable[[]
     tops = [top_mean(combined_rarity(evidence, tables)) for evidence in without_sampling]
     about = predictor.model.about
     calibration = {"volumes": len(volumes), "slices": sum(len(v["likelihood"]) for v in volumes),
-                   "restorations": predictor.restorations, "tops": [round(top, 3) for top in tops]}
+                   "restorations": predictor.restorations, "precision": predictor.model.precision,
+                   "tops": [round(top, 3) for top in tops]}
     return dataclasses.replace(about, rarity_tables=tables, rarity_reference=sum(tops) / len(tops),
                                sample_method="rarity", pixel_method="rarity",
                                training=about.training | {"calibration": calibration})

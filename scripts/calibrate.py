@@ -15,7 +15,8 @@ from tqdm import tqdm  # noqa: E402
 
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
 from mood_submission.calibration import calibrate  # noqa: E402
-from mood_submission.model import PIXEL_METHODS, SAMPLE_METHODS, load_model, rewrite_about  # noqa: E402
+from mood_submission.model import (PIXEL_METHODS, PRECISIONS, SAMPLE_METHODS, load_model,  # noqa: E402
+                                   rewrite_about)
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import named_volumes  # noqa: E402
 
@@ -28,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
     parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
     parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
-    parser.add_argument("--precision", default="float32", help="of sampling: float32, tf32 or bf16 (default: float32)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="rarity", help="from then on the file's default")
     parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="rarity", help="from then on the file's default")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")

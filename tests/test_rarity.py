@@ -99,7 +99,8 @@ def test_calibration_fills_in_the_tables_and_leaves_the_parameters(calibrated, t
     before, after = (load_model(file, device="cpu") for file in (tiny_weights["brain"], calibrated))
     assert set(after.about.rarity_tables) == set(EVIDENCE)
     assert after.about.sample_method == after.about.pixel_method == "rarity"
-    assert after.about.training["calibration"]["volumes"] == 2 and after.about.rarity_reference > 0
+    assert after.about.training["calibration"]["volumes"] == 2
+    assert after.about.training["calibration"]["precision"] == "float32" and after.about.rarity_reference > 0
     for part in ("vqvae", "prior"):
         states = [getattr(model, part).state_dict() for model in (before, after)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
