@@ -4,6 +4,7 @@ import argparse
 import logging
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from . import __version__
 from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError, load_model
 from .predictor import TASKS, Predictor
-from .volumes import VolumeError, find_volumes
+from .volumes import VolumeError, find_others, find_volumes
 
 
 def slices_option(text: str) -> int | None:
@@ -66,12 +67,26 @@ def usage_error(message: str) -> int:
     return 2
 
 
+def prepare_output(folder: Path, source: Path) -> None:
+    """Make the folder and see that it can be written to, before anything is computed. Raises OSError, VolumeError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.samefile(source):
+        raise VolumeError(f"{folder}: expected another folder for the predictions, found the one with the volumes")
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def names(paths: list[Path], most: int = 5) -> str:
+    return ", ".join(path.name for path in paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+
+
 def predict(args: argparse.Namespace) -> int:
     try:
-        files = find_volumes(args.input)
+        files, others = find_volumes(args.input), find_others(args.input)
         if not files:
-            return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found none")
-        args.output.mkdir(parents=True, exist_ok=True)
+            found = f"only {names(others)}" if others else "none"
+            return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found {found}")
+        prepare_output(args.output, args.input)
         model = load_model(args.weights or args.region, args.device, precision=args.precision)
         predictor = Predictor(model, args.slices, args.restorations, args.seed, args.sample_method, args.pixel_method)
     except (VolumeError, ModelError) as error:
@@ -83,6 +98,8 @@ def predict(args: argparse.Namespace) -> int:
     if model.about.region != args.region:
         file = args.weights or WEIGHTS / f"{args.region}.safetensors"
         return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
+    if others:
+        print(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}", file=sys.stderr)
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
     with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
         failed = predictor.predict_files(files, args.task, args.output,

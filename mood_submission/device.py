@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 CPU_BYTES = 1 << 29  # what one computation takes of a CPU's memory at most: larger batches are no faster there
+CGROUPS = ((Path("/sys/fs/cgroup"), "memory.max", "anon"),  # version 2, then version 1
+           (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"))
 UNKNOWN_BYTES = 4 << 30  # taken to be free where the system does not say
 
 
@@ -26,12 +28,13 @@ def free_memory(device: torch.device) -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return UNKNOWN_BYTES
-    try:  # a container's own limit, where there is one; "max" is no number
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        free = min(free, limit - int(used["anon"]))  # the rest are files, which make room when asked
-    except (OSError, ValueError, KeyError):
-        pass
+    for folder, limit_file, used_name in CGROUPS:
+        try:  # a container's own limit, where there is one; "max" is no number
+            limit = int((folder / limit_file).read_text())
+            used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            free = min(free, limit - int(used[used_name]))  # the rest are files, which make room when asked
+        except (OSError, ValueError, KeyError):
+            pass
     return max(0, free)
 
 

@@ -1,7 +1,6 @@
 """From files to files: read -> preprocess -> encode -> score or restore -> postprocess -> write."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -12,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .device import is_out_of_memory
 from .model import Model, ModelError
 from .preprocessing import (intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
 from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften, top_mean
 from .scoring import pixel_score, sample_score, smooth, top_score
-from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
+from .volumes import Grid, Volume, VolumeError, read_volume, write_volume, write_whole
 
 PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
 TASKS = ("sample", "pixel")
@@ -187,10 +185,10 @@ class Predictor:
             """The step's result, or None where it fails, which is reported."""
             try:
                 return step(*arguments)
-            except (VolumeError, OSError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                    raise
-                text = " ".join(str(error).split()) or type(error).__name__
+            except Exception as error:  # whatever it is, the other files must not suffer
+                text = " ".join(str(error).split())
+                if not isinstance(error, (VolumeError, OSError)):  # whose texts say by themselves what it is
+                    text = f"{type(error).__name__}: {text}"
                 report(text if str(source) in text else f"{source}: {text}")
                 failed.append(source)
 
@@ -217,7 +215,8 @@ class Predictor:
     def write(self, prepared: Prepared, result: float | Tensor, out: Path) -> None:
         name = prepared.path.name
         if isinstance(result, float):
-            write_text(out / f"{name}.txt", f"{result:.9g}\n")
+            with write_whole(out / f"{name}.txt") as file:
+                file.write(f"{result:.9g}\n".encode())
         else:
             write_volume(out / name, self.to_volume(prepared, result), prepared.grid)
 
@@ -232,13 +231,3 @@ def _ahead(reader: Executor, read: Callable[[Path], Prepared],
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside the final place, then rename, so that `path` is never half written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

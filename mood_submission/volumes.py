@@ -3,18 +3,23 @@
 Axes are only permuted and flipped, never resampled, so that a score belongs to exactly one voxel of the file.
 """
 
+import math
 import os
+import stat
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+import torch
 from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice and written ten times as fast
+
+from .device import free_memory
 
 SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
 SUFFIXES = (".nii", ".nii.gz")
@@ -29,6 +34,7 @@ UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what
     zlib.error,
     isal_zlib.error,
 )
+MOST_PACKED = 1032  # bytes that one byte of a .gz file can hold: deflate's own limit
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
 
 
@@ -87,20 +93,29 @@ class Volume:
 
 
 def find_volumes(folder: str | Path) -> list[Path]:
-    """The `.nii` and `.nii.gz` files right in `folder` (any case), sorted. Hidden and other files are passed over.
+    """What is called `.nii` or `.nii.gz` right in `folder` (any case), sorted. Hidden and other names are passed over.
 
+    Whether it can be read is seen when it is: a folder or a dangling link of such a name is an error of that volume.
     Raises VolumeError where `folder` is no readable folder. An empty list is no error.
     """
+    return [entry for entry in _entries(folder) if _is_volume_name(entry.name)]
+
+
+def find_others(folder: str | Path) -> list[Path]:
+    """What `find_volumes` passes over, sorted. Raises what it raises."""
+    return [entry for entry in _entries(folder) if not _is_volume_name(entry.name)]
+
+
+def _entries(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
         raise VolumeError(f"{folder}: expected a folder of .nii or .nii.gz files, found {_one_line(error)}") from error
-    return [
-        entry
-        for entry in entries
-        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-    ]
+
+
+def _is_volume_name(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def volume_name(path: Path) -> str:
@@ -127,22 +142,26 @@ def read_volume(path: str | Path) -> Volume:
     """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
 
     Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
-    the array is taken to be in RAS order already; NaN and infinite values become 0: both with a warning.
-    Beside the float32 array only a small slab of the file is held in memory.
+    the array is taken to be in RAS order already; NaN and infinite voxels are missing and read as the lowest of the
+    others, as background is: both with a warning.
+    Beside the float32 array only a small slab of the file is held in memory, and nothing before the file's size and the
+    free memory are seen to fit what the header says.
 
-    Raises VolumeError for what is missing, unreadable, truncated, empty, complex or RGB, or not 3D.
+    Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
     """
     path = Path(path)
     try:
+        file_size = _size_of(path)
         image = nib.load(path)
         grid, spacing = _grid_of(image, path)
+        _check_size(image.dataobj, path, file_size)
         data, replaced = _read_ras(image.dataobj, grid)
     except VolumeError:
         raise
     except UNREADABLE as error:
         raise VolumeError(f"{path}: expected a readable NIfTI volume, found {_one_line(error)}") from error
     if replaced:
-        warnings.warn(f"{path}: {replaced} NaN or infinite voxels read as 0", stacklevel=2)
+        warnings.warn(f"{path}: {replaced} NaN or infinite voxels read as the lowest of the others", stacklevel=2)
     return Volume(data, spacing, grid, path)
 
 
@@ -164,24 +183,29 @@ def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{path}: expected scores in [0, 1], found {low:g} to {high:g}")
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with _open_to_write(temporary, path.name.lower().endswith(".gz")) as file:
-            _score_image(grid.to_file(scores), grid.header).to_stream(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with write_whole(path) as file, _packed(file) if path.name.lower().endswith(".gz") else nullcontext(file) as inner:
+        _score_image(grid.to_file(scores), grid.header).to_stream(inner)
 
 
 @contextmanager
-def _open_to_write(path: Path, packed: bool) -> Iterator[BinaryIO]:
-    """The file to write to. No time or name goes into a packed one, so that equal scores make equal files."""
-    with open(path, "wb") as file:
-        if packed:
-            with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as gzip_file:
-                yield gzip_file
-        else:
+def write_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to under a hidden name beside `path`, moved there at the end: `path` is never half written.
+
+    What an earlier run left of it is taken away, never written into: it could be a link to elsewhere.
+    """
+    part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb") as file:
             yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _packed(file: BinaryIO) -> BinaryIO:
+    """Neither time nor name goes in, so that equal scores make equal files."""
+    return igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
 
 
 def _open_to_read(path: str) -> BinaryIO:
@@ -230,6 +254,29 @@ def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
     return bool(sizes.min() > 0) and abs(np.linalg.det(axes / sizes)) > 1e-3
 
 
+def _size_of(path: Path) -> int:
+    """The file's size in bytes. Raises VolumeError for what is no regular file: reading a pipe could wait for ever."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found a {kind}")
+    return status.st_size
+
+
+def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) -> None:
+    """Raises VolumeError where the header says more than the file can hold, or than there is memory for."""
+    voxels = math.prod(int(size) for size in proxy.shape)
+    needed = int(proxy.offset) + voxels * proxy.dtype.itemsize
+    packed = path.name.lower().endswith(".gz")
+    if needed > file_size * (MOST_PACKED if packed else 1):
+        raise VolumeError(f"{path}: expected {needed} bytes for shape {proxy.shape} at {proxy.offset}, found a file of "
+                          f"{file_size}{' (packed)' if packed else ''}")
+    free = free_memory(torch.device("cpu"))
+    if 4 * voxels > free:
+        raise VolumeError(f"{path}: expected {4 * voxels >> 20} MB of free memory for shape {proxy.shape}, "
+                          f"found {free >> 20} MB")
+
+
 def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:
     """The file's voxels as (X, Y, Z) float32, Fortran order, and how many were not finite.
 
@@ -238,19 +285,21 @@ def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray,
     data = np.empty(grid.ras_shape, dtype=np.float32, order="F")
     in_file = grid.to_file(data)
     slope, inter = float(proxy.slope), float(proxy.inter)
-    replaced, start = 0, 0
+    lowest, missing, start = np.inf, [], 0
     for slab in _file_slabs(proxy, grid.shape):
         if (slope, inter) != (1.0, 0.0):
             slab = slab * np.float64(slope) + np.float64(inter)
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
             slab = slab.astype(np.float32)
-        bad = ~np.isfinite(slab)
-        if bad.any():
-            replaced += int(bad.sum())
-            slab[bad] = 0
+        finite = np.isfinite(slab)
+        lowest = min(lowest, float(slab.min(where=finite, initial=np.inf)))
+        if not finite.all():
+            missing.append((start, ~finite))
         in_file[:, :, start : start + slab.shape[2]] = slab
         start += slab.shape[2]
-    return data, replaced
+    for start, where in missing:
+        in_file[:, :, start : start + where.shape[2]][where] = lowest if np.isfinite(lowest) else 0
+    return data, sum(int(where.sum()) for _, where in missing)
 
 
 def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:

@@ -13,6 +13,17 @@ def test_free_memory_is_a_number_of_bytes():
     assert 1 << 20 < free_memory(CPU) < 1 << 50
 
 
+@pytest.mark.parametrize("limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")])
+def test_a_containers_limit_counts(limit_file, used_name, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "CGROUPS", ((tmp_path, limit_file, used_name),))
+    (tmp_path / "memory.stat").write_text(f"file 5\n{used_name} 300\n")
+    for limit, free in (("1000", 700), ("200", 0)):
+        (tmp_path / limit_file).write_text(limit)
+        assert free_memory(CPU) == free
+    (tmp_path / limit_file).write_text("max")
+    assert free_memory(CPU) > 1 << 20
+
+
 def test_affordable_rows_take_half_of_what_is_free(monkeypatch):
     monkeypatch.setattr(device, "free_memory", lambda _: 1000)
     assert affordable(50, CPU) == 10 and affordable(600, CPU) == 1

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mood_submission.volumes import Grid, VolumeError, find_volumes, read_volume, write_volume
+from mood_submission.volumes import Grid, VolumeError, find_others, find_volumes, read_volume, write_volume
 
 ORIENTATIONS = [
     "".join(pair[flip] for pair, flip in zip(pairs, flips))
@@ -179,13 +179,21 @@ def test_trailing_single_axes_are_dropped(tmp_path):
     assert nib.load(tmp_path / "out.nii.gz").shape == (3, 4, 5)
 
 
-def test_values_that_are_not_finite_become_zero(tmp_path):
-    data = np.ones((3, 4, 5))
+def test_values_that_are_not_finite_become_the_lowest_of_the_others(tmp_path):
+    data = np.full((3, 4, 5), -990.0)
+    data[2] = 40
     data[0, 0, 0], data[1, 1, 1], data[2, 2, 2], data[0, 1, 2] = np.nan, np.inf, -np.inf, 1e300
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "scan.nii.gz")
     with pytest.warns(UserWarning, match="scan.nii.gz: 4 "):
         volume = read_volume(tmp_path / "scan.nii.gz")
-    assert np.isfinite(volume.data).all() and volume.data.sum() == data.size - 4
+    data[~(np.abs(data) < 1000)] = -990
+    np.testing.assert_array_equal(volume.data, data)
+
+
+def test_a_volume_of_nan_reads_as_zeros(tmp_path):
+    nib.save(nib.Nifti1Image(np.full((3, 4, 5), np.nan), np.eye(4)), tmp_path / "scan.nii.gz")
+    with pytest.warns(UserWarning, match="scan.nii.gz: 60 "):
+        assert (read_volume(tmp_path / "scan.nii.gz").data == 0).all()
 
 
 def test_good_files_read_without_warnings(tmp_path):
@@ -304,7 +312,8 @@ def test_find_volumes_takes_volumes_only(tmp_path):
     for name in ("b.nii.gz", "a.nii", "C.NII.GZ", ".hidden.nii.gz", "notes.txt", "b.nii.gz.txt", "gz", "x.gz"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.nii").mkdir()
-    assert [path.name for path in find_volumes(tmp_path)] == ["C.NII.GZ", "a.nii", "b.nii.gz"]
+    assert [path.name for path in find_volumes(tmp_path)] == ["C.NII.GZ", "a.nii", "b.nii.gz", "folder.nii"]
+    assert [path.name for path in find_others(tmp_path)] == [".hidden.nii.gz", "b.nii.gz.txt", "gz", "notes.txt", "x.gz"]
     assert find_volumes(str(tmp_path / "folder.nii")) == []
     for missing in (tmp_path / "nowhere", tmp_path / "a.nii"):
         with pytest.raises(VolumeError, match=missing.name):
