@@ -11,8 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__
+from .folder import Outcome, predict_files
 from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError, load_model
 from .predictor import TASKS, Predictor
+from .report import Report
 from .volumes import VolumeError, find_others, find_volumes
 
 
@@ -28,6 +30,16 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
     return int(text)
+
+
+def seconds_option(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return value
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
                          help="paper: the published difference from the restorations; rarity: how rare differences and "
                               "NLL like these are among healthy volumes (default: what the model file says)")
     predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
+    predict.add_argument("--resume", action="store_true",
+                         help="leave out volumes whose whole prediction is there already, made with the same options "
+                              "(which is not checked)")
+    predict.add_argument("--time-budget", type=seconds_option, metavar="SECONDS",
+                         help="for each volume: where there is too little for all restorations and slices, fewer of them "
+                              "(default: as long as it takes)")
+    predict.add_argument("--report", type=Path, metavar="FILE.json",
+                         help="what became of each volume; written anew after each")
     return top
 
 
@@ -98,21 +118,44 @@ def predict(args: argparse.Namespace) -> int:
     if model.about.region != args.region:
         file = args.weights or WEIGHTS / f"{args.region}.safetensors"
         return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
+    try:
+        report = Report(args, model, files)
+    except OSError as error:
+        return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
     if others:
         print(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}", file=sys.stderr)
     print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
     with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
-        failed = predictor.predict_files(files, args.task, args.output,
-                                         lambda line: tqdm.write(line, file=sys.stderr), bar.update)
+        def done(outcome: Outcome) -> None:
+            if outcome.message:
+                tqdm.write(outcome.message, file=sys.stderr)
+            if failure := report.add(outcome):
+                tqdm.write(failure, file=sys.stderr)
+            bar.update()
+
+        outcomes = predict_files(predictor, files, args.task, args.output, done, args.resume, args.time_budget)
+    return conclude(outcomes)
+
+
+def conclude(outcomes: list[Outcome]) -> int:
+    """Says what is worth saying at the end. Returns the exit status."""
+    resumed = sum(outcome.status == "resumed" for outcome in outcomes)
+    if resumed:
+        print(f"{resumed} of {len(outcomes)} volumes had their prediction already", file=sys.stderr)
+    failed = [outcome.file.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
-        print(f"{len(failed)} of {len(files)} volumes failed: {', '.join(f.name for f in failed)}", file=sys.stderr)
+        print(f"{len(failed)} of {len(outcomes)} volumes failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def main() -> int:
-    # one line a warning and an error, from us; nibabel's notes on odd headers would only repeat them
+def quiet() -> None:
+    """One line a warning and an error, from us; nibabel's notes on odd headers would only repeat them."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
+
+
+def main() -> int:
+    quiet()
     args = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, even as a container's first process
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .device import exact_float32
+from .folder import predict_files
 from .model import About, Model
 from .pixelsnail import PixelSNAILSettings
 from .predictor import Predictor, Prepared
@@ -207,7 +208,8 @@ def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) 
     with clock("io"):
         predictor.predict_file(path, "pixel", predictions)
     with clock("pipeline"):
-        failed = predictor.predict_files(links, "pixel", predictions)
+        failed = [outcome for outcome in predict_files(predictor, links, "pixel", predictions)
+                  if outcome.status != "predicted"]
     if failed:
         raise OSError(f"{path}: expected {volumes} predictions, {len(failed)} failed")
     peak = peak_rss_mb()

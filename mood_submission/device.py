@@ -59,6 +59,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in known)
 
 
+def is_gpu_failure(error: Exception) -> bool:
+    """Whether it is the GPU's: out of memory, or an error of CUDA or one of its libraries."""
+    known = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "NVRTC")
+    return is_out_of_memory(error) or isinstance(error, RuntimeError) and any(text in str(error) for text in known)
+
+
 @contextmanager
 def float32_as(precision: str) -> Iterator[None]:
     """While open (or as a decorator: while it runs), CUDA multiplies float32 as such ("ieee") or rounded to TF32's 10

@@ -7,6 +7,7 @@ everything that is needed to use them: sizes, preprocessing, thresholds, calibra
 import copy
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .device import affordable, exact_float32, in_batches
+from .device import affordable, exact_float32, free_memory, in_batches
+from .integrity import check, content_sha256
 from .pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .preprocessing import Preprocessing
 from .sampler import CachedPrior, restore
+from .threads import each, one_thread_each
 from .vqvae import VQVAE, VQVAESettings
 
 FORMAT = "mood-submission-1"
@@ -28,6 +31,8 @@ REGIONS = ("brain", "abdom")
 SAMPLE_METHODS = ("paper", "top", "rarity")
 PIXEL_METHODS = ("paper", "rarity")
 PRECISIONS = ("float32", "tf32", "bf16")
+BATCH = 32               # slices that go through a network at a time on a GPU; on a CPU one, in each thread
+CPU_SLICES, CPU_ROWS = 8, 128  # that a CPU's thread restores at a time, at most: slices, and restorations in all
 
 
 class ModelError(ValueError):
@@ -81,23 +86,31 @@ class About:
 class Model:
     """VQ-VAE and prior on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
     `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
-    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time, chosen
-    by memory when None; halved when memory runs out, and not seen in the results, beyond the rounding of sums.
+    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time on a GPU, by
+    default BATCH where there is memory for them, halved when it runs out. On a CPU it is one in each of torch's threads,
+    and results have the same bits for any number of these.
     Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to.
     `precision`, of restoring alone: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA)
-    and "bf16" draw others of the same distribution, up to rounding."""
+    and "bf16" draw others of the same distribution, up to rounding. `file`: that it was read from, `sha256`: of that."""
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32, batch_size: int | None = None,
-                 precision: str = "float32"):
+                 precision: str = "float32", file: Path | None = None, sha256: str | None = None):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
-        self.precision = precision
+        self.precision, self.file, self.sha256 = precision, file, sha256
         self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
+
+    def on_cpu(self) -> "Model":
+        """The same on the CPU, from its file where it has one: a GPU that has failed may not give anything back."""
+        if self.file is not None:
+            return load_model(self.file, "cpu", self.dtype, self.precision)
+        return Model(copy.deepcopy(self.vqvae), copy.deepcopy(self.prior), self.about, "cpu", self.dtype,
+                     precision=self.precision)
 
     @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
@@ -118,16 +131,41 @@ class Model:
         """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` (one
         number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
         codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
-        if self.device.type == "cuda" and self._cached.get(codes.shape[1:]) is None:
+        if self.device.type == "cpu":
+            return self._restore_in_threads(codes, position, uniforms, threshold)
+        if self._cached.get(codes.shape[1:]) is None:
             self._cached = {codes.shape[1:]: CachedPrior(self.sampling_prior, *codes.shape[1:])}
         return restore(self.sampling_prior, codes, position, uniforms, threshold,
-                       cached=self._cached.get(codes.shape[1:]), tf32=self.precision == "tf32")
+                       cached=self._cached[codes.shape[1:]], tf32=self.precision == "tf32")
+
+    @one_thread_each()
+    def _restore_in_threads(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
+                            ) -> Tensor:
+        """A few slices at a time in each thread, with a prior of its own, as `sampler.restore` asks."""
+        threshold = torch.as_tensor(threshold).expand(len(codes))
+        own: dict[int, tuple[PixelSNAIL, CachedPrior]] = {}
+
+        def run(chunk: Tensor) -> Tensor:
+            if threading.get_ident() not in own:
+                prior = _twin(self.sampling_prior)
+                own[threading.get_ident()] = prior, CachedPrior(prior, *codes.shape[1:])
+            prior, cached = own[threading.get_ident()]
+            return restore(prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=cached)
+
+        slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))
+        parameters = sum(p.numel() * p.element_size() for p in self.sampling_prior.parameters())
+        return torch.cat(each(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters)))
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     @torch.inference_mode()
     def _batched(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.device.type == "cpu":
+            return self._one_by_one(function, *inputs)
+        return self._in_batches(function, *inputs)
+
+    def _in_batches(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         parts: list[Tensor] = []
 
         def run(first: int, last: int, _: int) -> None:
@@ -138,15 +176,34 @@ class Model:
         in_batches(run, count, self.batch_size or self.affordable_slices())
         return torch.cat(parts)
 
+    @one_thread_each()
+    def _one_by_one(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        def run(i: int) -> Tensor:
+            return function(*(self._here(x[i : i + 1]) for x in inputs))
+
+        count = max(1, len(inputs[0]))  # no slices make one batch, of none
+        return torch.cat(each(run, range(count), self._affordable_threads(self._slice_bytes())))
+
+    def _affordable_threads(self, bytes_each: int) -> int:
+        return max(1, free_memory(self.device) // 2 // bytes_each)
+
     def affordable_slices(self) -> int:
-        """How many slices at a time the memory that is there has room for: at most 32 on a CPU, 512 on a GPU."""
+        """How many slices at a time the memory that is there has room for, at most BATCH."""
+        return min(BATCH, affordable(self._slice_bytes(), self.device))
+
+    def _slice_bytes(self) -> int:
+        """What a slice takes of memory: a unit at full resolution, or a block of the prior with its attention."""
         size = self.about.preprocessing.image_size
         places = self.vqvae.settings.latent_size(size) ** 2
-        # about what a unit at full resolution holds, and a block of the prior with its attention
         numbers = max(12 * size**2 * self.vqvae.settings.channels[0],
                       places * (20 * self.prior.settings.n_channels + places))
-        most = 32 if self.device.type == "cpu" else 512
-        return min(most, affordable(numbers * self.dtype.itemsize, self.device))
+        return numbers * self.dtype.itemsize
+
+
+def _twin(network: nn.Module) -> nn.Module:
+    """A network of the same parameters, for another thread to set hooks in."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
 
 
 def _pieces(first: int, last: int) -> list[tuple[int, int]]:
@@ -169,8 +226,8 @@ def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype:
 
 def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_bytes(save(tensors, metadata={"about": about.to_json()}))
+    part, text = file.with_name(f".{file.name}.part"), about.to_json()
+    part.write_bytes(save(tensors, metadata={"about": text, "sha256": content_sha256(tensors, text)}))
     part.replace(file)
 
 
@@ -185,21 +242,25 @@ def load_model(name: str | Path, device: str | torch.device | None = None, dtype
                precision: str = "float32") -> Model:
     """The model of a region ("brain", "abdom": the shipped weights), or of a file.
 
-    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`. Only safetensors are read: no
-    pickle, nothing in the file is executed. Raises ModelError, in one line that names the file.
+    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`. Only
+    safetensors are read: no pickle, nothing in the file is executed; and only what is as it was written (`integrity`).
+    Raises ModelError, in one line that names the file.
     """
     file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
     try:
         with safe_open(file, framework="pt") as stored:
-            about = About.from_json((stored.metadata() or {}).get("about", "{}"))
+            metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        text = metadata.get("about", "{}")
+        about = About.from_json(text)
+        sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
         vqvae, prior = (_filled(network, tensors, part)
                         for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior))))
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision)
+    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision, file=file, sha256=sha256)
 
 
 def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:

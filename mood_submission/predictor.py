@@ -1,10 +1,8 @@
 """From files to files: read -> preprocess -> encode -> score or restore -> postprocess -> write."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +10,16 @@ import torch
 from torch import Tensor
 
 from .model import Model, ModelError
-from .preprocessing import (intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
+from .preprocessing import (frame_of, intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
 from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften, top_mean
 from .scoring import pixel_score, sample_score, smooth, top_score
+from .threads import one_thread_each
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume, write_whole
 
 PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
 TASKS = ("sample", "pixel")
+MOST_PIXELS = 1 << 26  # of a slice's square field of view
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Prepared:
     """All that is needed of a volume, a tenth of its size.
 
     slices: as the network takes them, (N, S, S) float32 on its device. position: (N, 1). indices: (N,) along z.
-    shape, spacing, grid, path: the volume's.
+    shape, spacing, grid, path, notes: the volume's.
     """
 
     slices: Tensor
@@ -37,6 +37,12 @@ class Prepared:
     spacing: tuple[float, float, float]
     grid: Grid
     path: Path
+    notes: tuple[str, ...] = ()
+
+    def part(self, count: int) -> "Prepared":
+        """The same volume with `count` of its slices, evenly spread."""
+        chosen = slice_indices(len(self.indices), count)
+        return replace(self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen])
 
 
 class Predictor:
@@ -71,7 +77,11 @@ class Predictor:
         return self.to_volume(prepared, self.compute(prepared, "pixel"))
 
     def prepare(self, volume: Volume) -> Prepared:
-        preprocessing = self.model.about.preprocessing
+        """Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS."""
+        preprocessing, frame = self.model.about.preprocessing, frame_of(volume.data.shape, volume.spacing)
+        if frame.padded_height * frame.padded_width > MOST_PIXELS:
+            raise VolumeError(f"{volume.path}: expected a field of view of at most {MOST_PIXELS} pixels, found one of "
+                              f"{frame.padded_height} x {frame.padded_width}")
         data = to_unit_range(volume.data, preprocessing)
         mean, std = intensity_statistics(data, preprocessing)
         depth = data.shape[2]
@@ -79,14 +89,19 @@ class Predictor:
         slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device)
         return Prepared(normalise(slices, mean, std, preprocessing),
                         torch.from_numpy(relative_positions(indices, depth)), indices,
-                        data.shape, volume.spacing, volume.grid, volume.path)
+                        data.shape, volume.spacing, volume.grid, volume.path, volume.notes)
 
     def compute(self, prepared: Prepared, task: str) -> float | Tensor:
         """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
-        codes = self.model.encode(prepared.slices, prepared.position)
-        if task == "sample":
-            return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
-        return self.pixel_scores_of(prepared, codes, *self.compare(prepared, self.restore(prepared, codes)))
+        with self.alone():
+            codes = self.model.encode(prepared.slices, prepared.position)
+            if task == "sample":
+                return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
+            return self.pixel_scores_of(prepared, codes, *self.compare(prepared, self.restore(prepared, codes)))
+
+    def alone(self):
+        """A context in which results have the same bits for any number of threads."""
+        return one_thread_each() if self.model.device.type == "cpu" else nullcontext()
 
     def sample_score_of(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> float:
         """The sample score, 0 .. 1, of a volume with these codes and NLL (N, h, w)."""
@@ -119,9 +134,9 @@ class Predictor:
         size = max(1, self.model.about.preprocessing.image_size // 2)
         return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
 
-    def restore(self, prepared: Prepared, codes: Tensor) -> Tensor:
-        """Restored codes (N, S, h, w)."""
-        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
+    def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""
+        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])[:, first:last]
         return self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
@@ -163,71 +178,27 @@ class Predictor:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.
 
         Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError
-        where `out` cannot be written to.
+        where `out` cannot be written to. For many files: `folder.predict_files`.
         """
         prepared = self.read(source)
-        result = self.compute(prepared, task)
-        self.write(prepared, result, out)
-        return None if task == "pixel" else result
-
-    def predict_files(self, sources: Iterable[Path], task: str, out: Path, report: Callable[[str], None] = print,
-                      progress: Callable[[], object] = lambda: None) -> list[Path]:
-        """Predict each file; one that fails is reported in one line, and the others go on. Returns those that failed.
-
-        While the networks run on one file, the next is read and the last one written, each in a thread: no more than
-        one waits on either side. progress: called as each file is through the networks, or has failed.
-        An exception that is no file's failure, such as KeyboardInterrupt, is raised when the file that is being read
-        and the one that is being written are done; nothing else is begun.
-        """
-        sources, failed = list(sources), []
-
-        def attempt(source: Path, step: Callable, *arguments: object):
-            """The step's result, or None where it fails, which is reported."""
-            try:
-                return step(*arguments)
-            except Exception as error:  # whatever it is, the other files must not suffer
-                text = " ".join(str(error).split())
-                if not isinstance(error, (VolumeError, OSError)):  # whose texts say by themselves what it is
-                    text = f"{type(error).__name__}: {text}"
-                report(text if str(source) in text else f"{source}: {text}")
-                failed.append(source)
-
-        reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        writing: tuple[Path, Callable[[], None]] | None = None
-        try:
-            for source, reading in _ahead(reader, self.read, sources):
-                prepared = attempt(source, reading.result)
-                result = None if prepared is None else attempt(source, self.compute, prepared, task)
-                if writing is not None:
-                    attempt(*writing)
-                writing = None if result is None else (source, writer.submit(self.write, prepared, result, out).result)
-                progress()
-            if writing is not None:
-                attempt(*writing)
-        finally:
-            for executor in (reader, writer):
-                executor.shutdown(cancel_futures=True)
-        return [source for source in sources if source in failed]
+        score = self.write(prepared, self.compute(prepared, task), out)
+        return None if task == "pixel" else score
 
     def read(self, source: Path) -> Prepared:
         return self.prepare(read_volume(source))
 
-    def write(self, prepared: Prepared, result: float | Tensor, out: Path) -> None:
+    def write(self, prepared: Prepared, result: float | Tensor, out: Path) -> float:
+        """Returns the sample score, or the highest voxel's."""
         name = prepared.path.name
         if isinstance(result, float):
             with write_whole(out / f"{name}.txt") as file:
                 file.write(f"{result:.9g}\n".encode())
-        else:
-            write_volume(out / name, self.to_volume(prepared, result), prepared.grid)
+            return result
+        scores = self.to_volume(prepared, result)
+        write_volume(out / name, scores, prepared.grid)
+        return float(scores.max())
 
-
-def _ahead(reader: Executor, read: Callable[[Path], Prepared],
-           sources: Iterable[Path]) -> Iterator[tuple[Path, "Future[Prepared]"]]:
-    """Each source and its volume to come. When one is handed out, the next is to be read, and no more."""
-    waiting: deque[tuple[Path, Future[Prepared]]] = deque()
-    for source in sources:
-        waiting.append((source, reader.submit(read, source)))
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+    def on_cpu(self) -> "Predictor":
+        """The same with the model on the CPU."""
+        return Predictor(self.model.on_cpu(), self.slices, self.restorations, self.seed, self.sample_method,
+                         self.pixel_method)

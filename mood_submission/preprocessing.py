@@ -106,8 +106,9 @@ def to_unit_range(data: np.ndarray, prep: Preprocessing, out: np.ndarray | None 
     scale = 1.0 / (high - low) if high > low else 0.0  # constant volumes become 0
     out = np.empty_like(data, dtype=np.float32) if out is None else out
     for source, target in zip(_slabs(data), _slabs(out, like=data)):
-        np.subtract(source, np.float32(low), out=target)
-        np.multiply(target, np.float32(scale), out=target)
+        with np.errstate(over="ignore"):  # infinite is clipped like all that is too bright
+            np.subtract(source, np.float32(low), out=target)
+            np.multiply(target, np.float32(scale), out=target)
         np.clip(target, 0.0, 1.0, out=target)
     return out
 
@@ -142,7 +143,7 @@ def intensity_statistics(data: np.ndarray, prep: Preprocessing) -> tuple[float, 
         foreground = slab[slab >= prep.foreground_threshold].astype(np.float64)
         count += foreground.size
         total += float(foreground.sum())
-        squares += float(np.dot(foreground, foreground))
+        squares += float(np.einsum("i,i", foreground, foreground))  # no BLAS, whose threads would be seen in the sum
     if count == 0:
         return 0.0, 1.0
     mean = total / count

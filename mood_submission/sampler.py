@@ -7,7 +7,7 @@ about one forward's work in all: `CachedPrior` keeps of each layer what the next
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .device import affordable, exact_float32, float32_as, in_batches
 from .layers import GatedResidualUnit
 from .pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, PixelSNAIL, PointwiseMap, background_of
+from .threads import check_stopped
 
 GRAPH_ROWS = 1024  # restorations at a time with CUDA graphs, which compute all of them always: few, so as to be full
 State = dict[str, Tensor]
@@ -82,7 +83,8 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
     batch, restorations, height, width = uniforms.shape
     result = codes[:, None].repeat(1, restorations, 1, 1)
     if result.numel():
-        with float32_as("tf32" if tf32 else "ieee"):
+        # a setting of the process, which threads on a CPU must not change each under the other
+        with float32_as("tf32" if tf32 else "ieee") if codes.is_cuda else nullcontext():
             _restore(prior, codes, position, uniforms, _thresholds(prior, codes, threshold), batch_size,
                      cached or CachedPrior(prior, height, width), result)
     return result
@@ -536,6 +538,7 @@ class CachedPrior:
     def _sample_rows(self, start_rows: list[int], states: list[State], index: Tensor) -> Tensor:
         n = 0
         for r in range(start_rows[0], self.height):
+            check_stopped()
             before, n = n, bisect_right(start_rows, r)
             if n > before:
                 for part, state in zip(self.parts, states):

@@ -84,12 +84,16 @@ class Volume:
     spacing: (x, y, z) in mm.
     grid: the file's own grid, for `write_volume`.
     path: where it was read from.
+    missing: how many of its voxels were NaN or infinite in the file.
+    notes: what was odd about the file, each a line that names it.
     """
 
     data: np.ndarray
     spacing: tuple[float, float, float]
     grid: Grid
     path: Path
+    missing: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def find_volumes(folder: str | Path) -> list[Path]:
@@ -150,19 +154,25 @@ def read_volume(path: str | Path) -> Volume:
     Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
     """
     path = Path(path)
-    try:
+    with _as_volume_error(path):
         file_size = _size_of(path)
         image = nib.load(path)
-        grid, spacing = _grid_of(image, path)
+        grid, spacing, notes = _grid_of(image, path)
         _check_size(image.dataobj, path, file_size)
-        data, replaced = _read_ras(image.dataobj, grid)
-    except VolumeError:
-        raise
-    except UNREADABLE as error:
-        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {_one_line(error)}") from error
-    if replaced:
-        warnings.warn(f"{path}: {replaced} NaN or infinite voxels read as the lowest of the others", stacklevel=2)
-    return Volume(data, spacing, grid, path)
+        data, missing = _read_ras(image.dataobj, grid)
+    if missing:
+        notes += (f"{path}: {missing} NaN or infinite voxels read as the lowest of the others",)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return Volume(data, spacing, grid, path, missing, notes)
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_volume` raises for headers."""
+    path = Path(path)
+    with _as_volume_error(path):
+        _size_of(path)
+        return _grid_of(nib.load(path), path)[0]
 
 
 def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
@@ -213,12 +223,22 @@ def _open_to_read(path: str) -> BinaryIO:
     return igzip.open(path) if path.lower().endswith(".gz") else nib.openers.ImageOpener(path)
 
 
+@contextmanager
+def _as_volume_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except VolumeError:
+        raise
+    except UNREADABLE as error:
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {_one_line(error)}") from error
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float]]:
-    """The file's grid and its RAS spacing in mm. Raises VolumeError for what is no 3D volume of real numbers."""
+def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float], tuple[str, ...]]:
+    """The file's grid, its RAS spacing in mm, and what is odd about it. Raises VolumeError for what is no 3D volume of real numbers."""
     if not isinstance(image, nib.Nifti1Image):
         raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}")
     if image.get_data_dtype().kind not in "iuf":
@@ -230,19 +250,19 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         raise VolumeError(f"{path}: expected a volume with voxels, found shape {shape}")
 
     header, affine = image.header.copy(), np.array(image.affine)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    sizes, notes = np.linalg.norm(affine[:3, :3], axis=0), ()
     if _orientation_is_known(header, affine):
         orientation = nib.orientations.io_orientation(affine)
         ras_axes = tuple(int(axis) for axis in orientation[:, 0])
         flipped = tuple(bool(sign < 0) for sign in orientation[:, 1])
     else:
-        warnings.warn(f"{path}: no usable orientation in the header; array taken as it is for RAS", stacklevel=3)
+        notes = (f"{path}: no usable orientation in the header; array taken as it is for RAS",)
         ras_axes, flipped = (0, 1, 2), (False, False, False)
         sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
     sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     sizes = np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0)
     spacing = tuple(float(sizes[ras_axes.index(axis)]) for axis in range(3))
-    return Grid(shape, affine, header, ras_axes, flipped), spacing
+    return Grid(shape, affine, header, ras_axes, flipped), spacing, notes
 
 
 def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:

@@ -1,11 +1,9 @@
 """The main job: files in, files out, through the Python API, the command line and the four scripts."""
 
-import functools
 import os
 import shutil
 import subprocess
 import sys
-import threading
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +12,6 @@ import torch
 from conftest import ROOT, write_nifti
 
 from mood_submission import Predictor, load_model
-from mood_submission.benchmark import FreeNetworks
 from mood_submission.preprocessing import slices_to_volume
 from mood_submission.scoring import pixel_score, smooth
 from mood_submission.volumes import read_volume
@@ -109,100 +106,6 @@ def test_one_bad_file_does_not_stop_the_others(tiny_weights, blobs, tmp_path):
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert sum("bad.nii.gz" in line for line in run.stderr.splitlines()) == 2  # when it happens, and at the end
     assert len(list((tmp_path / "out").iterdir())) == 3
-
-
-@pytest.mark.parametrize("task", ["sample", "pixel"])
-def test_a_folder_scores_as_its_files_one_by_one(task, tiny_weights, blobs, tmp_path):
-    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slices=3, restorations=2)
-    files, calls = sorted(blobs.iterdir()), []
-    for name in ("folder", "files"):
-        (tmp_path / name).mkdir()
-    assert predictor.predict_files(files, task, tmp_path / "folder", progress=lambda: calls.append(1)) == []
-    for file in files:
-        predictor.predict_file(file, task, tmp_path / "files")
-    written = sorted((tmp_path / "folder").iterdir())
-    assert len(written) == len(files) == len(calls)
-    assert all(path.read_bytes() == (tmp_path / "files" / path.name).read_bytes() for path in written)
-
-
-def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path, monkeypatch):
-    files = [shutil.copy(blobs / "case_0.nii.gz", tmp_path / f"{name}.nii.gz")
-             for name in ("good_0", "unreadable", "too_large", "good_1", "unwritable", "gone", "good_2", "last")]
-    files[1].write_bytes(files[1].read_bytes()[:-300])
-    files[5].unlink()
-    out, lines = tmp_path / "out", []
-    (out / "unwritable.nii.gz").mkdir(parents=True)
-    (out / "last.nii.gz").mkdir()
-    predictor = Predictor(FreeNetworks("brain"), slices=2, restorations=1)
-    compute = predictor.compute
-
-    def small_compute(prepared, task):
-        if prepared.path.name == "too_large.nii.gz":
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: \n you tried to allocate 8 bytes")
-        return compute(prepared, task)
-
-    monkeypatch.setattr(predictor, "compute", small_compute)
-    failed = predictor.predict_files(files, "pixel", out, lines.append)
-    assert failed == [files[i] for i in (1, 2, 4, 5, 7)]
-    assert len(lines) == 5 and not any("\n" in line for line in lines)
-    assert all(any(file.name in line for line in lines) for file in failed)
-    assert {path.name for path in out.iterdir() if path.is_file()} == {f"good_{i}.nii.gz" for i in range(3)}
-    (out / "good_0.nii.gz.txt").mkdir()
-    assert predictor.predict_files(files[:1], "sample", out, lines.append) == files[:1]
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
-
-
-class Steps:
-    """In a predictor's place for its own steps: what has begun and ended, and waiting for it, without timing."""
-
-    def __init__(self, predictor: Predictor, monkeypatch):
-        self.events = {(step, moment, i): threading.Event()
-                       for step in ("read", "compute", "write") for moment in ("begun", "ended") for i in range(9)}
-        for step in ("read", "compute", "write"):
-            monkeypatch.setattr(predictor, step, functools.partial(self.run, step))
-        self.before = {}  # (step, i) -> called in that step
-
-    def run(self, step: str, item: int, *_) -> int:
-        self.events[step, "begun", item].set()
-        self.before.get((step, item), lambda: None)()
-        self.events[step, "ended", item].set()
-        return item
-
-    def has(self, *event) -> bool:
-        return self.events[event].is_set()
-
-    def wait(self, *event) -> None:
-        assert self.events[event].wait(60), event
-
-
-def test_the_next_is_read_and_the_last_written_while_one_is_computed(tmp_path, monkeypatch):
-    predictor = Predictor(FreeNetworks("brain"))
-    steps = Steps(predictor, monkeypatch)
-    steps.before["compute", 1] = lambda: (steps.wait("read", "ended", 2), steps.wait("write", "begun", 0))
-    steps.before["write", 0] = lambda: steps.wait("compute", "ended", 1)  # both at once
-    seen = []
-    for i in range(5):  # no more than one waits on either side
-        steps.before.setdefault(("compute", i), lambda i=i: seen.append(
-            (steps.has("read", "begun", i + 2), steps.has("write", "ended", i - 2) if i > 1 else True)))
-    assert predictor.predict_files(range(5), "pixel", tmp_path) == []
-    assert seen == [(False, True)] * 4
-    assert all(steps.has("write", "ended", i) for i in range(5))
-
-
-def test_an_interruption_finishes_what_is_being_written_and_begins_nothing(tmp_path, monkeypatch):
-    predictor = Predictor(FreeNetworks("brain"))
-    steps = Steps(predictor, monkeypatch)
-    threads = threading.active_count()
-
-    def interrupt():
-        steps.wait("write", "begun", 0)
-        raise KeyboardInterrupt
-
-    steps.before["compute", 1] = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        predictor.predict_files(range(5), "pixel", tmp_path)
-    assert steps.has("write", "ended", 0) and not steps.has("write", "begun", 1) and not steps.has("read", "begun", 3)
-    assert threading.active_count() == threads
 
 
 def test_wrong_usage_ends_with_2_and_one_line(tiny_weights, blobs, tmp_path):

@@ -1,0 +1,124 @@
+"""Results have the same bits for any number of threads, any batch, any company."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mood_submission import Predictor, load_model
+from mood_submission.folder import predict_files
+from mood_submission.threads import Stopped, check_stopped, each, one_thread_each
+
+
+@pytest.fixture
+def with_threads():
+    """with_threads(N): torch has N threads from there on, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_each_keeps_order_and_uses_the_threads_there_are(with_threads):
+    with_threads(3)
+    all_here = threading.Barrier(3)
+
+    def run(item: int) -> tuple[int, int, bool]:
+        all_here.wait(60)  # all three at once, or never
+        return item * item, torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    with one_thread_each():
+        assert torch.get_num_threads() == 1
+        with one_thread_each():
+            assert each(run, range(6)) == [(i * i, 1, True) for i in range(6)]
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_errors_are_raised_and_memory_is_tried_again_alone(threads, with_threads):
+    with_threads(threads)
+    alone = threading.get_ident()
+
+    def hungry(item: int) -> int:
+        if item == 2 and threading.get_ident() != alone:
+            raise MemoryError
+        return item
+
+    def wrong(item: int) -> int:
+        raise KeyError(item)
+
+    with one_thread_each():
+        assert each(hungry, range(5)) == list(range(5))
+        with pytest.raises(KeyError):
+            each(wrong, range(5))
+
+
+def test_an_interruption_stops_the_other_threads(with_threads):
+    with_threads(2)
+    began, ended = threading.Barrier(2), []
+
+    def run(item: int) -> None:
+        try:
+            began.wait(60)
+            if item == 0:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            for _ in range(6000):
+                check_stopped()
+                time.sleep(0.01)
+        except Stopped:
+            ended.append(item)
+            raise
+
+    with pytest.raises(KeyboardInterrupt), one_thread_each():
+        each(run, range(2))
+    assert sorted(ended) == [0, 1]
+    check_stopped()  # this thread is nobody's
+
+
+@pytest.mark.parametrize("region", ["brain", "abdom"])
+def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weights, with_threads):
+    generator = torch.Generator().manual_seed(0)
+    slices, position = torch.randn(9, 160, 160, generator=generator), torch.rand(9, 1, generator=generator) - 0.5
+    results = []
+    for threads, batch_size in ((1, None), (2, None), (5, 4), (2, 9)):
+        with_threads(threads)
+        model = load_model(tiny_weights[region], device="cpu")
+        model.batch_size = batch_size
+        codes = model.encode(slices, position)
+        uniforms = torch.rand(9, 3, *codes.shape[1:], generator=torch.Generator().manual_seed(1))
+        restored = model.restore(codes, position, uniforms, 2.45)
+        results.append((codes, model.nll(codes, position), restored, model.decode(codes, position)))
+        assert (restored != codes[:, None]).any()
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("task", ["sample", "pixel"])
+def test_shipped_weights_write_the_same_bytes_for_any_threads(task, blobs, tmp_path):
+    """In fresh processes, whose libraries too have so many threads."""
+    written = []
+    for threads in (1, 2, 5):
+        out = tmp_path / str(threads)
+        command = [sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i", blobs,
+                   "-o", out, "--slices", "5", "--restorations", "3"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True,
+                       env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
+                                         "OPENBLAS_NUM_THREADS": str(threads)})
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert len(written[0]) == 3 and written[0] == written[1] == written[2]
+
+
+def test_the_order_of_files_is_not_seen(tiny_weights, blobs, tmp_path):
+    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slices=4, restorations=2)
+    files = sorted(blobs.iterdir())
+    for name, order in (("there", files), ("back", files[::-1])):
+        (tmp_path / name).mkdir()
+        predict_files(predictor, order, "pixel", tmp_path / name)
+    for file in files:
+        assert (tmp_path / "there" / file.name).read_bytes() == (tmp_path / "back" / file.name).read_bytes()
