@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def usage_error(message: str) -> int:
-    print(f"mood_submission: {message}", file=sys.stderr)
+    say(f"mood_submission: {message}")
     return 2
 
 
@@ -123,14 +123,13 @@ def predict(args: argparse.Namespace) -> int:
     except OSError as error:
         return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
     if others:
-        print(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}", file=sys.stderr)
-    print(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}", file=sys.stderr)
+        say(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}")
+    say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
     with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
         def done(outcome: Outcome) -> None:
-            if outcome.message:
-                tqdm.write(outcome.message, file=sys.stderr)
-            if failure := report.add(outcome):
-                tqdm.write(failure, file=sys.stderr)
+            for line in (outcome.message, report.add(outcome)):
+                if line:
+                    say(line)
             bar.update()
 
         outcomes = predict_files(predictor, files, args.task, args.output, done, args.resume, args.time_budget)
@@ -141,16 +140,24 @@ def conclude(outcomes: list[Outcome]) -> int:
     """Says what is worth saying at the end. Returns the exit status."""
     resumed = sum(outcome.status == "resumed" for outcome in outcomes)
     if resumed:
-        print(f"{resumed} of {len(outcomes)} volumes had their prediction already", file=sys.stderr)
+        say(f"{resumed} of {len(outcomes)} volumes had their prediction already")
     failed = [outcome.file.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
-        print(f"{len(failed)} of {len(outcomes)} volumes failed: {', '.join(failed)}", file=sys.stderr)
+        say(f"{len(failed)} of {len(outcomes)} volumes failed: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def say(line: object) -> None:
+    """A line on standard error, above a progress bar and in one piece, whatever threads say at the same time."""
+    text = " ".join(str(line).split())
+    with tqdm.external_write_mode(file=sys.stderr):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def quiet() -> None:
     """One line a warning and an error, from us; nibabel's notes on odd headers would only repeat them."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
 
 
@@ -161,7 +168,7 @@ def main() -> int:
     try:
         return predict(args)
     except KeyboardInterrupt:
-        print("mood_submission: stopped", file=sys.stderr)
+        say("mood_submission: stopped")
         return 130
 
 

@@ -54,8 +54,7 @@ def _other_field(content: bytes, rng: np.random.Generator) -> bytes:
     header = np.frombuffer(content[: dtype.itemsize], dtype.newbyteorder(rng.choice(["<", ">"]))).copy()
     field = header[0:1][rng.choice(dtype.names)].reshape(-1)
     place = rng.integers(len(field))
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with np.errstate(all="ignore"):
         if field.dtype.kind in "iuf" and rng.random() < 0.8:
             value = np.float64(rng.choice(EXTREMES))
             field[place : place + 1] = np.array([value]).astype(field.dtype)
@@ -149,7 +148,9 @@ def fuzz(predictor: Predictor, cases: int, seed: int, folder: Path,
         rng = np.random.default_rng((seed, case))
         work = folder / f"{seed}_{case}"
         (work / "out").mkdir(parents=True)
-        path = broken_file(rng, work)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = broken_file(rng, work)
         try:
             counts[check(predictor, path, TASKS[case % 2], work / "out")] += 1
         except (Exception, TookTooLong) as error:

@@ -1,6 +1,7 @@
 """From files to files: read -> preprocess -> encode -> score or restore -> postprocess -> write."""
 
 import hashlib
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ class Predictor:
         """(N, S, h, w) in [0, 1), made on the CPU so that they are the same for every device."""
         parts = []
         for index in indices:
-            digest = hashlib.sha256(f"{self.seed}/{name}/{index}".encode()).digest()
+            digest = hashlib.sha256(os.fsencode(f"{self.seed}/{name}/{index}")).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             parts.append(torch.rand(self.restorations, *grid, generator=generator))
         return torch.stack(parts)

@@ -29,12 +29,20 @@ UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what
     OSError,
     EOFError,
     ValueError,
-    KeyError,
+    LookupError,
+    ArithmeticError,  # of an infinite data offset
     MemoryError,
     zlib.error,
     isal_zlib.error,
 )
 MOST_PACKED = 1032  # bytes that one byte of a .gz file can hold: deflate's own limit
+OTHER_FORMATS = (  # where in the file, what stands there, what that says
+    (128, b"DICM", "a DICOM file"),
+    (0, b"\x1f\x8b", "a packed file without .gz in its name"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"NRRD", "an NRRD file"),
+    (0, b"<", "a page of HTML or XML"),
+)
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
 
 
@@ -156,7 +164,7 @@ def read_volume(path: str | Path) -> Volume:
     path = Path(path)
     with _as_volume_error(path):
         file_size = _size_of(path)
-        image = nib.load(path)
+        image = _image_of(path)
         grid, spacing, notes = _grid_of(image, path)
         _check_size(image.dataobj, path, file_size)
         data, missing = _read_ras(image.dataobj, grid)
@@ -172,7 +180,7 @@ def read_grid(path: str | Path) -> Grid:
     path = Path(path)
     with _as_volume_error(path):
         _size_of(path)
-        return _grid_of(nib.load(path), path)[0]
+        return _grid_of(_image_of(path), path)[0]
 
 
 def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
@@ -230,7 +238,38 @@ def _as_volume_error(path: Path) -> Iterator[None]:
     except VolumeError:
         raise
     except UNREADABLE as error:
-        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {_one_line(error)}") from error
+        found = _other_format(path) or _one_line(error)
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {found}") from error
+
+
+def _image_of(path: Path) -> nib.Nifti1Image:
+    """The image by its header, whatever case its name's ending is in (`nib.load` knows lower and upper)."""
+    start = _start_of(path, nib.Nifti2Header.sizeof_hdr)
+    kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.header_class.may_contain_header(start)), None)
+    if kind is None:
+        raise ValueError("no NIfTI header")
+    file_map = kind.make_file_map()
+    file_map["image"].filename = str(path)
+    return kind.from_file_map(file_map)
+
+
+def _other_format(path: Path) -> str | None:
+    """What a file that cannot be read is, by its first bytes, where it is something that is often taken for NIfTI."""
+    try:
+        start = _start_of(path)
+    except UNREADABLE:
+        return None
+    return next((name for at, mark, name in OTHER_FORMATS if start[at:].startswith(mark)), None)
+
+
+def _start_of(path: Path, count: int = 132) -> bytes:
+    """The file's first bytes, unpacked where it is a .gz file."""
+    with open(path, "rb") as file:
+        start = file.read(count)
+    if start.startswith(b"\x1f\x8b") and path.name.lower().endswith(".gz"):
+        with igzip.open(path) as file:
+            start = file.read(count)
+    return start
 
 
 def _one_line(error: Exception) -> str:
@@ -239,8 +278,6 @@ def _one_line(error: Exception) -> str:
 
 def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float], tuple[str, ...]]:
     """The file's grid, its RAS spacing in mm, and what is odd about it. Raises VolumeError for what is no 3D volume of real numbers."""
-    if not isinstance(image, nib.Nifti1Image):
-        raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}")
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}")
     if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
@@ -276,7 +313,7 @@ def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
 
 def _size_of(path: Path) -> int:
     """The file's size in bytes. Raises VolumeError for what is no regular file: reading a pipe could wait for ever."""
-    status = os.stat(path)
+    status = os.stat(path)  # follows links
     if not stat.S_ISREG(status.st_mode):
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
         raise VolumeError(f"{path}: expected a readable NIfTI volume, found a {kind}")

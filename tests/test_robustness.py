@@ -1,0 +1,432 @@
+"""Never fall over, never lose a result: bad files, full disks, kills and wrong usage, with real files and real runs."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, write_nifti
+
+from mood_submission import Predictor, load_model
+from mood_submission.__main__ import main
+from mood_submission.benchmark import FreeNetworks
+from mood_submission.folder import finished, predict_files
+from mood_submission.fuzzing import fuzz
+from mood_submission.volumes import read_volume
+
+AFFINE = np.diag([2, 2, 4, 1.0])
+pytestmark = pytest.mark.filterwarnings("ignore:.*(voxels read as|orientation in the header)")
+
+
+def smooth_data(shape=(20, 18, 6), dtype=np.float32) -> np.ndarray:
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape], indexing="ij")
+    ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2), 0, 1) * (0.8 + 0.2 * np.sin(7 * x))
+    return (ball * (1 if np.dtype(dtype).kind == "f" else 100)).astype(dtype)
+
+
+def nifti_bytes(data=None, affine=AFFINE, **fields) -> bytes:
+    """A single-file NIfTI-1 whose header has these fields, whatever they make of it."""
+    image = nib.Nifti1Image(smooth_data() if data is None else data, affine)
+    image.set_data_dtype((smooth_data() if data is None else data).dtype)
+    content = bytearray(image.to_bytes())
+    header = np.frombuffer(content, nib.Nifti1Header.template_dtype, 1)  # a view: writes to content
+    for name, value in fields.items():
+        header[name] = value
+    return bytes(content)
+
+
+def dicom_bytes() -> bytes:
+    return bytes(128) + b"DICM" + b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100" * 40
+
+
+def predicted_kinds() -> dict[str, bytes]:
+    """Odd files that a prediction can be made of, by name."""
+    data = smooth_data()
+    with_nan = data.copy()
+    with_nan[3:6, 4:7, 2], with_nan[0, 0, 0], with_nan[1, 0, 0] = np.nan, np.inf, -np.inf
+    return {
+        "nan and infinite.nii": nifti_bytes(with_nan),
+        "all nan.nii": nifti_bytes(np.full_like(data, np.nan)),
+        "zeros.nii": nifti_bytes(np.zeros_like(data)),
+        "constant.nii": nifti_bytes(np.full_like(data, 7)),
+        "constant negative.nii": nifti_bytes(np.full_like(data, -7)),
+        "extreme.nii": nifti_bytes(data * np.float32(3e38)),
+        "extreme both ways.nii": nifti_bytes((data - np.float32(0.5)) * np.float32(3e38) * 2),
+        "beyond float32.nii": nifti_bytes(data.astype(np.float64) * 1e300),
+        "tiny values.nii": nifti_bytes(data * np.float32(1e-40)),
+        "one voxel.nii": nifti_bytes(np.ones((1, 1, 1), np.float32)),
+        "one slice.nii": nifti_bytes(data[:, :, :1]),
+        "one column.nii": nifti_bytes(data[:1]),
+        "one row.nii": nifti_bytes(data[:, :1]),
+        "line.nii": nifti_bytes(data[:1, :1]),
+        "one frame.nii": nifti_bytes(data[..., None]),
+        "one frame of 5D.nii": nifti_bytes(data[..., None, None]),
+        "negative affine.nii": nifti_bytes(affine=np.diag([-2, -2, -4, 1.0])),
+        "singular affine.nii": nifti_bytes(srow_x=1, srow_y=1, srow_z=1, sform_code=1, qform_code=0),
+        "nan affine.nii": nifti_bytes(srow_x=np.nan, sform_code=1, qform_code=0),
+        "no orientation.nii": nifti_bytes(sform_code=0, qform_code=0),
+        "zero spacing.nii": nifti_bytes(pixdim=0, sform_code=0, qform_code=0),
+        "uint16.nii": nifti_bytes(smooth_data(dtype=np.uint16)),
+        "int16 scaled.nii": nifti_bytes(smooth_data(dtype=np.int16), scl_slope=20, scl_inter=-1024),
+        "slope nan.nii": nifti_bytes(smooth_data(dtype=np.int16), scl_slope=np.nan, scl_inter=np.nan),
+        "slope 0.nii": nifti_bytes(smooth_data(dtype=np.int16), scl_slope=0, scl_inter=5),
+        "float64 scaled.nii": nifti_bytes(smooth_data(dtype=np.float64), scl_slope=0.5, scl_inter=1),
+        "packed.nii.gz": gzip.compress(nifti_bytes()),
+        "UPPER.NII.GZ": gzip.compress(nifti_bytes()),
+        "-leading-dash.nii": nifti_bytes(),
+        "--help.nii": nifti_bytes(),
+        "$(touch pwned); `id` 'quoted\".nii": nifti_bytes(),
+        "ünïcødé 脳.nii.gz": gzip.compress(nifti_bytes()),
+        "line\nbreak.nii": nifti_bytes(),
+        "a" * 200 + ".nii": nifti_bytes(),
+        os.fsdecode(b"not unicode \xff.nii"): nifti_bytes(),
+    }
+
+
+def refused_kinds() -> dict[str, bytes]:
+    """Files that no prediction can be made of, by name."""
+    good = nifti_bytes()
+    packed = gzip.compress(good)
+    wrong_sum = packed[:-8] + bytes(4) + packed[-4:]
+    rgb = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    return {
+        "empty.nii": b"", "empty.nii.gz": b"",
+        "random.nii.gz": random.Random(0).randbytes(5000), "random.nii": random.Random(1).randbytes(5000),
+        "truncated.nii": good[:-100], "truncated.nii.gz": packed[: len(packed) // 2], "header only.nii": good[:352],
+        "half a header.nii": good[:100], "checksum.nii.gz": wrong_sum,
+        "damaged.nii.gz": packed[:300] + b"\xff" * 60 + packed[360:],
+        "named packed.nii.gz": good, "named plain.nii": packed,
+        "text.nii": b"sub-01 was not scanned\n" * 30, "page.nii.gz": b"<!DOCTYPE html><html>404</html>" * 20,
+        "dicom.nii": dicom_bytes(), "dicom.nii.gz": gzip.compress(dicom_bytes()),
+        "zip.nii.gz": zip_bytes(good), "analyze.nii": nifti_bytes(magic=b"ni1\0")[:348],
+        "flat.nii": nifti_bytes(smooth_data()[:, :, 0]),
+        "frames.nii.gz": gzip.compress(nifti_bytes(np.stack([smooth_data()] * 3, -1))),
+        "complex.nii": nifti_bytes(smooth_data().astype(np.complex64)), "rgb.nii": nifti_bytes(rgb),
+        "no such type.nii": nifti_bytes(datatype=9999), "no voxels.nii": nifti_bytes(dim=[3, 20, 0, 6, 1, 1, 1, 1]),
+        "negative.nii": nifti_bytes(dim=[3, -20, 18, 6, 1, 1, 1, 1]),
+        "no axes.nii": nifti_bytes(dim=[0, 20, 18, 6, 1, 1, 1, 1]),
+        "enormous.nii": nifti_bytes(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
+        "enormous.nii.gz": gzip.compress(nifti_bytes(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])),
+        "larger than it is.nii.gz": gzip.compress(nifti_bytes(dim=[3, 20, 18, 60, 1, 1, 1, 1])),
+        "offset past the end.nii": nifti_bytes(vox_offset=1e9),
+        "offset past the end.nii.gz": gzip.compress(nifti_bytes(vox_offset=1e9)),
+        "offset in the header.nii": nifti_bytes(vox_offset=10), "offset negative.nii": nifti_bytes(vox_offset=-400),
+        "long and narrow.nii": nifti_bytes(np.zeros((30000, 1, 2), np.uint8)),
+    }
+
+
+def zip_bytes(content: bytes) -> bytes:
+    from io import BytesIO
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("scan.nii", content)
+    return file.getvalue()
+
+
+def special_kinds(folder: Path, outside: Path) -> list[str]:
+    """What is no file, or none that can be read: made in `folder`; their names."""
+    (folder / "folder.nii.gz").mkdir()
+    (folder / "dangling.nii.gz").symlink_to("nowhere.nii.gz")
+    (folder / "circle.nii.gz").symlink_to("circle.nii.gz")
+    os.mkfifo(folder / "pipe.nii")
+    (folder / "device.nii").symlink_to("/dev/zero")
+    (folder / "folder link.nii").symlink_to(outside, target_is_directory=True)
+    names = ["folder.nii.gz", "dangling.nii.gz", "circle.nii.gz", "pipe.nii", "device.nii", "folder link.nii"]
+    with socket.socket(socket.AF_UNIX) as end:
+        before = Path.cwd()
+        os.chdir(folder)  # names of sockets are short
+        try:
+            end.bind("socket.nii")
+            names.append("socket.nii")
+        finally:
+            os.chdir(before)
+    if os.geteuid() != 0:  # root may read everything
+        (folder / "secret.nii").write_bytes(nifti_bytes())
+        (folder / "secret.nii").chmod(0)
+        names.append("secret.nii")
+    return names
+
+
+@pytest.mark.parametrize("task", ["sample", "pixel"])
+def test_every_kind_of_file_is_predicted_or_named_in_one_line(task, tiny_weights, tmp_path):
+    source, out, outside = tmp_path / "in", tmp_path / "out", tmp_path / "outside"
+    source.mkdir(), outside.mkdir()
+    good, bad = predicted_kinds(), refused_kinds()
+    for name, content in (good | bad).items():
+        (source / name).write_bytes(content)
+    (outside / "elsewhere.nii").write_bytes(nifti_bytes())
+    (source / "link.nii").symlink_to(outside / "elsewhere.nii")
+    names = [*bad, *special_kinds(source, outside)]
+    for stray in (".DS_Store", "README.txt", "case.json", "._packed.nii.gz", ".hidden.nii"):
+        (source / stray).write_text("stray")
+    report = tmp_path / "report.json"
+    run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
+                          source, "-o", out, "--weights", tiny_weights["brain"], "--slices", "2", "--restorations", "1",
+                          "--report", report], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    volumes = {volume["file"]: volume for volume in json.loads(report.read_text())["volumes"]}
+    refused = {name for name, volume in volumes.items() if volume["status"] == "failed"}
+    assert refused == set(names) and len(volumes) == len(names) + len(good) + 1
+    for name in names:
+        message = volumes[name]["message"]
+        assert name in message and "expected" in message and "found" in message and "\n" not in message, message
+        assert f"{message}\n" in run.stderr
+    for name, format in (("dicom.nii", "a DICOM file"), ("dicom.nii.gz", "a DICOM file"), ("zip.nii.gz", "a zip archive"),
+                         ("page.nii.gz", "a page of HTML"), ("named plain.nii", "a packed file without .gz")):
+        assert f"found {format}" in volumes[name]["message"]
+    check_predictions(source, out, task, [*good, "link.nii"])
+    assert "README.txt" in run.stderr and "case.json" in run.stderr  # skipped, and said so
+    assert "nan and infinite.nii: 11 NaN or infinite voxels" in run.stderr
+    assert not (ROOT / "pwned").exists() and sorted(outside.iterdir()) == [outside / "elsewhere.nii"]
+
+
+def check_predictions(source: Path, out: Path, task: str, names: list[str]) -> None:
+    """Just these have a prediction, each as it should be."""
+    ending = ".txt" if task == "sample" else ""
+    assert {path.name for path in out.iterdir()} == {name + ending for name in names}
+    for name in names:
+        assert finished(source / name, task, out) is not None, name
+        if task == "pixel":
+            before, after = nib.load(source / name), nib.load(out / name)
+            assert after.shape == before.shape[:3] and np.array_equal(before.affine, after.affine, equal_nan=True)
+
+
+def run_main(*words, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", *map(str, words)], cwd=ROOT,
+                          capture_output=True, text=True, **kwargs)
+
+
+def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
+    shutil.copytree(blobs, tmp_path / "in")
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"bad")
+    words = ["--region", "abdom", "--task", "sample", "-i", tmp_path / "in", "-o", tmp_path / "out", "--weights",
+             tiny_weights["abdom"], "--report", tmp_path / "report.json"]
+    assert run_main(*words).returncode == 1
+    (tmp_path / "out" / "case_1.nii.gz.txt").unlink()
+    first = json.loads((tmp_path / "report.json").read_text())
+    assert run_main(*words, "--resume", "--slices", 4).returncode == 1
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert first["counts"] == {"predicted": 3, "resumed": 0, "failed": 1, "not reached": 0}
+    assert again["counts"] == {"predicted": 1, "resumed": 2, "failed": 1, "not reached": 0}
+    assert [volume["status"] for volume in again["volumes"]] == ["failed", "resumed", "predicted", "resumed"]
+    assert first["version"] and len(first["weights"]["sha256"]) == 64 and first["device"] == "cpu"
+    assert first["weights"]["file"] == str(tiny_weights["abdom"]) and again["options"]["slices"] == 4
+    for volume in first["volumes"][1:]:
+        text = (tmp_path / "out" / f"{volume['file']}.txt")
+        assert not text.exists() or volume["score"] == pytest.approx(float(text.read_text()), rel=1e-8)
+        assert volume["seconds"] > 0 and volume["device"] == "cpu" and volume["slices"] == 12 and volume["message"] == ""
+    assert "bad.nii.gz" in first["volumes"][0]["message"] and first["volumes"][0]["score"] is None
+
+
+@pytest.mark.parametrize("words, named", [(["-o", "/proc/predictions"], "/proc/predictions"),
+                                          (["--report", "/proc/report.json"], "/proc/report.json"),
+                                          (["--report", "/nowhere/report.json"], "/nowhere/report.json"),
+                                          (["--time-budget", "0"], "--time-budget"),
+                                          (["--time-budget", "soon"], "--time-budget")])
+def test_what_cannot_be_written_or_meant_ends_with_2(words, named, tiny_weights, blobs, tmp_path):
+    run = run_main("--region", "brain", "--task", "sample", "-i", blobs, "-o", tmp_path, "--weights",
+                   tiny_weights["brain"], *words)
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert named in run.stderr.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
+    shutil.copytree(blobs, tmp_path / "in")
+    (tmp_path / "out").symlink_to("in")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    for out in (tmp_path / "in", tmp_path / "out", tmp_path / "in" / ".." / "in"):
+        run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", out, "--weights",
+                       tiny_weights["brain"])
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and "another folder" in run.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+
+
+def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text("precious")
+    for name in ("case_0.nii.gz", ".case_0.nii.gz.part", "case_1.nii.gz", ".case_2.nii.gz.part"):
+        (out / name).symlink_to(precious)
+    outcomes = predict_files(Predictor(FreeNetworks("brain"), 2, 1), sorted(blobs.iterdir()), "pixel", out)
+    assert [outcome.status for outcome in outcomes] == ["predicted"] * 3 and precious.read_text() == "precious"
+    assert sorted(path.name for path in out.iterdir()) == [f"case_{i}.nii.gz" for i in range(3)]
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+
+def test_no_room_for_a_large_file_leaves_whole_ones(tiny_weights, tmp_path):
+    """The largest a file may get is limited, as by a quota: small predictions fit, large ones do not."""
+    for name, shape in (("a_small", (12, 12, 6)), ("b_large", (64, 64, 40)), ("c_small", (12, 12, 6))):
+        write_nifti(tmp_path / "in" / f"{name}.nii", smooth_data(shape), AFFINE)
+    run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", tmp_path / "out", "--weights",
+                   tiny_weights["brain"], "--slices", 2, "--restorations", 1,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "b_large.nii: " in run.stderr and "File too large" in run.stderr
+    check_predictions(tmp_path / "in", tmp_path / "out", "pixel", ["a_small.nii", "c_small.nii"])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 256 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip("no small file system can be mounted here; docker/smoke_test.sh has one")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_whole_files(tiny_disk, tiny_weights, tmp_path):
+    names = [f"case_{i}.nii" for i in range(8)]
+    for name in names:
+        write_nifti(tmp_path / "in" / name, smooth_data((30, 30, 15)), AFFINE)  # 54 kB each
+    run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", tiny_disk, "--weights",
+                   tiny_weights["brain"], "--slices", 2, "--restorations", 1)
+    assert run.returncode == 1 and "Traceback" not in run.stderr and "No space left" in run.stderr
+    written = sorted(path.name for path in tiny_disk.iterdir())
+    assert 1 <= len(written) < 8
+    check_predictions(tmp_path / "in", tiny_disk, "pixel", written)
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+def run_quietly(words: list[str], log: str) -> None:
+    """The command, in a process of its own."""
+    with open(log, "a") as stream:
+        os.dup2(stream.fileno(), 2)
+        sys.argv = ["mood_submission", *words]
+        sys.exit(main())
+
+
+def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int) -> tuple[int, int]:
+    """Runs that are sent a signal at random moments, each going on where the last one ended, until so many were hit;
+    when all volumes are done, they begin anew. Checks after each that what is there is whole. Returns how many were hit
+    and how many predictions were there after a hit, summed."""
+    rng, log = random.Random(seed), str(folder / "log")
+    source, out = folder / "in", folder / "out"
+    for i in range(4):
+        write_nifti(source / f"case_{i}.nii.gz", smooth_data((70 + i, 80, 60)), AFFINE)
+    words = ["predict", "--region", "brain", "--task", task, "-i", str(source), "-o", str(out), "--weights", str(weights),
+             "--slices", "2", "--restorations", "1", "--resume"]
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])
+    hit, left, took = 0, 0, 3.0
+    while hit < kills:
+        process = fresh.Process(target=run_quietly, args=(words, log))
+        begin = time.monotonic()
+        process.start()
+        process.join(rng.uniform(0, 1) * took)
+        if process.is_alive():
+            os.kill(process.pid, sent)
+            process.join(60)
+            assert process.exitcode in (-sent, 130, 0), Path(log).read_text()
+        else:
+            took = time.monotonic() - begin
+        hit += process.exitcode != 0
+        whole = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+        for name in whole:
+            assert finished(source / name.removesuffix(".txt"), task, out) is not None, f"{name} after hit {hit}"
+        assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), "left something"
+        left += len(whole)
+        if len(whole) == 4:
+            shutil.rmtree(out)
+    assert "Traceback" not in Path(log).read_text()
+    return hit, left
+
+
+@pytest.mark.parametrize("task, kills", [("pixel", 40), ("sample", 15)])
+def test_kills_leave_only_whole_predictions(task, kills, tiny_weights, tmp_path):
+    hit, left = killed_runs(kills, signal.SIGKILL, task, tiny_weights["brain"], tmp_path, seed=0)
+    assert hit == kills and left > kills // 4  # many of them in the middle of the work
+
+
+def test_sigterm_leaves_only_whole_predictions_and_nothing_else(tiny_weights, tmp_path):
+    hit, _ = killed_runs(10, signal.SIGTERM, "pixel", tiny_weights["brain"], tmp_path, seed=1)
+    assert hit == 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["pixel", "sample"])
+def test_many_kills_leave_only_whole_predictions(task, tiny_weights, tmp_path):
+    hit, left = killed_runs(300, signal.SIGKILL, task, tiny_weights["brain"], tmp_path, seed=2)
+    assert hit == 300 and left > 75
+
+
+# --- many volumes, many wrong files ----------------------------------------------------------------------------------
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
+    """MB in use over the second quarter of so many volumes, of many sizes, and over the last; medians, since what the
+    allocator keeps goes up and down. All in this process."""
+    rng = np.random.default_rng(0)
+    predictor = Predictor(load_model(weights, device="cpu"), slices=6, restorations=2)
+    sources, memory, shapes = [], [], [tuple(rng.integers(5, 60, 3)) for _ in range(20)]
+    for i, shape in enumerate(shapes):
+        write_nifti(folder / "in" / f"case_{i}.nii.gz", smooth_data(shape), AFFINE)
+    for i in range(volumes):
+        sources.append(folder / "in" / f"link_{i}.nii.gz")
+        sources[-1].symlink_to(f"case_{i % len(shapes)}.nii.gz")
+    (folder / "out").mkdir()
+    outcomes = predict_files(predictor, sources, "pixel", folder / "out", lambda _: memory.append(resident_mb()))
+    assert all(outcome.status == "predicted" for outcome in outcomes) and len(memory) == volumes
+    quarters = [float(np.median(quarter)) for quarter in np.array_split(memory, 4)]
+    print(f"{volumes} volumes: {memory[0]:.0f} MB after the first; medians of quarters {np.round(quarters)}; "
+          f"{memory[-1]:.0f} at the end")
+    return quarters[1], quarters[3]
+
+
+@pytest.mark.parametrize("volumes", [300, pytest.param(2000, marks=pytest.mark.long)])
+def test_memory_stays_flat_over_volumes(volumes, tiny_weights, tmp_path):
+    begin, end = soak(volumes, tiny_weights["abdom"], tmp_path)
+    assert end < begin + 20
+
+
+def test_broken_files_end_in_a_prediction_or_a_line(tmp_path):
+    counts, wrong = fuzz(Predictor(FreeNetworks("brain"), 2, 1), 1500, 0, tmp_path)
+    assert wrong == [] and counts["predicted"] > 300 and counts["refused"] > 300
+
+
+@pytest.mark.long
+def test_many_broken_files_end_in_a_prediction_or_a_line(tmp_path):
+    counts, wrong = fuzz(Predictor(FreeNetworks("brain"), 2, 1), 30_000, 1, tmp_path)
+    assert wrong == [] and counts["predicted"] > 6000 and counts["refused"] > 6000
+
+
+def test_the_fuzz_script_says_what_it_found(tmp_path):
+    run = subprocess.run([sys.executable, ROOT / "scripts" / "fuzz.py", "--cases", "20", "-o", tmp_path / "kept"],
+                         capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.startswith("20 files: ") and run.stdout.endswith(" 0 wrong\n"), run.stderr
+
+
+def test_a_reader_that_is_wrong_is_found_out(tmp_path, monkeypatch):
+    """The fuzzing itself: a reader that lets an odd exception out, or says yes to everything, is noticed."""
+    predictor = Predictor(FreeNetworks("brain"), 2, 1)
+
+    def careless(path):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(predictor, "read", careless)
+    counts, wrong = fuzz(predictor, 3, 0, tmp_path)
+    assert counts["wrong"] == 3 and "IndexError" in wrong[0][1] and Path(wrong[0][1].split(":")[0]).exists()
