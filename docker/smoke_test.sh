@@ -134,6 +134,31 @@ with_a_corrupt_file() {
     check sample corrupt corrupt-sample bad.nii.gz
 }
 
+with_a_full_disk() {
+    say "with no room for a prediction, which leaves nothing half-written"
+    # shellcheck disable=SC2016  # for the container's shell
+    expect 1 run -v "$work/brain/toy:/mnt/data:ro" --tmpfs /mnt/pred:size=4k "$image" bash -c \
+        'sh /workspace/run_pixel_brain.sh /mnt/data /mnt/pred --slices 2 --restorations 1
+         status=$?; ls -A /mnt/pred; exit $status'
+    log_says 'toy_0\.nii\.gz: .*No space left on device'
+    log_says '2 of 2 volumes failed'
+    [ "$(tail -n 1 "$work/log")" = "$(grep 'volumes failed' "$work/log")" ] || fail "expected an empty folder"
+}
+
+resumed() {
+    say "resumed, with a report"
+    rm -f "$work/report.json"
+    mkdir "$work/resumed"
+    expect 0 run -v "$work/sample-brain:/mnt/before:ro" -v "$work/brain/toy:/mnt/data:ro" -v "$work/resumed:/mnt/pred" \
+        "$image" bash -c 'cp /mnt/before/toy_0.nii.gz.txt /mnt/pred &&
+        sh /workspace/run_sample_brain.sh /mnt/data /mnt/pred --resume --report /mnt/pred/report.json'
+    log_says '1 of 2 volumes had their prediction already'
+    run -v "$work/resumed:/mnt/pred" "$image" bash -c 'grep -q "\"resumed\": 1" /mnt/pred/report.json &&
+        rm /mnt/pred/report.json' || fail "expected a report with one volume resumed"
+    run -v "$work:/mnt/pred:ro" "$image" bash -c 'diff -r /mnt/pred/sample-brain /mnt/pred/resumed' ||
+        fail "expected the same scores, resumed or not"
+}
+
 with_other_weights() {
     say "with a mounted model file, here the abdomen's for the brain, which is found out"
     run "$image" cat /workspace/weights/abdom.safetensors >"$work/my.safetensors"
@@ -169,6 +194,8 @@ as_the_challenge
 as_a_user
 with_little_memory
 with_a_corrupt_file
+with_a_full_disk
+resumed
 with_other_weights
 stopped INT
 stopped TERM

@@ -305,6 +305,39 @@ def test_a_full_disk_leaves_whole_files(tiny_disk, tiny_weights, tmp_path):
     check_predictions(tmp_path / "in", tiny_disk, "pixel", written)
 
 
+# --- too little memory -----------------------------------------------------------------------------------------------
+
+MEASURE = """
+import re, sys
+from mood_submission.__main__ import main
+status = main()
+print(re.search(r"VmPeak:\\s+(\\d+)", open("/proc/self/status").read())[1])
+sys.exit(status)
+"""
+
+
+def test_a_volume_too_large_for_memory_is_one_line(tiny_weights, blobs, tmp_path):
+    """Under a limit that the small volumes just fit in."""
+    shutil.copytree(blobs, tmp_path / "in")
+    words = ["predict", "--region", "brain", "--task", "sample", "-i", tmp_path / "in", "-o", tmp_path / "out",
+             "--weights", tiny_weights["brain"]]
+    command = [sys.executable, "-c", MEASURE, *map(str, words)]
+    alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    limit = (int(alone.stdout) << 10) + (300 << 20)
+    content = nifti_bytes(np.zeros((1, 1, 1), np.uint8), dim=[3, 700, 700, 700, 1, 1, 1, 1])[:352]  # 1.3 GB as float32
+    with gzip.open(tmp_path / "in" / "case_0_large.nii.gz", "wb", 1) as file:
+        file.write(content)
+        for _ in range(700):
+            file.write(bytes(700 * 700))
+    shutil.rmtree(tmp_path / "out")
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    assert any("case_0_large.nii.gz: expected" in line and "allocate" in line for line in run.stderr.splitlines())
+    check_predictions(tmp_path / "in", tmp_path / "out", "sample", [f"case_{i}.nii.gz" for i in range(3)])
+
+
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 
