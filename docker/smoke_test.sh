@@ -143,6 +143,9 @@ with_a_full_disk() {
     log_says 'toy_0\.nii\.gz: .*No space left on device'
     log_says '2 of 2 volumes failed'
     [ "$(tail -n 1 "$work/log")" = "$(grep 'volumes failed' "$work/log")" ] || fail "expected an empty folder"
+    mkdir "$work/read-only"
+    expect 2 run -v "$work/brain/toy:/mnt/data:ro" -v "$work/read-only:/mnt/pred:ro" "$image" pixel brain
+    [ "$(wc -l <"$work/log")" -eq 1 ] || fail "a folder that is read-only: expected one line of error"
 }
 
 resumed() {

@@ -1,7 +1,9 @@
 """Command line: python -m mood_submission predict --region brain --task pixel -i IN -o OUT"""
 
 import argparse
+import contextlib
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -42,6 +44,12 @@ def seconds_option(text: str) -> float:
     return value
 
 
+def json_option(text: str) -> Path:
+    if not text.lower().endswith(".json"):  # so that no slip of the hand writes it over a volume
+        raise argparse.ArgumentTypeError(f"expected a name ending in .json, found {text!r}")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mood_submission", description="Find what does not belong in a brain MRI or an "
                                   "abdominal CT, having learnt from healthy ones only.")
@@ -77,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--time-budget", type=seconds_option, metavar="SECONDS",
                          help="for each volume: where there is too little for all restorations and slices, fewer of them "
                               "(default: as long as it takes)")
-    predict.add_argument("--report", type=Path, metavar="FILE.json",
+    predict.add_argument("--report", type=json_option, metavar="FILE.json",
                          help="what became of each volume; written anew after each")
     return top
 
@@ -148,9 +156,12 @@ def conclude(outcomes: list[Outcome]) -> int:
 
 
 def say(line: object) -> None:
-    """A line on standard error, above a progress bar and in one piece, whatever threads say at the same time."""
+    """A line on standard error, above a progress bar and in one piece, whatever threads say at the same time.
+
+    Nobody listening, as after `2>&1 | head`, is no reason to stop.
+    """
     text = " ".join(str(line).split())
-    with tqdm.external_write_mode(file=sys.stderr):
+    with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
@@ -162,6 +173,7 @@ def quiet() -> None:
 
 
 def main() -> int:
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # closed by whoever started this
     quiet()
     args = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, even as a container's first process

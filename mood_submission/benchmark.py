@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .device import exact_float32
 from .folder import predict_files
-from .model import About, Model
+from .model import About
 from .pixelsnail import PixelSNAILSettings
 from .predictor import Predictor, Prepared
 from .preprocessing import Preprocessing

@@ -216,6 +216,8 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(part, "xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # a disk may say only here that it is full, and power may fail after the renaming
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -25,7 +25,6 @@ from mood_submission.__main__ import main
 from mood_submission.benchmark import FreeNetworks
 from mood_submission.folder import finished, predict_files
 from mood_submission.fuzzing import fuzz
-from mood_submission.volumes import read_volume
 
 AFFINE = np.diag([2, 2, 4, 1.0])
 pytestmark = pytest.mark.filterwarnings("ignore:.*(voxels read as|orientation in the header)")
@@ -234,6 +233,7 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
 @pytest.mark.parametrize("words, named", [(["-o", "/proc/predictions"], "/proc/predictions"),
                                           (["--report", "/proc/report.json"], "/proc/report.json"),
                                           (["--report", "/nowhere/report.json"], "/nowhere/report.json"),
+                                          (["--report", "case_0.nii.gz"], "--report"),
                                           (["--time-budget", "0"], "--time-budget"),
                                           (["--time-budget", "soon"], "--time-budget")])
 def test_what_cannot_be_written_or_meant_ends_with_2(words, named, tiny_weights, blobs, tmp_path):
@@ -264,6 +264,21 @@ def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
     assert [outcome.status for outcome in outcomes] == ["predicted"] * 3 and precious.read_text() == "precious"
     assert sorted(path.name for path in out.iterdir()) == [f"case_{i}.nii.gz" for i in range(3)]
     assert not any(path.is_symlink() for path in out.iterdir())
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>&1 | true"])
+def test_nobody_listening_is_no_reason_to_stop(redirection, tiny_weights, blobs, tmp_path):
+    shutil.copytree(blobs, tmp_path / "in")
+    (tmp_path / "in" / "a_bad_one.nii.gz").write_bytes(b"bad")  # something to say early
+    command = (f"{sys.executable} -m mood_submission predict --region brain --task sample -i {tmp_path / 'in'} "
+               f"-o {tmp_path / 'out'} --weights {tiny_weights['brain']}; echo $? >{tmp_path / 'status'}")
+    subprocess.run(["sh", "-c", f"( {command} ) {redirection}"], cwd=ROOT, check=True, timeout=120)
+    for _ in range(600):  # a pipeline's end does not wait for its beginning
+        if (tmp_path / "status").exists() and (tmp_path / "status").read_text():
+            break
+        time.sleep(0.1)
+    assert (tmp_path / "status").read_text() == "1\n"
+    check_predictions(tmp_path / "in", tmp_path / "out", "sample", [f"case_{i}.nii.gz" for i in range(3)])
 
 
 # --- a full disk -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+import tempfile
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -249,6 +250,21 @@ def test_bad_files_are_named_in_one_line(tmp_path):
     (tmp_path / "folder.nii").mkdir()
     with pytest.raises(VolumeError, match="folder.nii"):
         read_volume(tmp_path / "folder.nii")
+
+
+def test_a_file_that_may_not_be_read_is_named():
+    """Not in pytest's own folder, which other users may not enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = simple(Path(folder) / "secret.nii")
+        os.chmod(folder, 0o755)
+        path.chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(user or 65534)  # root may read everything
+            with pytest.raises(VolumeError, match="secret.nii: expected .* found PermissionError"):
+                read_volume(path)
+        finally:
+            os.seteuid(user)
 
 
 def test_bad_scores_leave_nothing_behind(tmp_path):
