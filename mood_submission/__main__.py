@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -174,6 +175,7 @@ def quiet() -> None:
 
 def main() -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # closed by whoever started this
+    tqdm.set_lock(threading.RLock())  # its own would be for processes too, and leave a semaphore in /dev/shm if killed
     quiet()
     args = parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, even as a container's first process

@@ -138,6 +138,7 @@ class Model:
         return restore(self.sampling_prior, codes, position, uniforms, threshold,
                        cached=self._cached[codes.shape[1:]], tf32=self.precision == "tf32")
 
+    @exact_float32()  # for all threads at once
     @one_thread_each()
     def _restore_in_threads(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
                             ) -> Tensor:

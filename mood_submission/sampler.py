@@ -7,7 +7,7 @@ about one forward's work in all: `CachedPrior` keeps of each layer what the next
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,7 @@ def restore(prior: PixelSNAIL, codes: Tensor, position: Tensor, uniforms: Tensor
     batch, restorations, height, width = uniforms.shape
     result = codes[:, None].repeat(1, restorations, 1, 1)
     if result.numel():
-        # a setting of the process, which threads on a CPU must not change each under the other
-        with float32_as("tf32" if tf32 else "ieee") if codes.is_cuda else nullcontext():
+        with float32_as("tf32" if tf32 else "ieee"):
             _restore(prior, codes, position, uniforms, _thresholds(prior, codes, threshold), batch_size,
                      cached or CachedPrior(prior, height, width), result)
     return result

@@ -254,6 +254,20 @@ def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
+def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
+    """No temporary folder, no home, and nothing in shared memory, which a kill would leave behind."""
+    words = ["predict", "--region", "brain", "--task", "pixel", "-i", str(blobs), "-o", str(tmp_path / "out"), "--weights",
+             str(tiny_weights["brain"]), "--slices", "2", "--restorations", "1"]
+    code = ("import sys; from mood_submission.__main__ import main; status = main(); "
+            "sys.exit(status or 'multiprocessing.synchronize' in sys.modules)")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = os.environ | {"HOME": str(empty), "TMPDIR": str(empty), "XDG_CACHE_HOME": str(empty)}
+    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert not list(empty.iterdir()) and len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
     out, precious = tmp_path / "out", tmp_path / "precious"
     out.mkdir()
