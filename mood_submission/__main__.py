@@ -18,6 +18,7 @@ from .folder import Outcome, predict_files
 from .model import PIXEL_METHODS, PRECISIONS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError, load_model
 from .predictor import TASKS, Predictor
 from .report import Report
+from .threads import ask_to_stop, check_stopped
 from .volumes import VolumeError, find_others, find_volumes
 
 
@@ -124,6 +125,7 @@ def predict(args: argparse.Namespace) -> int:
         return usage_error(f"{args.output}: expected a folder to write to, found: {error.strerror}")
     except RuntimeError as error:  # no such device
         return usage_error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    check_stopped()
     if model.about.region != args.region:
         file = args.weights or WEIGHTS / f"{args.region}.safetensors"
         return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
@@ -178,7 +180,8 @@ def main() -> int:
     tqdm.set_lock(threading.RLock())  # its own would be for processes too, and leave a semaphore in /dev/shm if killed
     quiet()
     args = parser().parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, even as a container's first process
+    for sent in (signal.SIGINT, signal.SIGTERM):  # also for a container's first process, which ignores them otherwise
+        signal.signal(sent, ask_to_stop)
     try:
         return predict(args)
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import torch
 from .budget import Result, compute_within
 from .device import is_gpu_failure
 from .predictor import Predictor, Prepared
+from .threads import check_stopped
 from .volumes import VolumeError, read_grid, read_volume
 
 STATUSES = ("predicted", "resumed", "failed", "not reached")
@@ -55,7 +56,7 @@ def predict_files(predictor: Predictor, sources: Iterable[Path], task: str, out:
     done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
     `finished`). seconds: for each file, from reading to writing it (see `budget`); None for as long as it takes.
 
-    An exception that is no file's failure, such as KeyboardInterrupt, is raised when the file that is being read and the
+    An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
     one that is being written are done; nothing else is begun.
     """
     return FolderRun(predictor, task, out, done, resume, seconds).run(list(sources))
@@ -96,7 +97,9 @@ class FolderRun:
         writing: tuple[Outcome, Future[None]] | None = None
         try:
             for outcome, reading in _ahead(reader, self.read, outcomes):
+                check_stopped()
                 prepared = self.attempt(outcome, reading.result)
+                check_stopped()
                 result = None if prepared is None else self.attempt(outcome, self.compute, outcome, prepared)
                 if writing is not None:
                     self.settle(*writing)

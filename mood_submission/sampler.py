@@ -537,11 +537,11 @@ class CachedPrior:
     def _sample_rows(self, start_rows: list[int], states: list[State], index: Tensor) -> Tensor:
         n = 0
         for r in range(start_rows[0], self.height):
-            check_stopped()
             before, n = n, bisect_right(start_rows, r)
             if n > before:
                 for part, state in zip(self.parts, states):
                     part.load(before, n, state, index[before:n])
+            check_stopped()
             if self.replays:  # the rows that have not started stay as they are, and are loaded when they do
                 self.replays[r]()
             else:
@@ -551,6 +551,7 @@ class CachedPrior:
     def _sample_row(self, n: int, r: int) -> None:
         self._begin_row(n, r)
         for c in range(self.width):
+            check_stopped()
             code = self.codes[:n, r + self.half, c + self.half]
             sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n])
             code.copy_(torch.where(self.start[:n] <= r * self.width + c, sampled, code))

@@ -4,10 +4,9 @@ A sum that several threads share is rounded by how they share it. Here each item
 several items at a time.
 """
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,10 +18,32 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 _alone = threading.RLock()
 _threads = 1              # what torch had when the outermost `one_thread_each` began
 _of_thread = threading.local()
+_asked = threading.Event()
 
 
 class Stopped(Exception):
     """Raised in a thread of `each` whose result is no longer wanted."""
+
+
+def ask_to_stop(*_: object) -> None:
+    """A handler for signals: `check_stopped` is to raise KeyboardInterrupt. Asked again, it is raised at once.
+
+    Raised just anywhere, as Python's own handler does, it may be lost in a library, or taken for a file's failure.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
+    _asked.set()
+
+
+def check_stopped() -> None:
+    """For long work to call now and then. Raises Stopped in a thread of `each` whose result is no longer wanted, and
+    KeyboardInterrupt elsewhere after `ask_to_stop`."""
+    stop = getattr(_of_thread, "stop", None)
+    if stop is None:
+        if _asked.is_set():
+            raise KeyboardInterrupt
+    elif stop.is_set() or _asked.is_set():
+        raise Stopped
 
 
 @contextmanager
@@ -51,23 +72,22 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | 
     """
     threads = min(_threads, len(items), most or len(items))
     if threads <= 1:
-        return [function(item) for item in items]
+        return [_checked(function, item) for item in items]
     stop = threading.Event()
 
     def run(item: Item) -> Result:
         _of_thread.stop = stop
-        check_stopped()
         with torch.inference_mode():
-            return function(item)
+            return _checked(function, item)
 
-    futures: list[Future[Result]] = []
-    try:
-        futures.extend(_pool(threads).submit(run, item) for item in items)
-        wait(futures)
-    except BaseException:
-        stop.set()
-        wait(futures)
-        raise
+    with ThreadPoolExecutor(threads, "networks", torch.set_num_threads, (1,)) as pool:
+        try:
+            futures = [pool.submit(run, item) for item in items]
+            wait(futures)
+        except BaseException:
+            stop.set()
+            raise
+    check_stopped()
     results = []
     for item, future in zip(items, futures):
         error = future.exception()
@@ -77,14 +97,6 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | 
     return results
 
 
-def check_stopped() -> None:
-    """For long work to call now and then. Raises Stopped in a thread of `each` whose result is no longer wanted."""
-    stop = getattr(_of_thread, "stop", None)
-    if stop is not None and stop.is_set():
-        raise Stopped
-
-
-@functools.lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept, since libraries set much up for each new thread. Its threads end with it."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="networks", initializer=torch.set_num_threads, initargs=(1,))
+def _checked(function: Callable[[Item], Result], item: Item) -> Result:
+    check_stopped()
+    return function(item)

@@ -392,7 +392,7 @@ def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, fold
     fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])
     hit, left, took = 0, 0, 3.0
     while hit < kills:
-        process = fresh.Process(target=run_quietly, args=(words, log))
+        process = fresh.Process(target=run_quietly, args=(words, log), daemon=True)
         begin = time.monotonic()
         process.start()
         process.join(rng.uniform(0, 1) * took)
@@ -420,9 +420,10 @@ def test_kills_leave_only_whole_predictions(task, kills, tiny_weights, tmp_path)
     assert hit == kills and left > kills // 4  # many of them in the middle of the work
 
 
-def test_sigterm_leaves_only_whole_predictions_and_nothing_else(tiny_weights, tmp_path):
-    hit, _ = killed_runs(10, signal.SIGTERM, "pixel", tiny_weights["brain"], tmp_path, seed=1)
-    assert hit == 10
+@pytest.mark.parametrize("kills", [15, pytest.param(400, marks=pytest.mark.long)])
+def test_sigterm_leaves_only_whole_predictions_and_nothing_else(kills, tiny_weights, tmp_path):
+    hit, _ = killed_runs(kills, signal.SIGTERM, "pixel", tiny_weights["brain"], tmp_path, seed=1)
+    assert hit == kills
 
 
 @pytest.mark.long

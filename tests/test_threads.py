@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from mood_submission import Predictor, load_model
 from mood_submission.folder import predict_files
-from mood_submission.threads import Stopped, check_stopped, each, one_thread_each
+from mood_submission.threads import Stopped, ask_to_stop, check_stopped, each, one_thread_each
 from mood_submission.volumes import read_volume
 
 
@@ -81,6 +81,31 @@ def test_an_interruption_stops_the_other_threads(with_threads):
         each(run, range(2))
     assert sorted(ended) == [0, 1]
     check_stopped()  # this thread is nobody's
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, with_threads, monkeypatch):
+    """Where it is safe to, not just anywhere; asked twice, at once."""
+    monkeypatch.setattr("mood_submission.threads._asked", threading.Event())
+    with_threads(threads)
+    done = []
+
+    def run(item: int) -> None:
+        if item == 0:
+            ask_to_stop()
+        done.append(item)
+        for _ in range(6000):
+            check_stopped()
+            time.sleep(0.01)
+
+    check_stopped()
+    with pytest.raises(KeyboardInterrupt), one_thread_each():
+        each(run, range(9))
+    assert 0 in done and len(done) <= threads
+    with pytest.raises(KeyboardInterrupt):
+        check_stopped()
+    with pytest.raises(KeyboardInterrupt):
+        ask_to_stop()
 
 
 @pytest.mark.parametrize("region", ["brain", "abdom"])
