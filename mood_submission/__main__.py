@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--restorations", type=positive, metavar="N",
                          help="restorations a slice (default: what the model file says; published: 15)")
     predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
-                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
-                              "rarity: what is rarest among healthy volumes (default: what the model file says)")
+                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D "
+                              "(default: what the model file says)")
     predict.add_argument("--pixel-method", choices=PIXEL_METHODS,
                          help="paper: the published difference from the restorations; rarity: how rare differences and "
                               "NLL like these are among healthy volumes (default: what the model file says)")

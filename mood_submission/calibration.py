@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .model import About
 from .predictor import Predictor
-from .rarity import EVIDENCE, combined_rarity, rarity_table, top_mean
+from .rarity import EVIDENCE, rarity_table
 from .volumes import read_volume
 
 
@@ -22,10 +22,10 @@ def healthy_evidence(predictor: Predictor, path: Path) -> dict[str, Tensor]:
 
 
 def calibrate(predictor: Predictor, paths: Iterable[Path], progress: Callable[[], object] = lambda: None) -> About:
-    """The model's description with `rarity_tables` and `rarity_reference` from healthy volumes, which should be ones
-    that it was not trained on. The predictor's slices and restorations should be those of later use.
+    """The model's description with `rarity_tables` from healthy volumes, which should be ones that it was not trained on.
+    The predictor's slices and restorations should be those of later use.
 
-    Its methods become "rarity". Raises VolumeError for a file that is no volume, ValueError for no volumes.
+    Its pixel method becomes "rarity". Raises VolumeError for a file that is no volume, ValueError for no volumes.
     """
     volumes = []
     for path in paths:
@@ -34,12 +34,8 @@ def calibrate(predictor: Predictor, paths: Iterable[Path], progress: Callable[[]
     if not volumes:
         raise ValueError("expected healthy volumes to calibrate on, found none")
     tables = {name: rarity_table(np.concatenate([v[name].numpy().ravel() for v in volumes])) for name in EVIDENCE}
-    without_sampling = [{name: maps for name, maps in v.items() if name != "restoration"} for v in volumes]
-    tops = [top_mean(combined_rarity(evidence, tables)) for evidence in without_sampling]
     about = predictor.model.about
     calibration = {"volumes": len(volumes), "slices": sum(len(v["likelihood"]) for v in volumes),
-                   "restorations": predictor.restorations, "precision": predictor.model.precision,
-                   "tops": [round(top, 3) for top in tops]}
-    return dataclasses.replace(about, rarity_tables=tables, rarity_reference=sum(tops) / len(tops),
-                               sample_method="rarity", pixel_method="rarity",
+                   "restorations": predictor.restorations, "precision": predictor.model.precision}
+    return dataclasses.replace(about, rarity_tables=tables, pixel_method="rarity",
                                training=about.training | {"calibration": calibration})

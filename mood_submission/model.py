@@ -28,7 +28,7 @@ from .vqvae import VQVAE, VQVAESettings
 FORMAT = "mood-submission-1"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 REGIONS = ("brain", "abdom")
-SAMPLE_METHODS = ("paper", "top", "rarity")
+SAMPLE_METHODS = ("paper", "top")
 PIXEL_METHODS = ("paper", "rarity")
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 32               # slices that go through a network at a time on a GPU; on a CPU one, in each thread
@@ -45,12 +45,11 @@ class About:
 
     pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
         the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`scoring.top_score`) or
-        "rarity" (module `rarity`). pixel_method: how voxels' scores are: "paper" (|slice - restoration|) or "rarity".
+    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL) or "top" (`scoring.top_score`).
+    pixel_method: how voxels' scores are: "paper" (|slice - restoration|) or "rarity" (module `rarity`).
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
     top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
     rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
-    rarity_reference: mean `rarity.top_mean` of healthy hold-out volumes; a volume like them scores 0.5 by "rarity".
     restorations, temperature: published 15 and 3.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
     """
@@ -66,7 +65,6 @@ class About:
     top_reference: float = 3.0
     pixel_method: str = "paper"
     rarity_tables: dict[str, list[float]] = field(default_factory=dict)
-    rarity_reference: float = 3.0
     restorations: int = 15
     temperature: float = 3.0
     training: dict = field(default_factory=dict)
@@ -79,6 +77,10 @@ class About:
         values = json.loads(text)
         if values.pop("format", None) != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
+        values.pop("rarity_reference", None)  # of a sample score that files of version 0.1.0 could ask for
+        for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
+            if values.get(name, "paper") not in known:
+                raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
         return cls(**values | {"vqvae": VQVAESettings(**values["vqvae"]), "prior": PixelSNAILSettings(**values["prior"]),
                                "preprocessing": Preprocessing.from_dict(values["preprocessing"])})
 

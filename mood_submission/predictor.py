@@ -13,7 +13,7 @@ from torch import Tensor
 from .model import Model, ModelError
 from .preprocessing import (frame_of, intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
-from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften, top_mean
+from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften
 from .scoring import pixel_score, sample_score, smooth, top_score
 from .threads import one_thread_each
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume, write_whole
@@ -51,8 +51,8 @@ class Predictor:
 
     slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15).
-    sample_method: "paper", "top" or "rarity", pixel_method: "paper" or "rarity" (see `model.About`); None for what the
-        model file says. Raises ModelError for "rarity" with a model that is not calibrated.
+    sample_method: "paper" or "top", pixel_method: "paper" or "rarity" (see `model.About`); None for what the model file
+        says. Raises ModelError for "rarity" with a model that is not calibrated.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
         so a volume's scores do not depend on what else is in the folder.
     """
@@ -64,7 +64,7 @@ class Predictor:
         self.pixel_method = pixel_method or model.about.pixel_method
         self.restorations = model.about.restorations if restorations is None else restorations
         missing = [name for name in EVIDENCE if name not in model.about.rarity_tables]
-        if missing and "rarity" in (self.sample_method, self.pixel_method):
+        if missing and self.pixel_method == "rarity":
             raise ModelError(f"expected a calibrated model for the method rarity, found one without a table of "
                              f"{missing[0]}; see scripts/calibrate.py")
 
@@ -107,10 +107,7 @@ class Predictor:
     def sample_score_of(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> float:
         """The sample score, 0 .. 1, of a volume with these codes and NLL (N, h, w)."""
         about = self.model.about
-        if self.sample_method == "rarity":  # this and top: monotone, 0.5 for a volume like the healthy ones, never 1
-            score = top_mean(combined_rarity(self.evidence(prepared, codes, nll), about.rarity_tables))
-            return score / (score + about.rarity_reference)
-        if self.sample_method == "top":
+        if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
             score = top_score(nll)
             return score / (score + about.top_reference)
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published

@@ -19,7 +19,7 @@ EVIDENCE = ("restoration", "reconstruction", "likelihood")  # the last two need 
 EXPONENTS = np.arange(33) / 8                           # a table's healthy shares: 1, 10 ** -0.125, ... 10 ** -4
 ALONG, IN_PLANE = 0.04, {"restoration": 0.03, "reconstruction": 0.03, "likelihood": 0.05}
 SOFTENING = 4.0                                         # rarity that scores 0.5
-TOP_SHARE = 5e-4                                        # of a volume's places that its sample score is the mean of
+TOP_SHARE = 5e-4                                        # of a volume's places that `top_mean` is the mean of
 
 
 def smooth_evidence(name: str, maps: Tensor, size: int) -> Tensor:
@@ -77,6 +77,7 @@ def soften(value: Tensor, half: float = SOFTENING) -> Tensor:
 
 
 def top_mean(maps: Tensor, share: float = TOP_SHARE) -> float:
-    """Mean of the highest `share` of a volume's places, at least one place."""
+    """Mean of the highest `share` of a volume's places, at least one place. As a sample score it loses against
+    `scoring.top_score` (see "Results" in the README), which is why it is in comparisons only."""
     count = max(1, round(share * maps.numel()))
     return float(maps.flatten().topk(count).values.double().mean())

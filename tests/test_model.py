@@ -134,7 +134,8 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
     save_file({k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about})
     save_file(tensors | {"prior.out.bias": torch.zeros(3)}, tmp_path / "wrong_shape", {"about": about})
     save_file(tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")})
-    for name in ("absent", "text", "no_about", "missing", "wrong_shape", "format"):
+    save_file(tensors, tmp_path / "method", {"about": about.replace('"sample_method": "paper"', '"sample_method": "mean"')})
+    for name in ("absent", "text", "no_about", "missing", "wrong_shape", "format", "method"):
         with pytest.raises(ModelError) as error:
             load_model(tmp_path / name)
         assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
