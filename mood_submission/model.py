@@ -32,7 +32,7 @@ SAMPLE_METHODS = ("paper", "top")
 PIXEL_METHODS = ("paper", "rarity")
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 32               # slices that go through a network at a time on a GPU; on a CPU one, in each thread
-CPU_SLICES, CPU_ROWS = 8, 128  # that a CPU's thread restores at a time, at most: slices, and restorations in all
+CPU_SLICES, CPU_ROWS = 16, 128  # that a CPU's thread restores at a time, at most: slices, and restorations in all
 
 
 class ModelError(ValueError):

@@ -111,14 +111,14 @@ def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, wit
 @pytest.mark.parametrize("region", ["brain", "abdom"])
 def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weights, with_threads):
     generator = torch.Generator().manual_seed(0)
-    slices, position = torch.randn(9, 160, 160, generator=generator), torch.rand(9, 1, generator=generator) - 0.5
+    slices, position = torch.randn(20, 160, 160, generator=generator), torch.rand(20, 1, generator=generator) - 0.5
     results = []
     for threads, batch_size in ((1, None), (2, None), (5, 4), (2, 9)):
         with_threads(threads)
         model = load_model(tiny_weights[region], device="cpu")
         model.batch_size = batch_size
         codes = model.encode(slices, position)
-        uniforms = torch.rand(9, 3, *codes.shape[1:], generator=torch.Generator().manual_seed(1))
+        uniforms = torch.rand(20, 3, *codes.shape[1:], generator=torch.Generator().manual_seed(1))
         restored = model.restore(codes, position, uniforms, 2.45)
         results.append((codes, model.nll(codes, position), restored, model.decode(codes, position)))
         assert (restored != codes[:, None]).any()
