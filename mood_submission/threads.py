@@ -83,7 +83,8 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | 
     with ThreadPoolExecutor(threads, "networks", torch.set_num_threads, (1,)) as pool:
         try:
             futures = [pool.submit(run, item) for item in items]
-            wait(futures)
+            while wait(futures, timeout=1).not_done:
+                pass  # a signal that comes as waiting begins is heard only when it ends
         except BaseException:
             stop.set()
             raise

@@ -63,7 +63,7 @@ def test_errors_are_raised_and_memory_is_tried_again_alone(threads, with_threads
 
 def test_an_interruption_stops_the_other_threads(with_threads):
     with_threads(2)
-    began, ended = threading.Barrier(2), []
+    began, ended, heard = threading.Barrier(2), [], threading.Semaphore(0)
 
     def run(item: int) -> None:
         try:
@@ -75,10 +75,12 @@ def test_an_interruption_stops_the_other_threads(with_threads):
                 time.sleep(0.01)
         except Stopped:
             ended.append(item)
+            heard.release()
             raise
 
     with pytest.raises(KeyboardInterrupt), one_thread_each():
         each(run, range(2))
+    assert heard.acquire(timeout=30) and heard.acquire(timeout=30)  # a thread that was just starting may be late
     assert sorted(ended) == [0, 1]
     check_stopped()  # this thread is nobody's
 
