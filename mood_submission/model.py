@@ -77,7 +77,7 @@ class About:
         values = json.loads(text)
         if values.pop("format", None) != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
-        values.pop("rarity_reference", None)  # of a sample score that files of version 0.1.0 could ask for
+        values.pop("rarity_reference", None)  # of a sample score that earlier files could ask for
         for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
             if values.get(name, "paper") not in known:
                 raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
@@ -146,14 +146,13 @@ class Model:
                             ) -> Tensor:
         """A few slices at a time in each thread, with a prior of its own, as `sampler.restore` asks."""
         threshold = torch.as_tensor(threshold).expand(len(codes))
-        own: dict[int, tuple[PixelSNAIL, CachedPrior]] = {}
+        own = threading.local()  # whose memory a thread lets go when it ends
 
         def run(chunk: Tensor) -> Tensor:
-            if threading.get_ident() not in own:
-                prior = _twin(self.sampling_prior)
-                own[threading.get_ident()] = prior, CachedPrior(prior, *codes.shape[1:])
-            prior, cached = own[threading.get_ident()]
-            return restore(prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=cached)
+            if not hasattr(own, "prior"):
+                own.prior = _twin(self.sampling_prior)
+                own.cached = CachedPrior(own.prior, *codes.shape[1:])
+            return restore(own.prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=own.cached)
 
         slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))
         parameters = sum(p.numel() * p.element_size() for p in self.sampling_prior.parameters())
