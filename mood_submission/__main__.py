@@ -75,11 +75,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--restorations", type=positive, metavar="N",
                          help="restorations a slice (default: what the model file says; published: 15)")
     predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
-                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D "
-                              "(default: what the model file says)")
+                         help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
+                              "learned: where the detector is surest (default: what the model file says)")
     predict.add_argument("--pixel-method", choices=PIXEL_METHODS,
                          help="paper: the published difference from the restorations; rarity: how rare differences and "
-                              "NLL like these are among healthy volumes (default: what the model file says)")
+                              "NLL like these are among healthy volumes; learned: the detector's (default: what the model "
+                              "file says)")
     predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
     predict.add_argument("--resume", action="store_true",
                          help="leave out volumes whose whole prediction is there already, made with the same options "

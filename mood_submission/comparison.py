@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .anomalies import KINDS, body_mask, plant
+from .detector import sample_of, soften_logits
 from .evaluation import average_precision, bootstrap_interval, score_counts
 from .predictor import Predictor, Prepared
 from .preprocessing import to_unit_range, volume_to_slices
@@ -77,7 +78,8 @@ Ways = Callable[[Predictor, Prepared], Scores]
 
 
 def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
-    """All that can be made of the model: as published, its parts, and by rarity where it is calibrated."""
+    """All that can be made of the model: as published, its parts, by rarity where it is calibrated, and by its detector
+    where it has one."""
     model, tables = predictor.model, predictor.model.about.rarity_tables
     codes = model.encode(prepared.slices, prepared.position)
     nll = model.nll(codes, prepared.position)
@@ -95,6 +97,10 @@ def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
         for name, members in groups.items():
             rare = combined_rarity(members, tables)
             pixel[name], sample[name] = soften(rare), top_mean(rare)
+    if model.detector is not None:
+        for name, maps in (("learned", restored), ("learned without sampling", None)):
+            logits = predictor.detected(prepared, codes, nll, maps)
+            pixel[name], sample[name] = soften_logits(logits), sample_of(logits)
     return Scores(pixel, sample, restored)
 
 

@@ -1,7 +1,7 @@
 """A trained model: one safetensors file a region, and what can be done with it.
 
-The file holds the parameters of the VQ-VAE (`vqvae.*`) and of the prior (`prior.*`), and one JSON text (`about`) with
-everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
+The file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there is one, of the detector
+(`detector.*`), and one JSON text (`about`) with everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
 """
 
 import copy
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .detector import Detector, DetectorSettings
 from .device import affordable, exact_float32, free_memory, in_batches
 from .integrity import check, content_sha256
 from .pixelsnail import PixelSNAIL, PixelSNAILSettings
@@ -28,8 +29,8 @@ from .vqvae import VQVAE, VQVAESettings
 FORMAT = "mood-submission-1"
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 REGIONS = ("brain", "abdom")
-SAMPLE_METHODS = ("paper", "top")
-PIXEL_METHODS = ("paper", "rarity")
+SAMPLE_METHODS = ("paper", "top", "learned")
+PIXEL_METHODS = ("paper", "rarity", "learned")
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 32               # slices that go through a network at a time on a GPU; on a CPU one, in each thread
 CPU_SLICES, CPU_ROWS = 16, 128  # that a CPU's thread restores at a time, at most: slices, and restorations in all
@@ -45,12 +46,14 @@ class About:
 
     pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
         the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL) or "top" (`scoring.top_score`).
-    pixel_method: how voxels' scores are: "paper" (|slice - restoration|) or "rarity" (module `rarity`).
+    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`scoring.top_score`) or
+        "learned" (module `detector`).
+    pixel_method: how voxels' scores are: "paper" (|slice - restoration|), "rarity" (module `rarity`) or "learned".
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
     top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
     rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
     restorations, temperature: published 15 and 3.
+    detector: sizes of the detector; None where the model has none.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
     """
 
@@ -67,6 +70,7 @@ class About:
     rarity_tables: dict[str, list[float]] = field(default_factory=dict)
     restorations: int = 15
     temperature: float = 3.0
+    detector: DetectorSettings | None = None
     training: dict = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -81,12 +85,14 @@ class About:
         for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
             if values.get(name, "paper") not in known:
                 raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
+        detector = values.get("detector")  # earlier files know of none
+        values["detector"] = detector and DetectorSettings(**detector)
         return cls(**values | {"vqvae": VQVAESettings(**values["vqvae"]), "prior": PixelSNAILSettings(**values["prior"]),
                                "preprocessing": Preprocessing.from_dict(values["preprocessing"])})
 
 
 class Model:
-    """VQ-VAE and prior on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
+    """VQ-VAE, prior and, where there is one, detector on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
     `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
     of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time on a GPU, by
     default BATCH where there is memory for them, halved when it runs out. On a CPU it is one in each of torch's threads,
@@ -97,11 +103,13 @@ class Model:
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32, batch_size: int | None = None,
-                 precision: str = "float32", file: Path | None = None, sha256: str | None = None):
+                 precision: str = "float32", file: Path | None = None, sha256: str | None = None,
+                 detector: Detector | None = None):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
+        self.detector = detector and detector.to(device, dtype).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.precision, self.file, self.sha256 = precision, file, sha256
@@ -112,7 +120,7 @@ class Model:
         if self.file is not None:
             return load_model(self.file, "cpu", self.dtype, self.precision)
         return Model(copy.deepcopy(self.vqvae), copy.deepcopy(self.prior), self.about, "cpu", self.dtype,
-                     precision=self.precision)
+                     precision=self.precision, detector=copy.deepcopy(self.detector))
 
     @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
@@ -127,6 +135,14 @@ class Model:
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
         return self._batched(self.prior.nll, codes, position)
+
+    @exact_float32()
+    def detect(self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor) -> Tensor:
+        """The detector's logits (B, H / 2, W / 2), for slices, what they are decoded to, the mean of their restorations
+        (or the reconstruction again) and their codes' NLL. Raises ModelError for a model without a detector."""
+        if self.detector is None:
+            raise ModelError("expected a model with a detector, found one without; see scripts/train.py detector")
+        return self._batched(self.detector, slices, reconstruction, restoration, nll, position)
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
@@ -219,11 +235,14 @@ def _pieces(first: int, last: int) -> list[tuple[int, int]]:
 
 
 def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:
-    """Write a model file; `dtype` None keeps the parameters' own. Weight norm must be folded (`fold_weight_norm`)."""
-    tensors = {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
-               for part, network in (("vqvae", vqvae), ("prior", prior))
-               for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    _write(file, tensors, about)
+    """Write a model file; `dtype` None keeps the parameters' own. Weight norm must be folded (`fold_weight_norm`).
+    A detector is added by `add_detector`."""
+    _write(file, _stored(vqvae, "vqvae", dtype) | _stored(prior, "prior", dtype), about)
+
+
+def _stored(network: nn.Module, part: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
+            for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
@@ -235,9 +254,24 @@ def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
 
 def rewrite_about(file: Path, out: Path, about: About) -> None:
     """Write to `out` (which may be `file`) the model of `file` with another description; its parameters stay as stored."""
+    _write(out, _tensors(file), about)
+
+
+def add_detector(file: Path, out: Path, detector: Detector, about: About, dtype: torch.dtype | None = None) -> None:
+    """Write to `out` (which may be `file`) the model of `file` with this detector, instead of any that it has, and this
+    description; the other parameters stay as stored. dtype: as of `save_model`."""
+    kept = {name: value for name, value in _tensors(file).items() if not name.startswith("detector.")}
+    _write(out, kept | _stored(detector, "detector", dtype), dataclasses.replace(about, detector=detector.settings))
+
+
+def networks_sha256(model: Model) -> str:
+    """Of the VQ-VAE's and the prior's parameters: what a detector is trained for."""
+    return content_sha256(_stored(model.vqvae, "vqvae", None) | _stored(model.prior, "prior", None), "")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
     with safe_open(file, framework="pt") as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    _write(out, tensors, about)
+        return {name: stored.get_tensor(name) for name in stored.keys()}
 
 
 def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None,
@@ -258,11 +292,13 @@ def load_model(name: str | Path, device: str | torch.device | None = None, dtype
         sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
         vqvae, prior = (_filled(network, tensors, part)
                         for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior))))
+        detector = about.detector and _filled(Detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision, file=file, sha256=sha256)
+    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision, file=file, sha256=sha256,
+                 detector=detector)
 
 
 def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:

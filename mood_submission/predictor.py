@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .detector import sample_of, soften_logits, smooth_logits
 from .model import Model, ModelError
 from .preprocessing import (frame_of, intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
                             to_unit_range, volume_to_slices)
@@ -51,8 +52,9 @@ class Predictor:
 
     slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15).
-    sample_method: "paper" or "top", pixel_method: "paper" or "rarity" (see `model.About`); None for what the model file
-        says. Raises ModelError for "rarity" with a model that is not calibrated.
+    sample_method: "paper", "top" or "learned", pixel_method: "paper", "rarity" or "learned" (see `model.About`); None for
+        what the model file says. Raises ModelError for "rarity" with a model that is not calibrated, and for "learned"
+        with one that has no detector.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
         so a volume's scores do not depend on what else is in the folder.
     """
@@ -67,6 +69,9 @@ class Predictor:
         if missing and self.pixel_method == "rarity":
             raise ModelError(f"expected a calibrated model for the method rarity, found one without a table of "
                              f"{missing[0]}; see scripts/calibrate.py")
+        if "learned" in (self.pixel_method, self.sample_method) and model.detector is None:
+            raise ModelError("expected a model with a detector for the method learned, found one without; see "
+                             "scripts/train.py detector")
 
     def sample_score(self, volume: Volume) -> float:
         """How anomalous the volume is, 0 .. 1."""
@@ -110,6 +115,8 @@ class Predictor:
         if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
             score = top_score(nll)
             return score / (score + about.top_reference)
+        if self.sample_method == "learned":
+            return sample_of(self.detected(prepared, codes, nll))
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
         return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
 
@@ -117,7 +124,10 @@ class Predictor:
         """The slices' scores, 0 .. 1, of a volume with these codes and what `compare` made of their restorations."""
         if self.pixel_method == "paper":
             return smooth(published).clamp(0, 1)
-        evidence = self.evidence(prepared, codes, self.model.nll(codes, prepared.position), restored)
+        nll = self.model.nll(codes, prepared.position)
+        if self.pixel_method == "learned":
+            return soften_logits(self.detected(prepared, codes, nll, restored))
+        evidence = self.evidence(prepared, codes, nll, restored)
         return soften(combined_rarity(evidence, self.model.about.rarity_tables))
 
     def evidence(self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
@@ -131,6 +141,14 @@ class Predictor:
             maps["restoration"] = (slices - restored.to(slices)).abs()
         size = max(1, self.model.about.preprocessing.image_size // 2)
         return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
+
+    def detected(self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None) -> Tensor:
+        """The detector's logits, smoothed in 3D, (N, H, H) on a grid half as fine as the slices: of a volume's codes and
+        NLL (N, h, w), and of its mean restorations (N, S', S'); without these, of its plain reconstructions."""
+        decoded = self.model.decode(codes, prepared.position)
+        logits = self.model.detect(prepared.slices, decoded, decoded if restored is None else restored, nll,
+                                   prepared.position)
+        return smooth_logits(logits.float())
 
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""

@@ -33,12 +33,12 @@ def smooth_evidence(name: str, maps: Tensor, size: int) -> Tensor:
     elif maps.shape[-1] < size:
         maps = F.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     for axis, sigma in ((0, ALONG * len(maps)), (1, IN_PLANE[name] * size), (2, IN_PLANE[name] * size)):
-        maps = _smooth_along(maps, axis, sigma)
+        maps = smooth_along(maps, axis, sigma)
     return maps
 
 
 @exact_float32()
-def _smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
+def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
     """A Gaussian filter along an axis, as one matrix product."""
     matrix = ndimage.gaussian_filter1d(np.eye(maps.shape[axis]), sigma, axis=0, mode="nearest")
     return torch.tensordot(torch.from_numpy(matrix).to(maps), maps, dims=([1], [axis])).movedim(0, axis)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one); or the VAE
-that they are compared with."""
+"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one); then a detector
+on both, with anomalies planted in these volumes; or the VAE that they are compared with."""
 
 import argparse
 import sys
@@ -10,10 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from mood_submission.anomalies import KINDS  # noqa: E402
+from mood_submission.detector import DetectorSettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
 from mood_submission.training.cache import build_cache  # noqa: E402
-from mood_submission.training.run import (PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Run, train_prior,  # noqa: E402
-                                          train_vae, train_vqvae)
+from mood_submission.training.run import (PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Planting, Run,  # noqa: E402
+                                          train_detector, train_prior, train_vae, train_vqvae)
 from mood_submission.training.trainer import Budget, Schedule  # noqa: E402
 from mood_submission.vae import VAESettings  # noqa: E402
 from mood_submission.vqvae import VQVAESettings  # noqa: E402
@@ -46,6 +48,16 @@ def parser() -> argparse.ArgumentParser:
     prior.add_argument("--res-blocks", type=int, default=4, help="pairs of residual units a block")
     prior.add_argument("--first-kernel", type=int, help="kernel of the first convolution (default: the region's published)")
     prior.add_argument("--downsample", type=int, help="stride of the attention's grid (default: the region's published)")
+    detector = stages.add_parser("detector", help="train the detector", formatter_class=Defaults)
+    _run_options(detector, rate=2e-3)
+    detector.add_argument("--model", type=Path, required=True, metavar="FILE.safetensors",
+                          help="model file with the VQ-VAE and the prior that the detector is for")
+    detector.add_argument("--widths", type=int, nargs="+", default=DetectorSettings.widths, help="widths of the levels")
+    detector.add_argument("--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each")
+    detector.add_argument("--restorations", type=int, default=Planting.restorations, help="of each planted slice")
+    detector.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
+    detector.add_argument("--planted", type=Path, metavar="FOLDER", help="planted slices, made there where they are not "
+                          "yet, for several runs of the same --model and --copies (default: in the run)")
     vae = stages.add_parser("vae", help="train the VAE, for comparison", formatter_class=Defaults)
     _run_options(vae, rate=1e-3)
     vae.add_argument("--channels", type=int, nargs="+", default=VAESettings.channels, help="widths of the levels")
@@ -98,6 +110,9 @@ def main() -> int:
         elif args.stage == "vae":
             train_vae(run, VAESettings(args.channels, args.latent, n_res_block=args.res_blocks, dropout=args.dropout,
                                        kl_weight=args.kl_weight))
+        elif args.stage == "detector":
+            train_detector(run, DetectorSettings(args.widths, args.dropout), args.model,
+                           Planting(args.copies, args.restorations, tuple(args.kinds), args.planted, args.seed))
         else:
             attention = {name: value for name in ("first_kernel", "downsample") if (value := getattr(args, name))}
             sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks,

@@ -114,6 +114,12 @@ class SliceData:
         return torch.stack([(s > threshold).float().mean() > 0.01 for s in self.slices])
 
 
+def cache_names(file: Path) -> list[str]:
+    """The volumes' names in the order of their numbers."""
+    with np.load(file, allow_pickle=False) as stored:
+        return json.loads(str(stored["about"]))["names"]
+
+
 def load_cache(file: Path, device: str | torch.device = "cpu", validation: float = 0.1, test: float = 0.1
                ) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
     """Splits of a cache file as `SliceData`, and the names in each. Raises CacheError when `file` is not a cache."""

@@ -1,4 +1,4 @@
-"""A training run from its options to its folder: slices.npz, vqvae.pt, prior.pt, their logs and pictures."""
+"""A training run from its options to its folder: slices.npz, vqvae.pt, prior.pt, detector.pt, their logs and pictures."""
 
 import dataclasses
 import datetime
@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
-from ..model import load_model
+from ..anomalies import KINDS
+from ..detector import Detector, DetectorSettings
+from ..model import load_model, networks_sha256
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ..preprocessing import Preprocessing
 from ..scoring import top_score
 from ..vae import VAE, VAESettings
 from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation
-from .cache import CacheError, SliceData, build_cache, load_cache
-from .stages import PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
+from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
+from .planted import make_planted
+from .stages import DetectorStage, PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
 from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
@@ -43,6 +46,18 @@ class Run:
     validation: float = 0.1
     test: float = 0.1
     max_slices: int | None = None
+
+
+@dataclass(frozen=True)
+class Planting:
+    """What a detector is trained on: `copies` of each volume, each with two anomalies of one of `kinds`, restored
+    `restorations` times. folder: where the planted slices are kept, which do not depend on `kinds`; default: in the run."""
+
+    copies: int = 4
+    restorations: int = 2
+    kinds: tuple[str, ...] = KINDS
+    folder: Path | None = None
+    seed: int = 0
 
 
 def train_vqvae(run: Run, settings: VQVAESettings) -> None:
@@ -74,6 +89,29 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
     plots.restorations(vqvae, fold_weight_norm(model).eval(), splits["validation"],
                        measured["thresholds"]["pixel"], run.out / "prior_pictures.png")
+
+
+def train_detector(run: Run, settings: DetectorSettings, model_file: Path, planting: Planting) -> None:
+    """Train a detector on what the model of `model_file` makes of anomalies planted in the volumes it was trained on;
+    leaves detector.pt, detector.csv and detector_curves.png in `run.out`, and the planted slices in `run.out`/planted."""
+    from . import plots
+
+    model = load_model(model_file, run.device, precision=run.schedule.precision)
+    splits, names = _splits(run)
+    trained = model.about.training.get("vqvae", {}).get("volumes", names)
+    if names != trained:
+        raise RunError(f"{run.data}: expected the volumes that {model_file} was trained on, split alike, found others")
+    data, kinds = {}, planting.kinds
+    for split, copies in (("train", planting.copies), ("validation", min(planting.copies, 2))):
+        folder = (planting.folder or run.out / "planted") / split
+        data[split] = make_planted(splits[split], _names_by_number(run), model, folder, copies, planting.restorations,
+                                   planting.seed).of_kinds(kinds if split == "train" else KINDS)
+    stage = DetectorStage(settings, run.schedule.precision)
+    about = _about(run, splits, names) | {"detector": asdict(settings), "kinds": list(kinds), "copies": planting.copies,
+                                          "restorations": planting.restorations, "networks": networks_sha256(model),
+                                          "slices": {name: len(planted) for name, planted in data.items()}}
+    _trainer(run, stage, data, about).train()
+    plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
 
 def train_vae(run: Run, settings: VAESettings) -> None:
@@ -130,6 +168,14 @@ def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     return fold_weight_norm(model).eval(), about
 
 
+def load_detector(folder: Path) -> tuple[Detector, dict]:
+    """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
+    stored, about = load_stage(folder, "detector")
+    model = Detector(DetectorSettings(**about["detector"]))
+    model.load_state_dict(_averaged(stored))
+    return model.eval(), about
+
+
 def load_vae(folder: Path) -> tuple[VAE, dict]:
     """The averaged VAE of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
     stored, about = load_stage(folder, "vae")
@@ -163,6 +209,10 @@ def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
         if not len(splits[split]):
             raise CacheError(f"{file}: expected volumes to hold out for validation, found {sum(map(len, names.values()))} volumes")
     return splits, names
+
+
+def _names_by_number(run: Run) -> list[str]:
+    return cache_names(run.data if run.data.suffix == ".npz" else run.out / "slices.npz")
 
 
 def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) -> Trainer:

@@ -1,14 +1,19 @@
-"""What is trained: the VQ-VAE, then the prior on its codes; and the VAE that they are compared with."""
+"""What is trained: the VQ-VAE, then the prior on its codes, then the detector on both; and the VAE for comparison."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..detector import STRIDE, Detector, DetectorSettings, at_size
+from ..evaluation import average_precision, score_counts
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
 from ..vae import VAE, VAESettings, divergence
 from ..vqvae import VQVAE, VQVAESettings
-from .augment import Augmentation, augment_geometry, augment_intensity
+from .augment import Augmentation, augment_geometry, augment_intensity, sampling_grid
 from .cache import SliceData
+from .planted import PlantedData
 
 
 def autocast(tensor: Tensor, precision: str) -> torch.autocast:
@@ -136,6 +141,73 @@ class PriorStage:
             codes = self.vqvae.encode(slices, position)
             logits = model(codes, position)
         return F.cross_entropy(logits.float(), codes, reduction="none")
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
+
+class DetectorStage:
+    """Binary cross-entropy of where anomalies were planted.
+
+    Half of the batches are warped, all of it alike; all are flipped left to right at random. In a share of the slices,
+    `unsampled`, the plain reconstruction stands for the restoration: so the detector can do without one.
+    """
+
+    name = "detector"
+    channels_last_on_cpu = True
+
+    def __init__(self, settings: DetectorSettings, precision: str, unsampled: float = 0.4):
+        self.model, self.precision, self.unsampled = Detector(settings), precision, unsampled
+        self.augmentation = Augmentation(scale=(-0.1, 0.1), degrees=8, shift=0.05, elastic=0.006)
+        with torch.no_grad():  # anomalies are rare
+            self.model.head[-1].bias.fill_(-3.0)
+
+    def loss(self, data: PlantedData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        maps, position = self._augmented(data, index, generator)
+        slices, decoded, restored, nll, label = maps.unbind(1)
+        skip = torch.rand(len(index), 1, 1, generator=generator, device=maps.device) < self.unsampled
+        with autocast(slices, self.precision):
+            logits = self.model(slices, decoded, torch.where(skip, decoded, restored), nll, position)
+        label = F.avg_pool2d(label[:, None], STRIDE)[:, 0]
+        return F.binary_cross_entropy_with_logits(logits.float(), label), {}
+
+    def _augmented(self, data: PlantedData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Slice, reconstruction, restoration, NLL and label of a batch, (B, 5, S, S), and positions."""
+        size = data.slices.shape[-2:]
+        maps = torch.stack([at_size(getattr(data, name)[index].float(), size)
+                            for name in ("slices", "reconstruction", "restoration", "nll")]
+                           + [at_size(data.label[index].float() / 255, size)], dim=1)
+        flip = torch.rand(len(index), 1, 1, 1, generator=generator, device=maps.device) < 0.5
+        maps = torch.where(flip, maps.flip(-1), maps)
+        if torch.rand(1, generator=generator, device=maps.device) < 0.5:
+            grid = sampling_grid(len(index), size[0], self.augmentation, generator)
+            maps = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return maps, data.position[index]
+
+    def after_step(self, step: int, progress: float) -> None:
+        pass
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module, data: PlantedData, count: int = 300) -> dict[str, float]:
+        """Cross-entropy, and average precision over all places, with the restoration and without."""
+        model.eval()
+        result = {}
+        for name, field in (("", "restoration"), ("_unsampled", "reconstruction")):
+            logits, label = [], []
+            for index in torch.arange(min(count, len(data)), device=data.slices.device).split(32):
+                inputs = [getattr(data, each)[index].float() for each in ("slices", "reconstruction", field, "nll")]
+                with autocast(inputs[0], self.precision):
+                    logits.append(model(*inputs, data.position[index]).float())
+                label.append(data.label[index].float() / 255)
+            logits, label = torch.cat(logits), torch.cat(label)
+            scores = (logits / 4).sigmoid().half().cpu().numpy()
+            ap = average_precision(*score_counts(scores, (label > 0.5).cpu().numpy()))
+            result[f"validation_ap{name}"] = float(ap) if math.isfinite(ap) else 0.0
+            result[f"validation_loss{name}"] = float(F.binary_cross_entropy_with_logits(logits, label))
+        return result
 
     def state(self) -> dict:
         return {}

@@ -1,0 +1,108 @@
+"""The detector: a small U-Net that reads a slice beside what the VQ-VAE and the prior make of it, and says for each
+place how likely something was planted there.
+
+Not in the paper. It is trained on healthy scans alone, with anomalies planted in them: the discriminative half of DRAEM
+(Zavrtanik et al., ICCV 2021) and DSR (ECCV 2022), on top of restoration.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import broadcast_position
+from .rarity import smooth_along, top_mean
+
+CHANNELS = 7     # slice, reconstruction, restoration, the two differences, NLL, position
+NLL_UNIT = 4.0   # nats that count as one in the network's input
+STRIDE = 2       # of the slices' pixels, the detector's places
+ALONG, IN_PLANE = 0.02, 0.015   # smoothing of logits: standard deviations, shares of the number of slices and of the side
+SOFTENING = 4.0  # that smoothed logits are divided by before the logistic function: float16 must tell scores apart
+TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Sizes of a detector. widths: channels at each level, from half the slice's resolution on, each half as fine.
+    dropout: probability that a channel of the coarsest level is dropped in training."""
+
+    widths: tuple[int, ...] = (24, 32, 48, 64)
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        object.__setattr__(self, "widths", tuple(int(c) for c in self.widths))  # JSON gives lists
+
+
+class Block(nn.Module):
+    """x + two convolutions 3 x 3, each after a batch norm and an ELU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(channels), nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1),
+                                    nn.BatchNorm2d(channels), nn.ELU(), nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same
+        return x + self.layers(x)
+
+
+class Detector(nn.Module):
+    """Slices (B, H, W), their reconstructions and mean restorations (likewise or a little smaller), NLL (B, h, w) and
+    positions (B, 1) to logits (B, H / 2, W / 2): above 0 where something planted is likelier than not."""
+
+    def __init__(self, settings: DetectorSettings):
+        super().__init__()
+        self.settings, widths = settings, settings.widths
+        self.stem = nn.Conv2d(CHANNELS, widths[0], 5, stride=STRIDE, padding=2)
+        self.down = nn.ModuleList(nn.Sequential(Block(w), nn.Conv2d(w, wider, 3, stride=2, padding=1))
+                                  for w, wider in zip(widths, widths[1:]))
+        self.bottom = nn.Sequential(Block(widths[-1]), Block(widths[-1]), nn.Dropout2d(settings.dropout))
+        self.up = nn.ModuleList(nn.Conv2d(wider, w, 1) for w, wider in zip(widths, widths[1:]))
+        self.merge = nn.ModuleList(Block(w) for w in widths[:-1])
+        self.head = nn.Sequential(nn.BatchNorm2d(widths[0]), nn.ELU(), nn.Conv2d(widths[0], 1, 1))
+
+    def forward(self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+                ) -> Tensor:
+        x = self.stem(stack_input(slices, reconstruction, restoration, nll, position))
+        kept = []
+        for block, narrow in self.down:
+            x = block(x)
+            kept.append(x)
+            x = narrow(x)
+        x = self.bottom(x)
+        for below, up, merge in zip(kept[::-1], self.up[::-1], self.merge[::-1]):
+            x = merge(below + F.interpolate(up(x), below.shape[-2:], mode="bilinear", align_corners=False))
+        return self.head(x)[:, 0]
+
+
+def stack_input(slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor) -> Tensor:
+    """What the first convolution sees, (B, CHANNELS, H, W)."""
+    size = slices.shape[-2:]
+    decoded, restored, unlikely = (at_size(x, size) for x in (reconstruction, restoration, nll))
+    x = torch.stack([slices, decoded, restored, (slices - decoded).abs(), (slices - restored).abs(),
+                     unlikely / NLL_UNIT], dim=1)
+    return torch.cat([x, broadcast_position(position, x)], dim=1)
+
+
+def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Maps (B, h, w) at another size, linear."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def smooth_logits(logits: Tensor) -> Tensor:
+    """Logits of a volume's slices in order, (N, H, W), smoothed in 3D: what lies alone goes, what coheres stays."""
+    for axis, sigma in ((0, ALONG * len(logits)), (1, IN_PLANE * logits.shape[1]), (2, IN_PLANE * logits.shape[2])):
+        logits = smooth_along(logits, axis, sigma)
+    return logits
+
+
+def soften_logits(logits: Tensor) -> Tensor:
+    """Pixel scores of smoothed logits, any shape: 0 .. 1, rising everywhere."""
+    return (logits / SOFTENING).sigmoid()
+
+
+def sample_of(logits: Tensor) -> float:
+    """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them."""
+    return float(torch.tensor(top_mean(logits, TOP_SHARE) / SOFTENING, dtype=torch.float64).sigmoid())

@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Put a run's detector into the model file that it was trained for, and make the method "learned" the file's default."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+
+from mood_submission.model import (PIXEL_METHODS, SAMPLE_METHODS, ModelError, add_detector, load_model,  # noqa: E402
+                                   networks_sha256)
+from mood_submission.training.run import RunError, load_detector  # noqa: E402
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of 'train.py detector'")
+    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)")
+    parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="learned", help="from then on the file's default")
+    parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="learned", help="from then on the file's default")
+    args = parser.parse_args()
+    try:
+        detector, trained = load_detector(args.run)
+        model = load_model(args.model, "cpu")
+        if trained["networks"] != networks_sha256(model):
+            raise RunError(f"{args.run / 'detector.pt'}: expected a detector for the VQ-VAE and prior of {args.model}, found "
+                           f"one that was trained with others")
+        about = dataclasses.replace(model.about, sample_method=args.sample_method, pixel_method=args.pixel_method,
+                                    training=model.about.training | {"detector": trained})
+        add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
+    except (ModelError, RunError, OSError) as error:
+        print(f"add_detector.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    out = args.out or args.model
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, detector of {trained['steps']} steps, kinds {', '.join(trained['kinds'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The detector: its network, what it is trained on, and the scores made of it, from training to prediction."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy import ndimage
+
+from mood_submission import Predictor, load_model
+from mood_submission.anomalies import KINDS
+from mood_submission.detector import (ALONG, IN_PLANE, TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits,
+                                      soften_logits)
+from mood_submission.model import ModelError, networks_sha256
+from mood_submission.preprocessing import Preprocessing
+from mood_submission.training.cache import build_cache, cache_names, load_cache
+from mood_submission.training.planted import FIELDS, make_planted
+from mood_submission.training.stages import DetectorStage
+from mood_submission.volumes import read_volume
+
+TINY = DetectorSettings((4, 6, 8))
+
+
+def script(name: str, *words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True)
+
+
+def inputs(batch: int, size: int, code_side: int = 5, generator: int = 0) -> list[torch.Tensor]:
+    make = torch.Generator().manual_seed(generator)
+    shapes = [(batch, size, size)] * 3 + [(batch, code_side, code_side), (batch, 1)]
+    return [torch.rand(*shape, generator=make, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("size", [160, 40, 38])
+def test_a_place_for_every_second_pixel_whatever_the_batch(size):
+    torch.manual_seed(0)
+    detector = Detector(TINY).double().eval()
+    together = detector(*inputs(3, size))
+    assert together.shape == (3, size // 2, size // 2)
+    alone = torch.cat([detector(*(x[i : i + 1] for x in inputs(3, size))) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_a_smaller_restoration_is_brought_to_the_slice_s_size():
+    torch.manual_seed(0)
+    detector = Detector(TINY).double().eval()
+    slices, decoded, restored, nll, position = inputs(2, 40)
+    grown = torch.nn.functional.interpolate(restored[:, None, :34, :34], (40, 40), mode="bilinear")[:, 0]
+    assert torch.allclose(detector(slices, decoded, restored[:, :34, :34], nll, position),
+                          detector(slices, decoded, grown, nll, position), atol=1e-12)
+
+
+def test_smoothing_is_scipy_s_gaussian():
+    logits = torch.randn(20, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = ndimage.gaussian_filter(logits.numpy(), (ALONG * 20, IN_PLANE * 40, IN_PLANE * 40), mode="nearest")
+    assert np.allclose(smooth_logits(logits).numpy(), expected, atol=1e-12)
+    assert smooth_logits(torch.ones(1, 4, 4)).allclose(torch.ones(1, 4, 4))
+
+
+def test_scores_rise_within_0_and_1_as_float16_too():
+    scores = soften_logits(torch.arange(-20.0, 16.0, 0.25)).half().numpy()
+    assert (np.diff(scores) > 0).all() and 0 < scores[0] and scores[-1] < 1
+    maps = torch.arange(8000.0).reshape(20, 20, 20)[torch.randperm(20)] / 1000
+    assert sample_of(maps) == pytest.approx(1 / (1 + np.exp(-np.arange(7996, 8000).mean() / 1000 / 4)))
+    assert round(TOP_SHARE * 8000) == 4
+    assert sample_of(maps) < sample_of(maps + 0.1)
+
+
+# --- what it is trained on -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(blobs, tmp_path_factory):
+    file = tmp_path_factory.mktemp("cache") / "slices.npz"
+    build_cache(blobs, file, Preprocessing.published("brain"))
+    return file
+
+
+@pytest.fixture(scope="module")
+def planted(cache, tiny_weights, tmp_path_factory):
+    """Cached slices, and those planted in them."""
+    splits, _ = load_cache(cache, "cpu", 0, 0)
+    model = load_model(tiny_weights["brain"], "cpu")
+    folder = tmp_path_factory.mktemp("planted")
+    return splits["train"], folder, make_planted(splits["train"], cache_names(cache), model, folder, 4, 2, 0)
+
+
+def test_slices_differ_from_the_healthy_ones_where_the_label_says_and_only_there(planted):
+    data, _, made = planted
+    assert (made.label.sum((1, 2)) > 0).any() and (made.label.sum((1, 2)) == 0).any()
+    healthy = data.plain(torch.arange(len(data)))[0]
+    mean, std = data.mean, data.std
+    for slices, label, position in zip(made.slices.float(), made.label, made.position):
+        near = [i for i in range(len(data)) if torch.allclose(data.position[i], position, atol=1e-4)]
+        aside = torch.nn.functional.max_pool2d((label > 0).float()[None, None], 9, 1, 4)[0, 0] == 0
+        aside = aside.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        # a volume's statistics change with what is planted: compare up to an affine map of the foreground
+        def unlike(i):
+            x, y = healthy[i][aside], slices[aside]
+            both = (x != 0) & (y != 0)
+            if both.sum() < 50:
+                return 0.0
+            fit = np.polyfit(x[both].numpy(), y[both].numpy(), 1)
+            return float((torch.from_numpy(np.polyval(fit, x[both].numpy())) - y[both]).abs().max())
+        assert min(unlike(i) for i in near) < 0.02
+    assert len(mean) == len(std) == len(data)
+
+
+def test_kinds_come_in_turn_and_can_be_chosen(planted):
+    made = planted[2]
+    assert set(made.kind.tolist()) == set(range(len(KINDS)))
+    chosen = made.of_kinds(["blur", "noise"])
+    assert set(chosen.kind.tolist()) == {KINDS.index("blur"), KINDS.index("noise")} and 0 < len(chosen) < len(made)
+    assert len(made.filled()) == len(made) == sum(len(made.of_kinds([kind])) for kind in KINDS)
+
+
+def test_what_the_model_makes_of_them_is_as_in_prediction(planted, tiny_weights):
+    made, model = planted[2], load_model(tiny_weights["brain"], "cpu")
+    codes = model.encode(made.slices[:6].float(), made.position[:6])
+    decoded = model.decode(codes, made.position[:6])
+    close = (made.reconstruction[:6].float() - decoded).abs().flatten(1).mean(1) < 0.02  # the codes of float16 slices
+    assert close.float().mean() >= 0.5
+    assert made.nll.shape == (len(made), 20, 20) and made.label.shape == (len(made), 80, 80)
+
+
+def test_volumes_that_are_there_are_kept(planted, cache, tiny_weights):
+    data, folder, made = planted
+    files = sorted(folder.glob("*.npz"))
+    assert [file.stem for file in files] == sorted(cache_names(cache))
+    files[1].unlink()
+    again = make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 2, 0)
+    assert all(torch.equal(getattr(made, field), getattr(again, field)) for field in FIELDS)
+
+
+def test_the_loss_falls(planted):
+    made = planted[2]
+    torch.manual_seed(0)
+    stage = DetectorStage(TINY, "float32", unsampled=0.5)
+    optimiser = torch.optim.Adam(stage.model.parameters(), 1e-2)
+    losses = []
+    for step in range(30):
+        loss, _ = stage.loss(made, torch.arange(16), torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    measured = stage.validate(stage.model, made)
+    assert 0 < measured["validation_ap"] <= 1 and 0 < measured["validation_loss_unsampled"]
+
+
+# --- from training to prediction -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detecting(tiny_weights, cache, tmp_path_factory):
+    """The tiny brain model with a detector, trained by the script in two parts."""
+    folder = tmp_path_factory.mktemp("detecting")
+    words = ("detector", "--region", "brain", "--data", cache, "--model", tiny_weights["brain"], "--out", folder / "run",
+             "--widths", 4, 6, "--copies", 2, "--batch", 4, "--device", "cpu", "--validation", 0.34, "--test", 0.0,
+             "--kinds", "uniform", "noise", "add", "multiply")
+    for steps, more in ((2, ()), (4, ("--resume",))):
+        run = script("train.py", *words, "--steps", steps, *more)
+        assert run.returncode == 0, run.stderr
+    assert {file.name for file in (folder / "run").glob("detector*")} == {"detector.pt", "detector.csv", "detector_curves.png"}
+    added = script("add_detector.py", folder / "run", tiny_weights["brain"], "-o", folder / "brain.safetensors")
+    assert added.returncode == 0, added.stderr
+    return folder / "brain.safetensors"
+
+
+def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detecting, tiny_weights):
+    before, after = load_model(tiny_weights["brain"], "cpu"), load_model(detecting, "cpu")
+    assert before.detector is None and after.about.detector == DetectorSettings((4, 6))
+    assert networks_sha256(before) == networks_sha256(after)
+    about = after.about
+    assert about.pixel_method == about.sample_method == "learned"
+    assert about.training["detector"]["kinds"] == ["uniform", "noise", "add", "multiply"]
+    assert about.training["detector"]["steps"] == 4
+    assert about == type(about).from_json(about.to_json())
+    older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}
+    assert type(about).from_json(json.dumps(older)) == before.about
+
+
+def test_scores_are_the_steps_one_by_one(detecting, blobs):
+    model = load_model(detecting, "cpu")
+    predictor = Predictor(model, slices=6, restorations=3)
+    volume = read_volume(blobs / "case_2.nii.gz")
+    p = predictor.prepare(volume)
+    codes = model.encode(p.slices, p.position)
+    nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
+    restored = model.restore(codes, p.position, predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
+                             model.about.pixel_threshold)
+    mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
+    logits = smooth_logits(model.detect(p.slices, decoded, mean, nll, p.position))
+    expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
+    scores = predictor.pixel_scores(volume)
+    assert np.allclose(scores, expected, atol=1e-6) and 0 < scores.min() and scores.max() < 1 and scores.std() > 0
+    unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position))
+    top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
+    assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
+
+
+def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
+    for task, ending in (("pixel", ""), ("sample", ".txt")):
+        run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
+                              blobs, "-o", tmp_path / task, "--weights", detecting, "--slices", "4", "--restorations", "2",
+                              "--device", "cpu"], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert {file.name for file in (tmp_path / task).iterdir()} == {f"case_{i}.nii.gz{ending}" for i in range(3)}
+
+
+def test_another_model_s_detector_is_refused(detecting, tiny_weights, tmp_path):
+    run = script("add_detector.py", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors")
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "trained with others" in run.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["pixel_method", "sample_method"])
+def test_a_model_without_a_detector_says_so(tiny_weights, option):
+    model = load_model(tiny_weights["brain"], "cpu")
+    with pytest.raises(ModelError, match="train.py detector"):
+        Predictor(model, **{option: "learned"})
+    with pytest.raises(ModelError, match="detector"):
+        model.detect(*(x.float() for x in inputs(1, 160, 20)))
+
+
+def test_the_cpu_copy_has_the_detector_too(detecting):
+    model = load_model(detecting, "cpu")
+    maps = [x.float() for x in inputs(2, 160, 20)]
+    model.file = None
+    assert torch.equal(model.on_cpu().detect(*maps), model.detect(*maps))
