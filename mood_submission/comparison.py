@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .anomalies import KINDS, body_mask, plant
 from .detector import sample_of, soften_logits
-from .evaluation import average_precision, bootstrap_interval, score_counts
+from .metrics import average_precision, bootstrap_interval, score_counts
 from .predictor import Predictor, Prepared
 from .preprocessing import to_unit_range, volume_to_slices
 from .rarity import combined_rarity, soften, top_mean

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
 from mood_submission.comparison import SIZES, Case, make, plan, table, to_markdown
-from mood_submission.evaluation import VALUES, score_counts
+from mood_submission.metrics import VALUES, score_counts
 from mood_submission.training.trainer import save_checkpoint
 from mood_submission.vae import VAE, VAESettings
 

@@ -16,7 +16,7 @@ from mood_submission.detector import (ALONG, IN_PLANE, TOP_SHARE, Detector, Dete
                                       soften_logits)
 from mood_submission.model import ModelError, networks_sha256
 from mood_submission.preprocessing import Preprocessing
-from mood_submission.training.cache import build_cache, cache_names, load_cache
+from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
 from mood_submission.training.planted import FIELDS, make_planted
 from mood_submission.training.stages import DetectorStage
 from mood_submission.volumes import read_volume
@@ -133,6 +133,8 @@ def test_volumes_that_are_there_are_kept(planted, cache, tiny_weights):
     files[1].unlink()
     again = make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 2, 0)
     assert all(torch.equal(getattr(made, field), getattr(again, field)) for field in FIELDS)
+    with pytest.raises(CacheError, match="settings.json"):
+        make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 3, 0)
 
 
 def test_the_loss_falls(planted):

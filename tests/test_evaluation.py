@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mood_submission.evaluation import average_precision, evaluate_pixel, evaluate_sample, score_counts  # noqa: E402
+from mood_submission.evaluation import evaluate_pixel, evaluate_sample  # noqa: E402
+from mood_submission.metrics import average_precision, score_counts  # noqa: E402
 
 SHAPE = (12, 10, 8)
 
@@ -66,7 +67,7 @@ def test_counts_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(0)
     scores, labels = rng.random((20, 30, 40)).astype(np.float16), rng.random((20, 30, 40)) < 0.1
     whole = score_counts(scores, labels)
-    monkeypatch.setattr("mood_submission.evaluation.CHUNK", 1000)
+    monkeypatch.setattr("mood_submission.metrics.CHUNK", 1000)
     np.testing.assert_array_equal(score_counts(np.asfortranarray(scores), np.asfortranarray(labels)), whole)
     assert whole.sum() == scores.size and whole[1].sum() == labels.sum()
 

@@ -3,6 +3,7 @@
 Made from cached slices (`cache.py`) alone. One file a volume: a run that was stopped goes on where it was.
 """
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from tqdm import tqdm
 
 from ..anomalies import KINDS, body_mask, plant
 from ..detector import STRIDE
-from ..model import Model
+from ..model import Model, networks_sha256
 from ..preprocessing import intensity_statistics, normalise
-from .cache import SliceData
+from .cache import CacheError, SliceData
 
 RADII = (0.05, 0.2)     # of what is planted, shares of the field of view: a little more than the benchmark's
 CLEAR, AROUND = 6, 4    # slices that are kept of each copy: with an anomaly, and without
@@ -58,9 +59,12 @@ def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Pa
                  seed: int) -> PlantedData:
     """Each volume of `data` in `copies` copies, each with two anomalies of one kind; kinds in turn.
 
-    names: of the volumes in the order of their numbers, for their files in `folder`.
+    names: of the volumes in the order of their numbers, for their files in `folder`. Raises CacheError where that holds
+    slices that were made otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / "settings.json", {"networks": networks_sha256(model), "precision": model.precision,
+                                               "copies": copies, "restorations": restorations, "seed": seed})
     numbers, parts = data.volume.unique().tolist(), []
     for i, number in enumerate(tqdm(numbers, desc="planting", unit="volume", disable=None)):
         name, kinds = names[number], [KINDS[(i * copies + copy) % len(KINDS)] for copy in range(copies)]
@@ -72,6 +76,12 @@ def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Pa
         with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
             parts.append({field: torch.from_numpy(stored[field]) for field in FIELDS})
     return PlantedData(*(torch.cat([part[field] for part in parts]).to(data.slices.device) for field in FIELDS))
+
+
+def _check_settings(file: Path, settings: dict) -> None:
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise CacheError(f"{file}: expected planted slices of {settings}, found others; choose another folder")
+    file.write_text(json.dumps(settings))
 
 
 def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Sequence[str], restorations: int,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..detector import STRIDE, Detector, DetectorSettings, at_size
-from ..evaluation import average_precision, score_counts
+from ..metrics import average_precision, score_counts
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
 from ..vae import VAE, VAESettings, divergence
 from ..vqvae import VQVAE, VQVAESettings
