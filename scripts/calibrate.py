@@ -31,7 +31,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)")
-    parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="rarity", help="from then on the file's default")
+    parser.add_argument("--pixel-method", choices=PIXEL_METHODS, help="from then on the file's default (default: rarity; "
+                        "learned where it was that)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     return parser.parse_args()
 
@@ -51,8 +52,9 @@ def main() -> int:
         files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
         with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
             about = calibrate(predictor, files, bar.update)
+        kept = "learned" if model.about.pixel_method == "learned" else None
         about = dataclasses.replace(about, sample_method=args.sample_method or about.sample_method,
-                                    pixel_method=args.pixel_method)
+                                    pixel_method=args.pixel_method or kept or about.pixel_method)
         rewrite_about(args.model, args.out or args.model, about)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"calibrate.py: {' '.join(str(error).split())}", file=sys.stderr)

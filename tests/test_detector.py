@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from scipy import ndimage
+from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
@@ -152,6 +153,10 @@ def test_the_loss_falls(planted):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     measured = stage.validate(stage.model, made)
     assert 0 < measured["validation_ap"] <= 1 and 0 < measured["validation_loss_unsampled"]
+    logits, label = stage.logits(stage.model, made)
+    assert measured["validation_ap"] == pytest.approx(average_precision_score((label > 0.5).flatten(), logits.flatten()), rel=0.02)
+    kinds = stage.by_kind(stage.model, made)
+    assert set(kinds) == set(KINDS) and kinds["blur"] == stage.validate(stage.model, made.of_kinds(["blur"]))["validation_ap"]
 
 
 # --- from training to prediction -------------------------------------------------------------------------------------
@@ -181,6 +186,7 @@ def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detec
     assert about.pixel_method == about.sample_method == "learned"
     assert about.training["detector"]["kinds"] == ["uniform", "noise", "add", "multiply"]
     assert about.training["detector"]["steps"] == 4
+    assert about.training["detector"]["measured"]["validation_ap_by_kind"]
     assert about == type(about).from_json(about.to_json())
     older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}
     assert type(about).from_json(json.dumps(older)) == before.about

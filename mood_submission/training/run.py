@@ -83,9 +83,7 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     trainer = _trainer(run, stage, splits, {"prior": asdict(prior_settings), **_about(run, splits, names)})
     model = trainer.train()
     measured = measure(stage, model, splits)
-    stored = load_checkpoint(trainer.file)
-    stored["about"] = json.dumps(json.loads(stored["about"]) | {"measured": measured})
-    save_checkpoint(trainer.file, stored)
+    _add_to_about(trainer.file, {"measured": measured})
     plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
     plots.restorations(vqvae, fold_weight_norm(model).eval(), splits["validation"],
                        measured["thresholds"]["pixel"], run.out / "prior_pictures.png")
@@ -110,7 +108,9 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, plant
     about = _about(run, splits, names) | {"detector": asdict(settings), "kinds": list(kinds), "copies": planting.copies,
                                           "restorations": planting.restorations, "networks": networks_sha256(model),
                                           "slices": {name: len(planted) for name, planted in data.items()}}
-    _trainer(run, stage, data, about).train()
+    trainer = _trainer(run, stage, data, about)
+    measured = stage.by_kind(trainer.train(), data["validation"])
+    _add_to_about(trainer.file, {"measured": {"validation_ap_by_kind": measured}})
     plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
 
@@ -194,6 +194,12 @@ def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
 
 def _averaged(stored: dict) -> dict:
     return {name.removeprefix("module."): value for name, value in stored["average"].items() if name != "n_averaged"}
+
+
+def _add_to_about(file: Path, more: dict) -> None:
+    stored = load_checkpoint(file)
+    stored["about"] = json.dumps(json.loads(stored["about"]) | more)
+    save_checkpoint(file, stored)
 
 
 def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:

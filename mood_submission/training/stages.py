@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..detector import STRIDE, Detector, DetectorSettings, at_size
+from ..anomalies import KINDS
+from ..detector import STRIDE, Detector, DetectorSettings, at_size, soften_logits
 from ..metrics import average_precision, score_counts
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
 from ..vae import VAE, VAESettings, divergence
@@ -191,23 +192,29 @@ class DetectorStage:
         pass
 
     @torch.inference_mode()
-    def validate(self, model: nn.Module, data: PlantedData, count: int = 300) -> dict[str, float]:
-        """Cross-entropy, and average precision over all places, with the restoration and without."""
+    def logits(self, model: nn.Module, data: PlantedData, field: str = "restoration") -> tuple[Tensor, Tensor]:
+        """Logits (N, h, w) and labels, 0 .. 1, of all slices. field: what stands for the restoration."""
         model.eval()
+        logits = []
+        for index in torch.arange(len(data), device=data.slices.device).split(32):
+            inputs = [getattr(data, name)[index].float() for name in ("slices", "reconstruction", field, "nll")]
+            with autocast(inputs[0], self.precision):
+                logits.append(model(*inputs, data.position[index]).float())
+        return torch.cat(logits), data.label.float() / 255
+
+    def validate(self, model: nn.Module, data: PlantedData) -> dict[str, float]:
+        """Cross-entropy, and average precision over all places, with the restoration and without."""
         result = {}
         for name, field in (("", "restoration"), ("_unsampled", "reconstruction")):
-            logits, label = [], []
-            for index in torch.arange(min(count, len(data)), device=data.slices.device).split(32):
-                inputs = [getattr(data, each)[index].float() for each in ("slices", "reconstruction", field, "nll")]
-                with autocast(inputs[0], self.precision):
-                    logits.append(model(*inputs, data.position[index]).float())
-                label.append(data.label[index].float() / 255)
-            logits, label = torch.cat(logits), torch.cat(label)
-            scores = (logits / 4).sigmoid().half().cpu().numpy()
-            ap = average_precision(*score_counts(scores, (label > 0.5).cpu().numpy()))
-            result[f"validation_ap{name}"] = float(ap) if math.isfinite(ap) else 0.0
+            logits, label = self.logits(model, data, field)
+            result[f"validation_ap{name}"] = places_ap(logits, label)
             result[f"validation_loss{name}"] = float(F.binary_cross_entropy_with_logits(logits, label))
         return result
+
+    def by_kind(self, model: nn.Module, data: PlantedData) -> dict[str, float]:
+        """Average precision over the places of each kind's copies."""
+        parts = {kind: data.of_kinds([kind]) for kind in KINDS}
+        return {kind: places_ap(*self.logits(model, part)) for kind, part in parts.items() if len(part)}
 
     def state(self) -> dict:
         return {}
@@ -258,6 +265,12 @@ class VAEStage:
 
     def load_state(self, state: dict) -> None:
         pass
+
+
+def places_ap(logits: Tensor, label: Tensor) -> float:
+    """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
+    ap = average_precision(*score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy()))
+    return float(ap) if math.isfinite(ap) else 0.0
 
 
 def nll_percentiles(nll: Tensor) -> tuple[float, float]:
