@@ -17,18 +17,23 @@ from .rarity import smooth_along, top_mean
 CHANNELS = 7     # slice, reconstruction, restoration, the two differences, NLL, position
 NLL_UNIT = 4.0   # nats that count as one in the network's input
 STRIDE = 2       # of the slices' pixels, the detector's places
-ALONG, IN_PLANE = 0.02, 0.015   # smoothing of logits: standard deviations, shares of the number of slices and of the side
 SOFTENING = 4.0  # that smoothed logits are divided by before the logistic function: float16 must tell scores apart
 TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Sizes of a detector. widths: channels at each level, from half the slice's resolution on, each half as fine.
-    dropout: probability that a channel of the coarsest level is dropped in training."""
+    """Sizes of a detector, and how its logits are smoothed.
+
+    widths: channels at each level, from half the slice's resolution on, each half as fine.
+    dropout: probability that a channel of the coarsest level is dropped in training.
+    along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
+    """
 
     widths: tuple[int, ...] = (24, 32, 48, 64)
     dropout: float = 0.1
+    along: float = 0.04
+    in_plane: float = 0.015
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(int(c) for c in self.widths))  # JSON gives lists
@@ -91,10 +96,11 @@ def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def smooth_logits(logits: Tensor) -> Tensor:
+def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
     """Logits of a volume's slices in order, (N, H, W), smoothed in 3D: what lies alone goes, what coheres stays."""
-    for axis, sigma in ((0, ALONG * len(logits)), (1, IN_PLANE * logits.shape[1]), (2, IN_PLANE * logits.shape[2])):
-        logits = smooth_along(logits, axis, sigma)
+    for axis, share in enumerate((settings.along, settings.in_plane, settings.in_plane)):
+        if share > 0:
+            logits = smooth_along(logits, axis, share * logits.shape[axis])
     return logits
 
 

@@ -148,7 +148,7 @@ class Predictor:
         decoded = self.model.decode(codes, prepared.position)
         logits = self.model.detect(prepared.slices, decoded, decoded if restored is None else restored, nll,
                                    prepared.position)
-        return smooth_logits(logits.float())
+        return smooth_logits(logits.float(), self.model.about.detector)
 
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""

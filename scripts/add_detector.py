@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from mood_submission.detector import DetectorSettings  # noqa: E402
 from mood_submission.model import (PIXEL_METHODS, SAMPLE_METHODS, ModelError, add_detector, load_model,  # noqa: E402
                                    networks_sha256)
 from mood_submission.training.run import RunError, load_detector  # noqa: E402
@@ -25,6 +26,10 @@ def main() -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)")
     parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="learned", help="from then on the file's default")
     parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="learned", help="from then on the file's default")
+    parser.add_argument("--along", type=float, metavar="SHARE", help="how far logits are smoothed from slice to slice: standard "
+                        f"deviation, share of a volume's slices (default: {DetectorSettings.along})")
+    parser.add_argument("--in-plane", type=float, metavar="SHARE", help="and within slices, share of the side (default: "
+                        f"{DetectorSettings.in_plane})")
     args = parser.parse_args()
     try:
         detector, trained = load_detector(args.run)
@@ -32,6 +37,8 @@ def main() -> int:
         if trained["networks"] != networks_sha256(model):
             raise RunError(f"{args.run / 'detector.pt'}: expected a detector for the VQ-VAE and prior of {args.model}, found "
                            f"one that was trained with others")
+        smoothing = {name: value for name in ("along", "in_plane") if (value := getattr(args, name)) is not None}
+        detector.settings = dataclasses.replace(detector.settings, **smoothing)
         about = dataclasses.replace(model.about, sample_method=args.sample_method, pixel_method=args.pixel_method,
                                     training=model.about.training | {"detector": trained})
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])

@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
-from mood_submission.detector import (ALONG, IN_PLANE, TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits,
-                                      soften_logits)
+from mood_submission.detector import TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits, soften_logits
 from mood_submission.model import ModelError, networks_sha256
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
@@ -56,9 +55,11 @@ def test_a_smaller_restoration_is_brought_to_the_slice_s_size():
 
 def test_smoothing_is_scipy_s_gaussian():
     logits = torch.randn(20, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = ndimage.gaussian_filter(logits.numpy(), (ALONG * 20, IN_PLANE * 40, IN_PLANE * 40), mode="nearest")
-    assert np.allclose(smooth_logits(logits).numpy(), expected, atol=1e-12)
-    assert smooth_logits(torch.ones(1, 4, 4)).allclose(torch.ones(1, 4, 4))
+    for along in (0.05, 0.0):
+        settings = DetectorSettings(along=along, in_plane=0.03)
+        expected = ndimage.gaussian_filter(logits.numpy(), (along * 20, 0.03 * 40, 0.03 * 40), mode="nearest")
+        assert np.allclose(smooth_logits(logits, settings).numpy(), expected, atol=1e-12)
+    assert smooth_logits(torch.ones(1, 4, 4), DetectorSettings()).allclose(torch.ones(1, 4, 4))
 
 
 def test_scores_rise_within_0_and_1_as_float16_too():
@@ -173,14 +174,15 @@ def detecting(tiny_weights, cache, tmp_path_factory):
         run = script("train.py", *words, "--steps", steps, *more)
         assert run.returncode == 0, run.stderr
     assert {file.name for file in (folder / "run").glob("detector*")} == {"detector.pt", "detector.csv", "detector_curves.png"}
-    added = script("add_detector.py", folder / "run", tiny_weights["brain"], "-o", folder / "brain.safetensors")
+    added = script("add_detector.py", folder / "run", tiny_weights["brain"], "-o", folder / "brain.safetensors",
+                   "--along", 0.1)
     assert added.returncode == 0, added.stderr
     return folder / "brain.safetensors"
 
 
 def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detecting, tiny_weights):
     before, after = load_model(tiny_weights["brain"], "cpu"), load_model(detecting, "cpu")
-    assert before.detector is None and after.about.detector == DetectorSettings((4, 6))
+    assert before.detector is None and after.about.detector == DetectorSettings((4, 6), along=0.1)
     assert networks_sha256(before) == networks_sha256(after)
     about = after.about
     assert about.pixel_method == about.sample_method == "learned"
@@ -202,11 +204,11 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
     restored = model.restore(codes, p.position, predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
                              model.about.pixel_threshold)
     mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
-    logits = smooth_logits(model.detect(p.slices, decoded, mean, nll, p.position))
+    logits = smooth_logits(model.detect(p.slices, decoded, mean, nll, p.position), model.about.detector)
     expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
     scores = predictor.pixel_scores(volume)
     assert np.allclose(scores, expected, atol=1e-6) and 0 < scores.min() and scores.max() < 1 and scores.std() > 0
-    unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position))
+    unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
     top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
     assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
 
