@@ -6,6 +6,7 @@ Each case's results are kept in RESULTS: a run that was stopped goes on where it
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import sys
@@ -18,7 +19,8 @@ from tqdm import tqdm  # noqa: E402
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
 from mood_submission.comparison import (Case, check_settings, model_ways, plan, run_case, table,  # noqa: E402
                                         to_markdown, vae_ways)
-from mood_submission.model import PRECISIONS, REGIONS, WEIGHTS, load_model  # noqa: E402
+from mood_submission.integrity import content_sha256  # noqa: E402
+from mood_submission.model import PRECISIONS, REGIONS, WEIGHTS, About, Model, load_model, rewrite_about  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import named_volumes  # noqa: E402
 
@@ -39,9 +41,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
     parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
+    parser.add_argument("--record", action="store_true", help="with --held-out: write the average precision of each way on "
+                        "both halves into the model file's description")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     parser.add_argument("--seed", type=int, default=0, help="of what is planted where (default: 0)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.record and not args.held_out:
+        parser.error("--record is for the model's own held-out volumes: --held-out")
+    return args
 
 
 def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -53,8 +60,8 @@ def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, 
     return {"validation": splits["validation"], "test": splits["test"]}
 
 
-def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path) -> str:
-    """table.json and table.md: all cases, and those of each part's volumes."""
+def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path) -> dict[str, dict]:
+    """table.json and table.md: all cases, and those of each part's volumes. Returns the tables by group."""
     groups = {"all volumes": cases} | {f"{name} volumes": [c for c in cases if c.volume in members]
                                        for name, members in parts.items()}
     results = {name: table(members, folders) for name, members in groups.items()}
@@ -63,11 +70,29 @@ def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[s
                      f"{sum(c.kind is not None for c in groups[name])} with an anomaly\n\n{to_markdown(result)}"
                      for name, result in results.items())
     (out / "table.md").write_text(text)
-    return text
+    return results
+
+
+def record(weights: Path, about: About, args: argparse.Namespace, results: dict[str, dict]) -> None:
+    """Write the figures of both halves into the description of the model file."""
+    what = (f"average precision, scripts/compare.py --held-out, seed {args.seed}: each volume healthy and {args.planted} x with "
+            f"an anomaly planted, slices {args.slices or 'all'}, precision {args.precision}")
+    figures = {half: {task: {way: round(row["ap"], 3) for way, row in ways.items()}
+                      for task, ways in results[f"{half} volumes"].items()} for half in ("validation", "test")}
+    training = about.training | {"comparison": {"what": what} | figures}
+    rewrite_about(weights, weights, dataclasses.replace(about, training=training))
 
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def what_scores(model: Model) -> str:
+    """sha256 of all of a model that scores depend on: its parameters and its description, but for what that says of training."""
+    networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
+    tensors = {f"{part}.{name}": value for part, network in networks.items() if network is not None
+               for name, value in network.state_dict().items()}
+    return content_sha256(tensors, dataclasses.replace(model.about, training={}).to_json())[:16]
 
 
 def main() -> int:
@@ -85,19 +110,21 @@ def main() -> int:
             from mood_submission.training.run import load_vae
             ways[args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"] = vae_ways(load_vae(args.vae)[0])
         args.out.mkdir(parents=True, exist_ok=True)
-        check_settings(args.out, {"weights": digest(weights), "volumes": list(files), "planted": args.planted,
+        check_settings(args.out, {"model": what_scores(model), "volumes": list(files), "planted": args.planted,
                                   "slices": args.slices, "restorations": predictor.restorations,
                                   "precision": args.precision, "seed": args.seed})
         for case in tqdm(cases, desc="comparing", unit="case", disable=None):
             for folder, function in ways.items():
                 run_case(case, files[case.volume], predictor, function, folder)
-        text = write_tables(cases, list(ways), parts, args.out)
+        results = write_tables(cases, list(ways), parts, args.out)
         from mood_submission.pictures import examples  # matplotlib, needed only here
         examples(cases, list(ways), args.out / "examples.png")
+        if args.record:
+            record(weights, model.about, args, results)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"compare.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(text)
+    print((args.out / "table.md").read_text())
     return 0
 
 

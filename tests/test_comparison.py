@@ -1,5 +1,6 @@
 """The comparison of ways of scoring: what is planted, the table's arithmetic, and the script from end to end."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
 from mood_submission.comparison import SIZES, Case, make, plan, table, to_markdown
 from mood_submission.metrics import VALUES, score_counts
+from mood_submission.model import rewrite_about
 from mood_submission.training.trainer import save_checkpoint
 from mood_submission.vae import VAE, VAESettings
 
@@ -102,3 +104,22 @@ def test_held_out_volumes_must_be_named_in_the_model_file(tiny_weights, blobs, t
     run = subprocess.run([*COMPARE, "--region", "brain", "--data", blobs, "--weights", tiny_weights["brain"], "--held-out",
                           "-o", tmp_path], capture_output=True, text=True)
     assert run.returncode == 1 and "held-out" in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_figures_of_both_halves_are_recorded_in_the_model_file(tiny_weights, blobs, tmp_path):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    halves = {"train": [], "validation": ["case_0", "case_2"], "test": ["case_1"]}
+    file = tmp_path / "brain.safetensors"
+    rewrite_about(tiny_weights["brain"], file, dataclasses.replace(model.about, training={"vqvae": {"volumes": halves}}))
+    words = ["--region", "brain", "--data", blobs, "--weights", file, "--slices", "4", "--restorations", "2", "--device", "cpu",
+             "-o", tmp_path / "results"]
+    refused = subprocess.run([*COMPARE, *words, "--record"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--held-out" in refused.stderr
+    for _ in range(2):  # what is recorded is no other model: its results are kept
+        run = subprocess.run([*COMPARE, *words, "--held-out", "--record"], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    figures = load_model(file, device="cpu").about.training["comparison"]
+    table = json.loads((tmp_path / "results" / "table.json").read_text())
+    for half in ("validation", "test"):
+        assert figures[half]["pixel"]["paper"] == round(table[f"{half} volumes"]["pixel"]["paper"]["ap"], 3)
+        assert set(figures[half]["sample"]) == {"paper", "top"}
