@@ -241,8 +241,13 @@ def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype:
 
 
 def _stored(network: nn.Module, part: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
-            for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    """Parameters by their names in the file. Raises ValueError for one that `dtype` is too small for."""
+    stored = {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
+              for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, value in stored.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name}: expected finite values, found one that is none or is too large for {value.dtype}")
+    return stored
 
 
 def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:

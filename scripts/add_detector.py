@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from mood_submission.detector import DetectorSettings  # noqa: E402
-from mood_submission.model import (PIXEL_METHODS, SAMPLE_METHODS, ModelError, add_detector, load_model,  # noqa: E402
+from mood_submission.model import (PIXEL_METHODS, SAMPLE_METHODS, add_detector, load_model,  # noqa: E402
                                    networks_sha256)
 from mood_submission.training.run import RunError, load_detector  # noqa: E402
 
@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder of 'train.py detector'")
     parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="how its parameters are stored (default: "
+                        "float32: variances of its batch norms may be too large for float16)")
     parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="learned", help="from then on the file's default")
     parser.add_argument("--pixel-method", choices=PIXEL_METHODS, default="learned", help="from then on the file's default")
     parser.add_argument("--along", type=float, metavar="SHARE", help="how far logits are smoothed from slice to slice: standard "
@@ -42,7 +43,7 @@ def main() -> int:
         about = dataclasses.replace(model.about, sample_method=args.sample_method, pixel_method=args.pixel_method,
                                     training=model.about.training | {"detector": trained})
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
-    except (ModelError, RunError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"add_detector.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     out = args.out or args.model

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
 from mood_submission.detector import TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits, soften_logits
-from mood_submission.model import ModelError, networks_sha256
+from mood_submission.model import ModelError, add_detector, networks_sha256
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
 from mood_submission.training.planted import FIELDS, make_planted
@@ -242,3 +242,12 @@ def test_the_cpu_copy_has_the_detector_too(detecting):
     maps = [x.float() for x in inputs(2, 160, 20)]
     model.file = None
     assert torch.equal(model.on_cpu().detect(*maps), model.detect(*maps))
+
+
+def test_parameters_too_large_for_half_precision_are_refused(detecting, tmp_path):
+    model = load_model(detecting, "cpu")
+    model.detector.head[0].running_var.fill_(1e5)
+    with pytest.raises(ValueError, match="running_var"):
+        add_detector(detecting, tmp_path / "out", model.detector, model.about, torch.float16)
+    add_detector(detecting, tmp_path / "out", model.detector, model.about)
+    assert float(load_model(tmp_path / "out", "cpu").detector.head[0].running_var[0]) == 1e5
