@@ -88,11 +88,13 @@ def digest(file: Path) -> str:
 
 
 def what_scores(model: Model) -> str:
-    """sha256 of all of a model that scores depend on: its parameters and its description, but for what that says of training."""
+    """sha256 of all of a model that the ways' scores depend on: its parameters and its description, but for what that says of
+    training and its default methods."""
     networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
     tensors = {f"{part}.{name}": value for part, network in networks.items() if network is not None
                for name, value in network.state_dict().items()}
-    return content_sha256(tensors, dataclasses.replace(model.about, training={}).to_json())[:16]
+    about = dataclasses.replace(model.about, training={}, sample_method="paper", pixel_method="paper")
+    return content_sha256(tensors, about.to_json())[:16]
 
 
 def main() -> int:
