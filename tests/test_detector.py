@@ -251,3 +251,16 @@ def test_parameters_too_large_for_half_precision_are_refused(detecting, tmp_path
         add_detector(detecting, tmp_path / "out", model.detector, model.about, torch.float16)
     add_detector(detecting, tmp_path / "out", model.detector, model.about)
     assert float(load_model(tmp_path / "out", "cpu").detector.head[0].running_var[0]) == 1e5
+
+
+def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, blobs, tmp_path):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "case_1.nii.gz").write_bytes((blobs / "case_1.nii.gz").read_bytes())
+    for task, ending in (("pixel", ""), ("sample", ".txt")):
+        for source in (blobs, tmp_path / "alone"):
+            run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task,
+                                  "-i", source, "-o", tmp_path / task / source.name, "--weights", detecting, "--slices", "4",
+                                  "--restorations", "2", "--device", "cpu"], cwd=ROOT, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+        one, other = (tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone"))
+        assert one.read_bytes() == other.read_bytes()
