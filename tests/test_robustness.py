@@ -1,5 +1,6 @@
 """Never fall over, never lose a result: bad files, full disks, kills and wrong usage, with real files and real runs."""
 
+import contextlib
 import gzip
 import json
 import multiprocessing
@@ -397,7 +398,8 @@ def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, fold
         process.start()
         process.join(rng.uniform(0, 1) * took)
         if process.is_alive():
-            os.kill(process.pid, sent)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(process.pid, sent)
             process.join(60)
             assert process.exitcode in (-sent, 130, 0), Path(log).read_text()
         else:
