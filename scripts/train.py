@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     detector.add_argument("--widths", type=int, nargs="+", default=DetectorSettings.widths, help="widths of the levels")
     detector.add_argument("--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each")
     detector.add_argument("--restorations", type=int, default=Planting.restorations, help="of each planted slice")
+    detector.add_argument("--varied", type=int, default=Planting.varied, metavar="N", help="further copies, deformed and with "
+                          "other greys, not restored: four for the time of one restored copy")
     detector.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
     detector.add_argument("--planted", type=Path, metavar="FOLDER", help="planted slices, made there where they are not "
                           "yet, for several runs of the same --model and --copies (default: in the run)")
@@ -112,7 +114,7 @@ def main() -> int:
                                        kl_weight=args.kl_weight))
         elif args.stage == "detector":
             train_detector(run, DetectorSettings(args.widths, args.dropout), args.model,
-                           Planting(args.copies, args.restorations, tuple(args.kinds), args.planted, args.seed))
+                           Planting(args.copies, args.restorations, args.varied, tuple(args.kinds), args.planted, args.seed))
         else:
             attention = {name: value for name in ("first_kernel", "downsample") if (value := getattr(args, name))}
             sizes = {"n_channels": args.prior_channels, "n_block": args.blocks, "n_res_block": args.res_blocks,

@@ -1,5 +1,6 @@
 """The detector: its network, what it is trained on, and the scores made of it, from training to prediction."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from mood_submission.anomalies import KINDS
 from mood_submission.detector import TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits, soften_logits
 from mood_submission.model import ModelError, add_detector, networks_sha256
 from mood_submission.preprocessing import Preprocessing
+from mood_submission.training.augment import Augmentation, vary_volume
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
 from mood_submission.training.planted import FIELDS, make_planted
 from mood_submission.training.stages import DetectorStage
@@ -139,6 +141,37 @@ def test_volumes_that_are_there_are_kept(planted, cache, tiny_weights):
         make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 3, 0)
 
 
+def test_varied_copies_are_deformed_not_restored_and_keep_more_of_tall_stacks(planted, cache, tiny_weights, tmp_path):
+    data, _, made = planted
+    model, names = load_model(tiny_weights["brain"], "cpu"), cache_names(cache)
+    varied = make_planted(data, names, model, tmp_path, 3, 0, 0, varied=True)
+    assert torch.equal(varied.restoration, varied.reconstruction) and not torch.equal(made.restoration, made.reconstruction)
+    healthy = data.plain(torch.arange(len(data)))[0]
+    for slices in varied.slices[::7].float():  # deformed: like no cached slice, not even outside of what was planted
+        assert float((healthy - slices).abs().mean((1, 2)).min()) > 0.03
+    again = make_planted(data, names, model, tmp_path / "again", 3, 0, 0, varied=True)
+    assert all(torch.equal(getattr(varied, field), getattr(again, field)) for field in FIELDS)
+    with pytest.raises(CacheError, match="settings.json"):
+        make_planted(data, names, model, tmp_path, 3, 0, 0)
+    tall = dataclasses.replace(data, **{name: getattr(data, name)[data.volume == 0].repeat_interleave(4, 0)
+                                        for name in ("slices", "position", "mean", "std", "volume")})
+    depth = len(tall)
+    plain = make_planted(tall, names, model, tmp_path / "plain", 1, 0, 0)
+    more = make_planted(tall, names, model, tmp_path / "more", 1, 0, 0, varied=True)
+    assert len(plain) <= 10 < len(more) <= depth / 3 + 2
+
+
+def test_a_volume_s_slices_are_varied_alike_and_air_stays_air():
+    disc = (torch.hypot(*torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")) < 12) * 0.6
+    volume = torch.stack([disc, disc, torch.zeros(40, 40)])
+    seen = [vary_volume(volume, Augmentation(noise=0), 0.05, torch.Generator().manual_seed(i)) for i in range(6)]
+    for varied in seen:
+        assert varied.shape == volume.shape and varied.min() >= 0 and varied.max() <= 1
+        assert torch.equal(varied[0], varied[1]) and not varied[2].any() and not varied[0, 0].any()
+    assert len({round(float(varied[0, 19, 19]), 3) for varied in seen}) == 6    # other greys
+    assert len({int((varied[0] > 0).sum()) for varied in seen}) > 3             # other shapes
+
+
 def test_the_loss_falls(planted):
     made = planted[2]
     torch.manual_seed(0)
@@ -168,7 +201,7 @@ def detecting(tiny_weights, cache, tmp_path_factory):
     """The tiny brain model with a detector, trained by the script in two parts."""
     folder = tmp_path_factory.mktemp("detecting")
     words = ("detector", "--region", "brain", "--data", cache, "--model", tiny_weights["brain"], "--out", folder / "run",
-             "--widths", 4, 6, "--copies", 2, "--batch", 4, "--device", "cpu", "--validation", 0.34, "--test", 0.0,
+             "--widths", 4, 6, "--copies", 2, "--varied", 1, "--batch", 4, "--device", "cpu", "--validation", 0.34, "--test", 0.0,
              "--kinds", "uniform", "noise", "add", "multiply")
     for steps, more in ((2, ()), (4, ("--resume",))):
         run = script("train.py", *words, "--steps", steps, *more)
@@ -187,7 +220,7 @@ def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detec
     about = after.about
     assert about.pixel_method == about.sample_method == "learned"
     assert about.training["detector"]["kinds"] == ["uniform", "noise", "add", "multiply"]
-    assert about.training["detector"]["steps"] == 4
+    assert about.training["detector"]["steps"] == 4 and about.training["detector"]["varied"] == 1
     assert about.training["detector"]["measured"]["validation_ap_by_kind"]
     assert about == type(about).from_json(about.to_json())
     older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}

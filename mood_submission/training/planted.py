@@ -19,10 +19,13 @@ from ..anomalies import KINDS, body_mask, plant
 from ..detector import STRIDE
 from ..model import Model, networks_sha256
 from ..preprocessing import intensity_statistics, normalise
+from .augment import Augmentation, vary_volume
 from .cache import CacheError, SliceData
 
 RADII = (0.05, 0.2)     # of what is planted, shares of the field of view: a little more than the benchmark's
 CLEAR, AROUND = 6, 4    # slices that are kept of each copy: with an anomaly, and without
+VARIED = Augmentation(noise=0.03)
+DENSITY = 1 / 3         # of a varied copy's slices that are kept, where that is more
 
 
 @dataclass
@@ -46,6 +49,10 @@ class PlantedData:
         """(N,) bool, as `SliceData.filled`: all of them were chosen."""
         return torch.ones(len(self), dtype=torch.bool)
 
+    def joined(self, other: "PlantedData") -> "PlantedData":
+        """These slices, then the other's."""
+        return PlantedData(*(torch.cat([getattr(self, name), getattr(other, name)]) for name in FIELDS))
+
     def of_kinds(self, kinds: Sequence[str]) -> "PlantedData":
         """The copies with anomalies of `kinds`."""
         keep = torch.isin(self.kind.cpu(), torch.tensor([KINDS.index(kind) for kind in kinds]))
@@ -56,22 +63,25 @@ FIELDS = tuple(PlantedData.__dataclass_fields__)
 
 
 def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Path, copies: int, restorations: int,
-                 seed: int) -> PlantedData:
+                 seed: int, varied: bool = False) -> PlantedData:
     """Each volume of `data` in `copies` copies, each with two anomalies of one kind; kinds in turn.
 
-    names: of the volumes in the order of their numbers, for their files in `folder`. Raises CacheError where that holds
-    slices that were made otherwise.
+    names: of the volumes in the order of their numbers, for their files in `folder`. restorations: of each slice; with
+    none the reconstruction stands for their mean, which takes a fifth of the time. varied: each copy is deformed and has
+    other greys (`vary_volume`), and more slices are kept of tall stacks. Raises CacheError where `folder` holds slices
+    that were made otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / "settings.json", {"networks": networks_sha256(model), "precision": model.precision,
-                                               "copies": copies, "restorations": restorations, "seed": seed})
+    settings = {"networks": networks_sha256(model), "precision": model.precision, "copies": copies,
+                "restorations": restorations, "seed": seed} | ({"varied": True} if varied else {})
+    _check_settings(folder / "settings.json", settings)
     numbers, parts = data.volume.unique().tolist(), []
     for i, number in enumerate(tqdm(numbers, desc="planting", unit="volume", disable=None)):
         name, kinds = names[number], [KINDS[(i * copies + copy) % len(KINDS)] for copy in range(copies)]
         if not (folder / f"{name}.npz").exists():
-            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode()), *([1] if varied else [])])
             part = folder / f".{name}.part.npz"
-            np.savez(part, **_planted_volume(data, data.volume == number, model, kinds, restorations, rng))
+            np.savez(part, **_planted_volume(data, data.volume == number, model, kinds, restorations, rng, varied))
             part.replace(folder / f"{name}.npz")
         with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
             parts.append({field: torch.from_numpy(stored[field]) for field in FIELDS})
@@ -85,13 +95,17 @@ def _check_settings(file: Path, settings: dict) -> None:
 
 
 def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Sequence[str], restorations: int,
-                    rng: np.random.Generator) -> dict[str, np.ndarray]:
+                    rng: np.random.Generator, varied: bool) -> dict[str, np.ndarray]:
     """Slices of all copies of one volume, as `PlantedData`'s arrays."""
-    raw = data.slices[members].cpu().numpy().astype(np.float32) / 255           # (Z, y, x), anterior first
-    volume = np.ascontiguousarray(raw[:, ::-1].transpose(2, 1, 0))              # (X, Y, Z)
-    position, body = data.position[members].cpu(), body_mask(volume)
+    raw, position = data.slices[members].cpu().float() / 255, data.position[members].cpu()  # (Z, y, x), anterior first
+    volume, body = None, None
     chosen = []
     for kind in kinds:
+        if varied or volume is None:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31))) if varied else None
+            slices = vary_volume(raw, VARIED, data.preprocessing.foreground_threshold, generator) if varied else raw
+            volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))       # (X, Y, Z)
+            body = body_mask(volume)
         planted, mask = volume, np.zeros(volume.shape, bool)
         for _ in range(2):
             try:
@@ -99,7 +113,8 @@ def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Seque
                 mask |= new
             except ValueError:  # no place for this one
                 pass
-        index = _choose(mask, body, rng)
+        more = max(1.0, DENSITY * len(raw) / (CLEAR + AROUND)) if varied else 1.0
+        index = _choose(mask, body, rng, round(CLEAR * more), round(AROUND * more))
         slices, label = _as_network_sees(planted, mask, index, data)
         chosen.append((slices, label, position[index], torch.full((len(index),), KINDS.index(kind))))
     slices, label, position, kind = (torch.cat(columns) for columns in zip(*chosen))
@@ -109,11 +124,11 @@ def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Seque
         "position": position.float().numpy(), "label": label.numpy(), "kind": kind.numpy()}
 
 
-def _choose(mask: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of up to CLEAR slices with an anomaly and up to AROUND with none, of those with a body."""
+def _choose(mask: np.ndarray, body: np.ndarray, rng: np.random.Generator, clear: int, around: int) -> np.ndarray:
+    """Indices of up to `clear` slices with an anomaly and up to `around` with none, of those with a body."""
     inside, present = mask.any((0, 1)), body.any((0, 1))
     picked = [rng.permutation(np.flatnonzero(which))[:count]
-              for which, count in ((inside, CLEAR), (~inside & present, AROUND))]
+              for which, count in ((inside, clear), (~inside & present, around))]
     return np.sort(np.concatenate(picked))
 
 
@@ -137,10 +152,12 @@ def _evidence(slices: Tensor, position: Tensor, model: Model, restorations: int,
     """What the model makes of slices, float16 by name. On a CPU decoded in bfloat16, which is precise enough here."""
     codes = model.encode(slices, position)
     nll = model.nll(codes, position)
-    uniforms = torch.rand(len(codes), restorations, *codes.shape[1:], generator=generator)
-    restored = model.restore(codes, position, uniforms, model.about.pixel_threshold)
     with torch.autocast(model.device.type, torch.bfloat16):
-        decoded = model.decode(codes, position)
-        mean = torch.stack([model.decode(restored[:, s], position).float() for s in range(restorations)]).mean(0)
+        decoded = mean = model.decode(codes, position)
+    if restorations:
+        uniforms = torch.rand(len(codes), restorations, *codes.shape[1:], generator=generator)
+        restored = model.restore(codes, position, uniforms, model.about.pixel_threshold)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            mean = torch.stack([model.decode(restored[:, s], position).float() for s in range(restorations)]).mean(0)
     columns = {"slices": slices, "reconstruction": decoded, "restoration": mean, "nll": nll}
     return {name: values.half() for name, values in columns.items()}

@@ -51,10 +51,11 @@ class Run:
 @dataclass(frozen=True)
 class Planting:
     """What a detector is trained on: `copies` of each volume, each with two anomalies of one of `kinds`, restored
-    `restorations` times. folder: where the planted slices are kept, which do not depend on `kinds`; default: in the run."""
+    `restorations` times, and `varied` more, deformed and with other greys, that are not restored. folder: where the planted slices are kept, which do not depend on `kinds`; default: in the run."""
 
     copies: int = 4
     restorations: int = 2
+    varied: int = 0
     kinds: tuple[str, ...] = KINDS
     folder: Path | None = None
     seed: int = 0
@@ -104,9 +105,14 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, plant
         folder = (planting.folder or run.out / "planted") / split
         data[split] = make_planted(splits[split], _names_by_number(run), model, folder, copies, planting.restorations,
                                    planting.seed).of_kinds(kinds if split == "train" else KINDS)
+    if planting.varied:
+        folder = (planting.folder or run.out / "planted") / "varied"
+        data["train"] = data["train"].joined(make_planted(splits["train"], _names_by_number(run), model, folder,
+                                                          planting.varied, 0, planting.seed, True).of_kinds(kinds))
     stage = DetectorStage(settings, run.schedule.precision)
     about = _about(run, splits, names) | {"detector": asdict(settings), "kinds": list(kinds), "copies": planting.copies,
-                                          "restorations": planting.restorations, "networks": networks_sha256(model),
+                                          "restorations": planting.restorations, "varied": planting.varied,
+                                          "networks": networks_sha256(model),
                                           "slices": {name: len(planted) for name, planted in data.items()}}
     trainer = _trainer(run, stage, data, about)
     measured = stage.by_kind(trainer.train(), data["validation"])
