@@ -36,6 +36,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def restorations_option(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of restorations, found {text!r}")
+    return int(text)
+
+
 def seconds_option(text: str) -> float:
     try:
         value = float(text)
@@ -72,8 +78,9 @@ def parser() -> argparse.ArgumentParser:
                               "others, as likely (default: float32)")
     predict.add_argument("--slices", type=slices_option, default=None, metavar="all|N",
                          help="how many slices of a volume to look at; published: 32 (default: all)")
-    predict.add_argument("--restorations", type=positive, metavar="N",
-                         help="restorations a slice (default: what the model file says; published: 15)")
+    predict.add_argument("--restorations", type=restorations_option, metavar="N",
+                         help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which is many "
+                              "times faster (default: what the model file says; published: 15)")
     predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
                          help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
                               "learned: where the detector is surest (default: what the model file says)")

@@ -42,23 +42,24 @@ def compute_within(predictor: Predictor, prepared: Prepared, task: str, seconds:
                    clock: Callable[[], float] = time.monotonic) -> Result:
     """`predictor.compute` with as many slices and restorations as `seconds` allow; where they allow all, just that.
 
-    At least PILOT slices with one restoration, whatever the time. clock: seconds, rising.
+    At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising.
     """
-    within = _sample_within if task == "sample" else _pixel_within
-    end = clock() + seconds
+    end, pilot = clock() + seconds, prepared.part(PILOT)
     with predictor.alone():
-        return within(predictor, prepared, prepared.part(PILOT), end, clock)
+        if task == "pixel" and predictor.restorations:
+            return _pixel_within(predictor, prepared, pilot, end, clock)
+        return _undrawn_within(predictor, prepared, task, pilot, end, clock)
 
 
-def _sample_within(predictor: Predictor, prepared: Prepared, pilot: Prepared, end: float,
-                   clock: Callable[[], float]) -> Result:
+def _undrawn_within(predictor: Predictor, prepared: Prepared, task: str, pilot: Prepared, end: float,
+                    clock: Callable[[], float]) -> Result:
     lap = Lap(predictor.model.device, clock)
-    scores = predictor.compute(pilot, "sample")
+    scores = predictor.compute(pilot, task)
     each = lap() / len(pilot.indices)
     chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
     if len(chosen.indices) <= len(pilot.indices):
         return Result(pilot, scores, 0)
-    return Result(chosen, predictor.compute(chosen, "sample"), 0)
+    return Result(chosen, predictor.compute(chosen, task), 0)
 
 
 def _pixel_within(predictor: Predictor, prepared: Prepared, pilot: Prepared, end: float,

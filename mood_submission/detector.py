@@ -28,12 +28,14 @@ class DetectorSettings:
     widths: channels at each level, from half the slice's resolution on, each half as fine.
     dropout: probability that a channel of the coarsest level is dropped in training.
     along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
+    restorations: of a slice, by default; 0: voxels too are scored by the reconstruction alone, which stands for them.
     """
 
     widths: tuple[int, ...] = (24, 32, 48, 64)
     dropout: float = 0.1
     along: float = 0.04
     in_plane: float = 0.015
+    restorations: int = 15
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(int(c) for c in self.widths))  # JSON gives lists

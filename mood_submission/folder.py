@@ -209,5 +209,5 @@ def _shortage(predictor: Predictor, prepared: Prepared, result: Result, task: st
     copies, wanted = result.restorations, predictor.restorations if task == "pixel" else 0
     if (slices, copies) == (of, wanted):
         return ""
-    restorations = f", {copies} of {wanted} restorations" if task == "pixel" else ""
+    restorations = f", {copies} of {wanted} restorations" if wanted else ""
     return f"{prepared.path}: {slices} of {of} slices{restorations} within the time budget"

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from mood_submission.__main__ import restorations_option  # noqa: E402
 from mood_submission.detector import DetectorSettings  # noqa: E402
 from mood_submission.model import (PIXEL_METHODS, SAMPLE_METHODS, add_detector, load_model,  # noqa: E402
                                    networks_sha256)
@@ -31,6 +32,8 @@ def main() -> int:
                         f"deviation, share of a volume's slices (default: {DetectorSettings.along})")
     parser.add_argument("--in-plane", type=float, metavar="SHARE", help="and within slices, share of the side (default: "
                         f"{DetectorSettings.in_plane})")
+    parser.add_argument("--restorations", type=restorations_option, metavar="N", help="of a slice by default, 0 for scores without any "
+                        f"(default: {DetectorSettings.restorations})")
     args = parser.parse_args()
     try:
         detector, trained = load_detector(args.run)
@@ -38,8 +41,8 @@ def main() -> int:
         if trained["networks"] != networks_sha256(model):
             raise RunError(f"{args.run / 'detector.pt'}: expected a detector for the VQ-VAE and prior of {args.model}, found "
                            f"one that was trained with others")
-        smoothing = {name: value for name in ("along", "in_plane") if (value := getattr(args, name)) is not None}
-        detector.settings = dataclasses.replace(detector.settings, **smoothing)
+        chosen = {name: value for name in ("along", "in_plane", "restorations") if (value := getattr(args, name)) is not None}
+        detector.settings = dataclasses.replace(detector.settings, **chosen)
         about = dataclasses.replace(model.about, sample_method=args.sample_method, pixel_method=args.pixel_method,
                                     training=model.about.training | {"detector": trained})
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])

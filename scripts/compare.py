@@ -89,11 +89,12 @@ def digest(file: Path) -> str:
 
 def what_scores(model: Model) -> str:
     """sha256 of all of a model that the ways' scores depend on: its parameters and its description, but for what that says of
-    training and its default methods."""
+    training and of defaults."""
     networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
     tensors = {f"{part}.{name}": value for part, network in networks.items() if network is not None
                for name, value in network.state_dict().items()}
-    about = dataclasses.replace(model.about, training={}, sample_method="paper", pixel_method="paper")
+    detector = model.about.detector and dataclasses.replace(model.about.detector, restorations=0)
+    about = dataclasses.replace(model.about, training={}, sample_method="paper", pixel_method="paper", detector=detector)
     return content_sha256(tensors, about.to_json())[:16]
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
 from mood_submission.anomalies import KINDS
+from mood_submission.budget import compute_within
 from mood_submission.detector import TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits, soften_logits
 from mood_submission.model import ModelError, add_detector, networks_sha256
 from mood_submission.preprocessing import Preprocessing
@@ -244,6 +245,44 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
     unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
     top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
     assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
+
+
+def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monkeypatch):
+    model = load_model(detecting, "cpu")
+    volume = read_volume(blobs / "case_2.nii.gz")
+    p = Predictor(model, slices=9).prepare(volume)
+    codes = model.encode(p.slices, p.position)
+    nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
+    expected = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
+    monkeypatch.setattr(model, "restore", None)
+    predictor = Predictor(model, slices=9, restorations=0)
+    assert torch.allclose(predictor.compute(p, "pixel"), torch.sigmoid(expected / 4), atol=1e-6)
+    within = compute_within(predictor, p, "pixel", 1e6)
+    assert torch.equal(within.scores, predictor.compute(p, "pixel")) and within.restorations == 0
+    assert len(compute_within(predictor, p, "pixel", 1e-6).prepared.indices) == 8
+    with pytest.raises(ModelError, match="restoration for the method paper, found 0"):
+        Predictor(model, restorations=0, pixel_method="paper")
+    run = predict(blobs, tmp_path, detecting, "--restorations", "0", "--pixel-method", "paper")
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "restoration" in run.stderr
+    run = predict(blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json")
+    assert run.returncode == 0, run.stderr
+    assert {volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]} == {0}
+
+
+def predict(source, out, weights, *words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", "pixel", "-i",
+                           source, "-o", out, "--weights", weights, "--slices", "4", "--device", "cpu", *words],
+                          cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
+    assert Predictor(load_model(detecting, "cpu")).restorations == 15
+    added = script("add_detector.py", detecting.parent / "run", detecting, "-o", tmp_path / "brain.safetensors",
+                   "--restorations", 0)
+    assert added.returncode == 0, added.stderr
+    model = load_model(tmp_path / "brain.safetensors", "cpu")
+    assert Predictor(model).restorations == 0 and Predictor(model, restorations=4).restorations == 4
+    assert Predictor(model, pixel_method="paper").restorations == 15
 
 
 def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
