@@ -20,6 +20,7 @@ from mood_submission.model import ModelError, add_detector, networks_sha256
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.training.augment import Augmentation, vary_volume
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
+from mood_submission.training.run import load_detector
 from mood_submission.training.planted import FIELDS, make_planted
 from mood_submission.training.stages import DetectorStage
 from mood_submission.volumes import read_volume
@@ -226,6 +227,21 @@ def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detec
     assert about == type(about).from_json(about.to_json())
     older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}
     assert type(about).from_json(json.dumps(older)) == before.about
+
+
+def test_a_detector_is_trained_further(detecting, cache, tmp_path):
+    words = ("detector", "--region", "brain", "--data", cache, "--model", detecting, "--widths", 4, 6, "--copies", 2, "--batch", 4,
+             "--device", "cpu", "--validation", 0.34, "--test", 0.0, "--planted", detecting.parent / "run" / "planted", "--rate", 0,
+             "--steps", 1)
+    expected = load_model(detecting, "cpu").detector.head[2].weight
+    for source in (detecting.parent / "run", detecting):
+        run = script("train.py", *words, "--start-from", source, "--out", tmp_path / source.name)
+        assert run.returncode == 0, run.stderr
+        detector, about = load_detector(tmp_path / source.name)
+        assert about["started_from"]["steps"] == 4 and about["started_from"]["varied"] == 1
+        assert torch.allclose(detector.head[2].weight, expected, atol=1e-6)
+    run = script("train.py", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other")
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
 
 
 def test_scores_are_the_steps_one_by_one(detecting, blobs):

@@ -113,7 +113,9 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
             done = script("train.py", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source)
             assert done.returncode == 0, done.stderr
         assert torch.equal(load_vqvae(run)[0].codebook, expected.vqvae.codebook)
-        for name, value in load_prior(run)[0].state_dict().items():
+        prior, about = load_prior(run)
+        assert (about["steps"], about["started_from"]["steps"]) == (1, 2) and "volumes" not in about["started_from"]
+        for name, value in prior.state_dict().items():
             assert torch.allclose(value, expected.prior.state_dict()[name], atol=1e-6), name
 
 

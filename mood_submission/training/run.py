@@ -232,32 +232,35 @@ def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) 
     if file.exists() and not run.resume:
         raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
     if run.start_from is not None:
-        _start_from(run.start_from, stage)
+        about = about | {"started_from": _start_from(run.start_from, stage)}
     trainer = Trainer(stage, splits, run.out, run.budget, run.schedule, run.device, about)
     if file.exists():
         trainer.resume()
     return trainer
 
 
-def _start_from(source: Path, stage: Stage) -> None:
-    """Fill the stage's network with that of a run or of a model file. Raises RunError where the sizes differ."""
+def _start_from(source: Path, stage: Stage) -> dict:
+    """Fill the stage's network with that of a run or of a model file. Returns what that says of its training, but for the
+    volumes. Raises RunError where the sizes differ."""
     try:
         if source.is_dir():
-            stage.model.load_state_dict(_averaged(load_stage(source, stage.name)[0]))
+            found, about = load_stage(source, stage.name)
+            stage.model.load_state_dict(_averaged(found))
         else:
             stored = load_model(source, "cpu")
-            networks = {"vqvae": stored.vqvae, "prior": stored.prior}
-            if stage.name not in networks:
+            found = {"vqvae": stored.vqvae, "prior": stored.prior, "detector": stored.detector}.get(stage.name)
+            if found is None:
                 raise RuntimeError("no such network")
-            found = networks[stage.name]
-            if found.settings != dataclasses.replace(stage.model.settings, dropout=found.settings.dropout):
+            if stage.name != "detector" and found.settings != dataclasses.replace(stage.model.settings, dropout=found.settings.dropout):
                 raise RuntimeError(f"one of {found.settings}")
             found = add_weight_norm(found) if isinstance(found, PixelSNAIL) else found
             stage.model.load_state_dict(found.state_dict())
+            about = stored.about.training.get(stage.name, {})
     except RuntimeError as error:
         raise RunError(f"{source}: expected a {stage.name} of {stage.model.settings}, found "
                        f"{' '.join(str(error).split())[:300]}") from None
     stage.started = True
+    return {name: value for name, value in about.items() if name != "volumes"}
 
 
 def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:
