@@ -79,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--slices", type=slices_option, default=None, metavar="all|N",
                          help="how many slices of a volume to look at; published: 32 (default: all)")
     predict.add_argument("--restorations", type=restorations_option, metavar="N",
-                         help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which is many "
-                              "times faster (default: what the model file says; published: 15)")
+                         help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which takes a "
+                              "tenth of the time (default: what the model file says; published: 15)")
     predict.add_argument("--sample-method", choices=SAMPLE_METHODS,
                          help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
                               "learned: where the detector is surest (default: what the model file says)")
