@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     detector.add_argument("--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each")
     detector.add_argument("--restorations", type=int, default=Planting.restorations, help="of each planted slice")
     detector.add_argument("--varied", type=int, default=Planting.varied, metavar="N", help="further copies, deformed and with "
-                          "other greys, not restored: four for the time of one restored copy")
+                          "other greys, not restored: a slice in a third of the time")
     detector.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
     detector.add_argument("--planted", type=Path, metavar="FOLDER", help="planted slices, made there where they are not "
-                          "yet, for several runs of the same --model and --copies (default: in the run)")
+                          "yet, for several runs of the same --model, --copies and --varied (default: in the run)")
     vae = stages.add_parser("vae", help="train the VAE, for comparison", formatter_class=Defaults)
     _run_options(vae, rate=1e-3)
     vae.add_argument("--channels", type=int, nargs="+", default=VAESettings.channels, help="widths of the levels")

@@ -20,8 +20,8 @@ from mood_submission.model import ModelError, add_detector, networks_sha256
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.training.augment import Augmentation, vary_volume
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
-from mood_submission.training.run import load_detector
 from mood_submission.training.planted import FIELDS, make_planted
+from mood_submission.training.run import load_detector
 from mood_submission.training.stages import DetectorStage
 from mood_submission.volumes import read_volume
 
@@ -30,6 +30,12 @@ TINY = DetectorSettings((4, 6, 8))
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True)
+
+
+def predict(task, source, out, weights, *words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
+                           source, "-o", out, "--weights", weights, "--slices", "4", "--device", "cpu", *words],
+                          cwd=ROOT, capture_output=True, text=True)
 
 
 def inputs(batch: int, size: int, code_side: int = 5, generator: int = 0) -> list[torch.Tensor]:
@@ -240,6 +246,10 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
         detector, about = load_detector(tmp_path / source.name)
         assert about["started_from"]["steps"] == 4 and about["started_from"]["varied"] == 1
         assert torch.allclose(detector.head[2].weight, expected, atol=1e-6)
+    resumed = script("train.py", *words[:-1], 2, "--resume", "--out", tmp_path / source.name)
+    assert resumed.returncode == 0, resumed.stderr
+    about = load_detector(tmp_path / source.name)[1]
+    assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
     run = script("train.py", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
 
@@ -278,17 +288,11 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     assert len(compute_within(predictor, p, "pixel", 1e-6).prepared.indices) == 8
     with pytest.raises(ModelError, match="restoration for the method paper, found 0"):
         Predictor(model, restorations=0, pixel_method="paper")
-    run = predict(blobs, tmp_path, detecting, "--restorations", "0", "--pixel-method", "paper")
+    run = predict("pixel", blobs, tmp_path, detecting, "--restorations", "0", "--pixel-method", "paper")
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "restoration" in run.stderr
-    run = predict(blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json")
+    run = predict("pixel", blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json")
     assert run.returncode == 0, run.stderr
     assert {volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]} == {0}
-
-
-def predict(source, out, weights, *words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", "pixel", "-i",
-                           source, "-o", out, "--weights", weights, "--slices", "4", "--device", "cpu", *words],
-                          cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
@@ -303,9 +307,7 @@ def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_pat
 
 def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
     for task, ending in (("pixel", ""), ("sample", ".txt")):
-        run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
-                              blobs, "-o", tmp_path / task, "--weights", detecting, "--slices", "4", "--restorations", "2",
-                              "--device", "cpu"], cwd=ROOT, capture_output=True, text=True)
+        run = predict(task, blobs, tmp_path / task, detecting, "--restorations", "2")
         assert run.returncode == 0, run.stderr
         assert {file.name for file in (tmp_path / task).iterdir()} == {f"case_{i}.nii.gz{ending}" for i in range(3)}
 
@@ -346,9 +348,7 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
     (tmp_path / "alone" / "case_1.nii.gz").write_bytes((blobs / "case_1.nii.gz").read_bytes())
     for task, ending in (("pixel", ""), ("sample", ".txt")):
         for source in (blobs, tmp_path / "alone"):
-            run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task,
-                                  "-i", source, "-o", tmp_path / task / source.name, "--weights", detecting, "--slices", "4",
-                                  "--restorations", "2", "--device", "cpu"], cwd=ROOT, capture_output=True, text=True)
+            run = predict(task, source, tmp_path / task / source.name, detecting, "--restorations", "2")
             assert run.returncode == 0, run.stderr
         one, other = (tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone"))
         assert one.read_bytes() == other.read_bytes()

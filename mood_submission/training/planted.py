@@ -67,7 +67,7 @@ def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Pa
     """Each volume of `data` in `copies` copies, each with two anomalies of one kind; kinds in turn.
 
     names: of the volumes in the order of their numbers, for their files in `folder`. restorations: of each slice; with
-    none the reconstruction stands for their mean, which takes a fifth of the time. varied: each copy is deformed and has
+    none the reconstruction stands for their mean, which takes a third of the time. varied: each copy is deformed and has
     other greys (`vary_volume`), and more slices are kept of tall stacks. Raises CacheError where `folder` holds slices
     that were made otherwise.
     """

@@ -51,7 +51,8 @@ class Run:
 @dataclass(frozen=True)
 class Planting:
     """What a detector is trained on: `copies` of each volume, each with two anomalies of one of `kinds`, restored
-    `restorations` times, and `varied` more, deformed and with other greys, that are not restored. folder: where the planted slices are kept, which do not depend on `kinds`; default: in the run."""
+    `restorations` times, and `varied` more, deformed and with other greys, that are not restored. folder: where the
+    planted slices are kept, which do not depend on `kinds`; default: in the run."""
 
     copies: int = 4
     restorations: int = 2

@@ -163,7 +163,8 @@ class Trainer:
         self.stage.load_state(stored["stage"])
         self.step, self.seconds = stored["step"], stored["seconds"]
         before = json.loads(stored["about"])
-        self.about = {name: before[name] for name in ("started_from",) if name in before} | self.about
+        if "started_from" in before:
+            self.about = self.about | {"started_from": before["started_from"]}
         if self.budget.progress(self.step, self.seconds) >= 1:  # no step is left: they were all taken by that code
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
