@@ -22,9 +22,9 @@ from .threads import ask_to_stop, check_stopped
 from .volumes import VolumeError, find_others, find_volumes
 
 
-def slices_option(text: str) -> int | None:
+def slices_option(text: str) -> int | str:
     if text == "all":
-        return None
+        return text
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected 'all' or a number of slices, found {text!r}")
     return int(text)
@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
                          help="of drawing restorations: tf32 (CUDA only) and bf16 are faster on many GPUs and draw "
                               "others, as likely (default: float32)")
     predict.add_argument("--slices", type=slices_option, default=None, metavar="all|N",
-                         help="how many slices of a volume to look at; published: 32 (default: all)")
+                         help="how many slices of a volume to look at; published: 32 (default: one every few mm, as "
+                              "the model file says, or all)")
     predict.add_argument("--restorations", type=restorations_option, metavar="N",
                          help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which takes a "
                               "tenth of the time (default: what the model file says; published: 15)")

@@ -108,7 +108,7 @@ def body_mask(volume: np.ndarray, threshold: float = 0.05) -> np.ndarray:
     return solid[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
 
 
-def _places(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def places_of(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places for centres: voxel indices (N, 3) on a grid of 64 to 127 a side, and their in-plane depth in voxels.
 
     The depth is the distance to the body's edge within the slice, so that it means the same in a stack of 2 slices.
@@ -127,7 +127,7 @@ def _places(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.argwhere(coarse) * step, depth[coarse]
 
 
-def _outline(offset: list[np.ndarray], radii: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+def outline(offset: list[np.ndarray], radii: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
     """Distance from the centre, 1 on the outline of an ellipsoid turned in-plane whose surface has a few soft waves."""
     turn = rng.uniform(0, np.pi)
     x = (offset[0] * np.cos(turn) + offset[1] * np.sin(turn)) / radii[0]
@@ -140,14 +140,18 @@ def _outline(offset: list[np.ndarray], radii: tuple[float, ...], rng: np.random.
     return (np.sqrt(x * x + y * y + z * z) / wave).astype(np.float32)
 
 
-def _choose_site(
+def choose_site(
     volume: np.ndarray,
     body: np.ndarray,
     places: tuple[np.ndarray, np.ndarray],
     radius_fraction: tuple[float, float],
     rng: np.random.Generator,
+    height: float | None = None,
 ) -> Site:
-    """A site whose centre lies in the body, half a radius or more from its edge where the body is wide enough."""
+    """A site whose centre lies in the body, half a radius or more from its edge where the body is wide enough.
+
+    height: in slices, what radii along z are shares of; by default the stack's.
+    """
     fraction = rng.uniform(*radius_fraction)
     side = min(volume.shape[:2])
     stretch = rng.uniform(0.85, 1.18, 3)
@@ -155,7 +159,7 @@ def _choose_site(
     radii = (
         max(1.0, fraction * side * stretch[0]),
         max(1.0, fraction * side * stretch[1]),
-        max(0.5, fraction * volume.shape[2] * stretch[2]),
+        max(0.5, fraction * (height or volume.shape[2]) * stretch[2]),
     )
     where, depth = places
     deep = where[depth >= min(0.5 * fraction * side, 0.8 * depth.max())]
@@ -169,7 +173,7 @@ def _choose_site(
         for c, r, n in zip(centre, reach, volume.shape, strict=True)
     )
     offset = [a.astype(np.float32) - c for a, c in zip(np.ogrid[box], centre, strict=True)]
-    distance = _outline(offset, radii, rng)
+    distance = outline(offset, radii, rng)
     return Site(volume, body, centre, radii, box, offset, distance, (distance < 1) & body[box])
 
 
@@ -286,7 +290,7 @@ def _shrink(site: Site, rng: np.random.Generator) -> np.ndarray:
     return _warp(site, d ** np.float32(rng.uniform(0.35, 0.5) - 1))
 
 
-_MAKERS: dict[str, Callable[[Site, np.random.Generator], np.ndarray]] = {
+MAKERS: dict[str, Callable[[Site, np.random.Generator], np.ndarray]] = {
     "uniform": _uniform,
     "add": _add,
     "multiply": _multiply,
@@ -298,7 +302,7 @@ _MAKERS: dict[str, Callable[[Site, np.random.Generator], np.ndarray]] = {
     "bulge": _bulge,
     "shrink": _shrink,
 }
-KINDS = tuple(_MAKERS)
+KINDS = tuple(MAKERS)
 
 
 # --- planting ------------------------------------------------------------------------------------------------------
@@ -320,7 +324,7 @@ def _visible(site: Site, new: np.ndarray) -> np.ndarray:
 def _check(volume: np.ndarray, kind: str, radius_fraction: tuple[float, float]) -> None:
     if volume.ndim != 3 or volume.dtype != np.float32:
         raise ValueError(f"volume: expected float32 (X, Y, Z), found {volume.dtype} {volume.shape}")
-    if kind not in _MAKERS:
+    if kind not in MAKERS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
     if not 0 < radius_fraction[0] <= radius_fraction[1] <= 0.5:
         raise ValueError(f"radius_fraction: expected 0 < low <= high <= 0.5, found {radius_fraction}")
@@ -340,13 +344,13 @@ def plant_with_details(
         raise ValueError(f"body: expected the volume's shape {volume.shape}, found {body.shape}")
     if not body.any():
         raise ValueError("nothing to plant in: no body (no voxels above the threshold) in the volume")
-    places = _places(body)
+    places = places_of(body)
     best: tuple[float, Site, np.ndarray, np.ndarray] | None = None
     for _ in range(ATTEMPTS):
-        site = _choose_site(volume, body, places, radius_fraction, rng)
+        site = choose_site(volume, body, places, radius_fraction, rng)
         if not site.inside.any():
             continue
-        new = np.clip(_MAKERS[kind](site, rng), 0, 1).astype(np.float32)
+        new = np.clip(MAKERS[kind](site, rng), 0, 1).astype(np.float32)
         seen = _visible(site, new)
         if not seen.any():
             continue

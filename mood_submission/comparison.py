@@ -132,7 +132,8 @@ def measure(case: Case, path: Path, predictor: Predictor, ways: Ways) -> dict[st
                "sample": np.array(list(scores.sample.values())), "sample_ways": np.array(list(scores.sample))}
     if case.kind is not None:
         label = volume_to_slices(mask.astype(np.float32), volume.spacing, prepared.indices,
-                                 predictor.model.about.preprocessing)
+                                 predictor.model.about.preprocessing, view=dataclasses.replace(
+                                     prepared.view, tone=None, blur_along=0.0, blur_in_plane=0.0, body=None))
         outcome["picture"] = _picture(prepared, label, scores)
     return outcome
 

@@ -29,6 +29,9 @@ class DetectorSettings:
     dropout: probability that a channel of the coarsest level is dropped in training.
     along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
     restorations: of a slice, by default; 0: voxels too are scored by the reconstruction alone, which stands for them.
+    context: which slices beside a slice are read with it, as differences of index; () for the detector of one slice that
+        earlier model files hold (`Detector`), else (..., 0, ...) for `ContextDetector`, whose widths begin at the slice's
+        own resolution.
     """
 
     widths: tuple[int, ...] = (24, 32, 48, 64)
@@ -36,9 +39,13 @@ class DetectorSettings:
     along: float = 0.04
     in_plane: float = 0.015
     restorations: int = 15
+    context: tuple[int, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(int(c) for c in self.widths))  # JSON gives lists
+        for name in ("widths", "context"):
+            object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
+        if self.context and 0 not in self.context:
+            raise ValueError(f"detector: expected a context with the slice itself, 0, found {self.context}")
 
 
 class Block(nn.Module):

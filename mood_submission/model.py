@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .context_detector import ContextDetector, VolumeEvidence, build_detector
 from .detector import Detector, DetectorSettings
 from .device import affordable, exact_float32, free_memory, in_batches
 from .integrity import check, content_sha256
@@ -104,7 +105,7 @@ class Model:
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
                  dtype: torch.dtype = torch.float32, batch_size: int | None = None,
                  precision: str = "float32", file: Path | None = None, sha256: str | None = None,
-                 detector: Detector | None = None):
+                 detector: Detector | ContextDetector | None = None):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
@@ -138,11 +139,18 @@ class Model:
 
     @exact_float32()
     def detect(self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor) -> Tensor:
-        """The detector's logits (B, H / 2, W / 2), for slices, what they are decoded to, the mean of their restorations
-        (or the reconstruction again) and their codes' NLL. Raises ModelError for a model without a detector."""
+        """The detector's logits, (B, H / 2, W / 2), or (B, H, W) of one that reads neighbours: for all slices of a volume in
+        order, what they are decoded to, the mean of their restorations (or the reconstruction again) and their codes' NLL.
+        Raises ModelError for a model without a detector."""
         if self.detector is None:
             raise ModelError("expected a model with a detector, found one without; see scripts/train.py detector")
-        return self._batched(self.detector, slices, reconstruction, restoration, nll, position)
+        context = self.about.detector.context
+        if not context:
+            return self._batched(self.detector, slices, reconstruction, restoration, nll, position)
+        maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
+        evidence = VolumeEvidence.of(*maps)
+        return self._batched(lambda index: self.detector(*(self._here(x) for x in evidence.inputs(index, context))),
+                             torch.arange(len(slices)))
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
@@ -262,7 +270,7 @@ def rewrite_about(file: Path, out: Path, about: About) -> None:
     _write(out, _tensors(file), about)
 
 
-def add_detector(file: Path, out: Path, detector: Detector, about: About, dtype: torch.dtype | None = None) -> None:
+def add_detector(file: Path, out: Path, detector: Detector | ContextDetector, about: About, dtype: torch.dtype | None = None) -> None:
     """Write to `out` (which may be `file`) the model of `file` with this detector, instead of any that it has, and this
     description; the other parameters stay as stored. dtype: as of `save_model`."""
     kept = {name: value for name, value in _tensors(file).items() if not name.startswith("detector.")}
@@ -297,7 +305,7 @@ def load_model(name: str | Path, device: str | torch.device | None = None, dtype
         sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
         vqvae, prior = (_filled(network, tensors, part)
                         for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior))))
-        detector = about.detector and _filled(Detector(about.detector), tensors, "detector")
+        detector = about.detector and _filled(build_detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error

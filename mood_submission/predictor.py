@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .detector import sample_of, soften_logits, smooth_logits
 from .model import Model, ModelError
-from .preprocessing import (frame_of, intensity_statistics, normalise, relative_positions, slice_indices, slices_to_volume,
-                            to_unit_range, volume_to_slices)
+from .preprocessing import (Frame, View, frame_of, harmonise, intensity_statistics, normalise, slice_indices, slices_to_volume,
+                            volume_to_slices)
 from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften
 from .scoring import pixel_score, sample_score, smooth, top_score
 from .threads import one_thread_each
@@ -29,7 +29,7 @@ class Prepared:
     """All that is needed of a volume, a tenth of its size.
 
     slices: as the network takes them, (N, S, S) float32 on its device. position: (N, 1). indices: (N,) along z.
-    shape, spacing, grid, path, notes: the volume's.
+    shape, spacing, grid, path, notes: the volume's. view: how it was looked at.
     """
 
     slices: Tensor
@@ -39,6 +39,7 @@ class Prepared:
     spacing: tuple[float, float, float]
     grid: Grid
     path: Path
+    view: View
     notes: tuple[str, ...] = ()
 
     def part(self, count: int) -> "Prepared":
@@ -50,7 +51,8 @@ class Prepared:
 class Predictor:
     """Scores volumes with a model.
 
-    slices: how many slices of a volume are looked at, evenly spaced; None for all. The published method takes 32.
+    slices: how many slices of a volume are looked at, evenly spaced, or "all"; None for one every few mm, as the model's
+        preprocessing says, or all where that says nothing. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15). 0, for the pixel method "learned"
         alone: nothing is drawn, which takes a small part of the time. Raises ModelError for 0 with the others.
     sample_method: "paper", "top" or "learned", pixel_method: "paper", "rarity" or "learned" (see `model.About`); None for
@@ -60,7 +62,7 @@ class Predictor:
         so a volume's scores do not depend on what else is in the folder.
     """
 
-    def __init__(self, model: Model, slices: int | None = None, restorations: int | None = None, seed: int = 0,
+    def __init__(self, model: Model, slices: int | str | None = None, restorations: int | None = None, seed: int = 0,
                  sample_method: str | None = None, pixel_method: str | None = None):
         self.model, self.slices, self.seed = model, slices, seed
         self.sample_method = sample_method or model.about.sample_method
@@ -88,18 +90,21 @@ class Predictor:
 
     def prepare(self, volume: Volume) -> Prepared:
         """Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS."""
-        preprocessing, frame = self.model.about.preprocessing, frame_of(volume.data.shape, volume.spacing)
+        preprocessing, shape = self.model.about.preprocessing, volume.data.shape
+        self._check_frame(frame_of(shape, volume.spacing), volume.path)
+        data, view = harmonise(volume.data, volume.spacing, preprocessing)
+        self._check_frame(view.frame, volume.path)
+        indices = view.indices(self.slices)
+        slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device, view)
+        slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
+        return Prepared(slices, torch.from_numpy(view.positions(indices)), indices, shape, volume.spacing, volume.grid,
+                        volume.path, view, volume.notes)
+
+    @staticmethod
+    def _check_frame(frame: Frame, path: Path) -> None:
         if frame.padded_height * frame.padded_width > MOST_PIXELS:
-            raise VolumeError(f"{volume.path}: expected a field of view of at most {MOST_PIXELS} pixels, found one of "
+            raise VolumeError(f"{path}: expected a field of view of at most {MOST_PIXELS} pixels, found one of "
                               f"{frame.padded_height} x {frame.padded_width}")
-        data = to_unit_range(volume.data, preprocessing)
-        mean, std = intensity_statistics(data, preprocessing)
-        depth = data.shape[2]
-        indices = slice_indices(depth, self.slices)
-        slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device)
-        return Prepared(normalise(slices, mean, std, preprocessing),
-                        torch.from_numpy(relative_positions(indices, depth)), indices,
-                        data.shape, volume.spacing, volume.grid, volume.path, volume.notes)
 
     def compute(self, prepared: Prepared, task: str) -> float | Tensor:
         """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
@@ -196,7 +201,7 @@ class Predictor:
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
         """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""
-        return slices_to_volume(scores, prepared.indices, prepared.shape, prepared.spacing)
+        return slices_to_volume(scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view)
 
     def predict_file(self, source: Path, task: str, out: Path) -> float | None:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.

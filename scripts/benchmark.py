@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str
     out.mkdir()
     figures = benchmark_io(predictor, volume, out) if args.io else benchmark(predictor, volume, out, args.naive_places)
     return {"region": args.region, "machine": machine(device), "torch": torch.__version__, "precision": args.precision,
-            "slices": "all" if args.slices is None else args.slices, "restorations": args.restorations} | figures
+            "slices": args.slices or "default", "restorations": args.restorations} | figures
 
 
 def main() -> int:

@@ -27,7 +27,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="healthy volumes")
     parser.add_argument("--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
-    parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
+    parser.add_argument("--slices", type=slices_option, metavar="all|N", help="a volume (default: those that prediction "
+                        "looks at)")
     parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)")

@@ -38,7 +38,8 @@ def parse() -> argparse.Namespace:
                         "of its own (default: 1)")
     parser.add_argument("--vae", type=Path, metavar="RUN_DIR", help="a run of 'train.py vae', to be in the table too")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
-    parser.add_argument("--slices", type=slices_option, default=32, metavar="all|N", help="a volume (default: 32)")
+    parser.add_argument("--slices", type=slices_option, metavar="all|N", help="a volume (default: those that prediction "
+                        "looks at)")
     parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--record", action="store_true", help="with --held-out: write the average precision of each way on "
@@ -76,7 +77,7 @@ def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[s
 def record(weights: Path, about: About, args: argparse.Namespace, results: dict[str, dict]) -> None:
     """Write the figures of both halves into the description of the model file."""
     what = (f"average precision, scripts/compare.py --held-out, seed {args.seed}: each volume healthy and {args.planted} x with "
-            f"an anomaly planted, slices {args.slices or 'all'}, precision {args.precision}")
+            f"an anomaly planted, slices {args.slices or 'by default'}, precision {args.precision}")
     figures = {half: {task: {way: round(row["ap"], 3) for way, row in ways.items()}
                       for task, ways in results[f"{half} volumes"].items()} for half in ("validation", "test")}
     training = about.training | {"comparison": {"what": what} | figures}

@@ -11,11 +11,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from mood_submission.anomalies import KINDS  # noqa: E402
+from mood_submission.__main__ import positive  # noqa: E402
+from mood_submission.context_detector import CONTEXT, WIDTHS  # noqa: E402
 from mood_submission.detector import DetectorSettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
 from mood_submission.training.cache import build_cache  # noqa: E402
-from mood_submission.training.run import (PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Planting, Run,  # noqa: E402
-                                          train_detector, train_prior, train_vae, train_vqvae)
+from mood_submission.training.run import (AUGMENTATIONS, PUBLISHED_ATTENTION, PUBLISHED_CHANNELS, Planting, Run,  # noqa: E402
+                                          plant_store, train_context_detector, train_detector, train_prior, train_vae,
+                                          train_vqvae)
+from mood_submission.training.planting import TRAINING_KINDS  # noqa: E402
+from mood_submission.training.store import PlantingSettings  # noqa: E402
 from mood_submission.training.trainer import Budget, Schedule  # noqa: E402
 from mood_submission.vae import VAESettings  # noqa: E402
 from mood_submission.vqvae import VQVAESettings  # noqa: E402
@@ -60,6 +65,26 @@ def parser() -> argparse.ArgumentParser:
     detector.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
     detector.add_argument("--planted", type=Path, metavar="FOLDER", help="planted slices, made there where they are not "
                           "yet, for several runs of the same --model, --copies and --varied (default: in the run)")
+    detector.add_argument("--store", type=Path, metavar="FOLDER", help="train the detector that reads a slice with its "
+                          "neighbours, on the volumes that 'train.py plant' puts there, before or meanwhile")
+    detector.add_argument("--context", type=int, nargs="+", default=CONTEXT, help="with --store: neighbours, 0 among them")
+    detector.add_argument("--most", type=positive, default=400, help="with --store: newest volumes that are held in memory")
+    plant = stages.add_parser("plant", help="fill a store of planted volumes for a detector", formatter_class=Defaults)
+    _data_options(plant)
+    plant.add_argument("--model", type=Path, required=True, metavar="FILE.safetensors", help="VQ-VAE and prior")
+    plant.add_argument("--store", type=Path, required=True, metavar="FOLDER", help="where to; goes on where it was")
+    much = plant.add_mutually_exclusive_group(required=True)
+    much.add_argument("--count", type=positive, help="volumes that the store is to have had in all")
+    much.add_argument("--minutes", type=float, help="plant so long")
+    plant.add_argument("--keep", type=positive, help="volumes that are kept, the newest (default: all)")
+    plant.add_argument("--variants", type=positive, default=PlantingSettings.variants, help="of each volume, with anomalies")
+    plant.add_argument("--kinds", nargs="+", choices=TRAINING_KINDS, default=TRAINING_KINDS, help="kinds of anomaly")
+    plant.add_argument("--restored", type=float, default=0.0, help="share of volumes that are restored too")
+    plant.add_argument("--restorations", type=positive, default=2, help="of each slice of these")
+    plant.add_argument("--validation", type=float, default=0.1, help="share of volumes held out for thresholds")
+    plant.add_argument("--test", type=float, default=0.1, help="share of volumes not looked at at all")
+    plant.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    plant.add_argument("--seed", type=int, default=0, help="of what is planted where")
     vae = stages.add_parser("vae", help="train the VAE, for comparison", formatter_class=Defaults)
     _run_options(vae, rate=1e-3)
     vae.add_argument("--channels", type=int, nargs="+", default=VAESettings.channels, help="widths of the levels")
@@ -71,8 +96,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _data_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--region", choices=("brain", "abdom"), required=True)
-    options.add_argument("--data", type=Path, required=True, metavar="FOLDER_OF_NIFTI",
-                         help="healthy volumes (.nii, .nii.gz), or a .npz made by 'train.py cache'")
+    options.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER_OF_NIFTI",
+                         help="healthy volumes (.nii, .nii.gz), of one or several scanners; or a .npz made by 'train.py cache'")
+    options.add_argument("--leave-out", nargs="+", default=[], metavar="PATTERN",
+                         help="volumes not to read, by name: 'ucla*' keeps a scanner unseen")
+    options.add_argument("--preprocessing", choices=("harmonised", "published"), default="harmonised",
+                         help="how volumes become slices: framed, scaled and sharpened alike, or as the paper has it")
     options.add_argument("--max-slices", type=int, metavar="N", help="cache at most N slices a volume, evenly spaced")
 
 
@@ -88,6 +117,8 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
     options.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     options.add_argument("--batch", type=int, default=16, help="slices a step")
     options.add_argument("--rate", type=float, default=rate, help="highest learning rate of the cosine schedule")
+    options.add_argument("--augment", choices=AUGMENTATIONS, default="mild", help="how slices are varied: the paper's set, or "
+                         "domain randomisation")
     options.add_argument("--dropout", type=float, default=0.1, help="probability that a unit drops a channel")
     options.add_argument("--precision", choices=("bf16", "float32"), default="bf16", help="autocast precision")
     options.add_argument("--validation", type=float, default=0.1, help="share of volumes held out for thresholds")
@@ -97,21 +128,35 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
 
 def main() -> int:
     args = parser().parse_args()
+    preprocessing = getattr(Preprocessing, args.preprocessing)(args.region)
     try:
         if args.stage == "cache":
-            build_cache(args.data, args.out, Preprocessing.published(args.region), args.max_slices)
+            build_cache(args.data, args.out, preprocessing, args.max_slices, args.leave_out)
             return 0
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.manual_seed(args.seed)
-        run = Run(args.region, args.data, args.out, Budget(args.minutes, args.steps),
+        if args.stage == "plant":
+            run = Run(args.region, tuple(args.data), args.store, Budget(args.minutes, args.count), Schedule(), device,
+                      validation=args.validation, test=args.test, leave_out=tuple(args.leave_out), preprocessing=preprocessing)
+            settings = PlantingSettings(args.variants, tuple(args.kinds), restored=args.restored, restorations=args.restorations,
+                                        seed=args.seed)
+            made = plant_store(run, args.model, args.store, settings, args.count, args.keep)
+            print(f"{args.store}: {made} volumes planted")
+            return 0
+        run = Run(args.region, tuple(args.data), args.out, Budget(args.minutes, args.steps),
                   Schedule(batch=args.batch, rate=args.rate, precision=args.precision, seed=args.seed), device,
-                  args.resume, args.start_from, args.validation, args.test, args.max_slices)
+                  args.resume, args.start_from, args.validation, args.test, args.max_slices, tuple(args.leave_out),
+                  preprocessing, args.augment)
         if args.stage == "vqvae":
             train_vqvae(run, VQVAESettings(args.channels or PUBLISHED_CHANNELS[args.region], args.codebook_size,
                                            args.res_blocks, stem_padding=args.stem_padding, dropout=args.dropout))
         elif args.stage == "vae":
             train_vae(run, VAESettings(args.channels, args.latent, n_res_block=args.res_blocks, dropout=args.dropout,
                                        kl_weight=args.kl_weight))
+        elif args.stage == "detector" and args.store:
+            widths = WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
+            train_context_detector(run, DetectorSettings(widths, args.dropout, context=args.context, restorations=0), args.model,
+                                   args.store, args.most)
         elif args.stage == "detector":
             train_detector(run, DetectorSettings(args.widths, args.dropout), args.model,
                            Planting(args.copies, args.restorations, args.varied, tuple(args.kinds), args.planted, args.seed))

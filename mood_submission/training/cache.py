@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..preprocessing import (Preprocessing, intensity_statistics, normalise, relative_positions, slice_indices,
-                             to_unit_range, volume_to_slices)
+from ..preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
+from .order import BatchOrder
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,38 +28,61 @@ class CacheError(ValueError):
     """A cache file that is missing, unreadable or of another kind than asked for."""
 
 
-def build_cache(folder: Path, file: Path, preprocessing: Preprocessing, max_slices: int | None = None) -> None:
-    """Read every volume below `folder` and write its axial slices as uint8 to `file` (.npz).
+def build_cache(folders: Path | Sequence[Path], file: Path, preprocessing: Preprocessing, max_slices: int | None = None,
+                leave_out: Sequence[str] = ()) -> None:
+    """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz).
 
-    The slices have the network's size, or the volumes' own where that is smaller. `max_slices`: at most so many,
-    evenly spaced, a volume. Raises VolumeError for a folder without volumes or a file that is not one.
+    The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
+    most so many, evenly spaced, a volume; None for those that prediction looks at by default. leave_out: patterns of names,
+    such as "ucla*", of volumes that are not to be read.
+    Raises VolumeError for a folder without volumes or a file that is not one, CacheError for two volumes of one name.
     """
-    from ..volumes import VolumeError, find_volumes, read_volume  # nibabel, needed only here
+    from ..volumes import read_volume  # nibabel, needed only here
 
-    paths = find_volumes(folder)
-    if not paths:
-        raise VolumeError(f"{folder}: expected .nii or .nii.gz volumes, found none")
-    side = min(preprocessing.image_size, max(max(read_volume(path).data.shape[:2]) for path in paths[:3]))
+    paths = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
+    side = preprocessing.image_size
+    if preprocessing.frame == "array":
+        side = min(side, max(max(read_volume(path).data.shape[:2]) for path in paths[:3]))
     framing = dataclasses.replace(preprocessing, image_size=side)
     columns: dict[str, list] = {name: [] for name in ("slices", "position", "volume", "mean", "std")}
     for number, path in enumerate(tqdm(paths, desc="caching slices", unit="volume", disable=None)):
         volume = read_volume(path)
-        data = to_unit_range(volume.data, preprocessing)
+        data, view = harmonise(volume.data, volume.spacing, framing)
         mean, std = intensity_statistics(data, preprocessing)
-        depth = data.shape[2]
-        indices = slice_indices(depth, max_slices)
-        slices = volume_to_slices(data, volume.spacing, indices, framing)
+        indices = view.indices(max_slices)
+        slices = volume_to_slices(data, volume.spacing, indices, framing, view=view)
         columns["slices"].append((slices * 255).round().clamp(0, 255).to(torch.uint8).numpy())
-        columns["position"].append(relative_positions(indices, depth))
+        columns["position"].append(view.positions(indices))
         for name, value in (("volume", np.int32(number)), ("mean", np.float32(mean)), ("std", np.float32(std))):
             columns[name].append(np.full(len(indices), value))
     arrays = {name: np.concatenate(values) for name, values in columns.items()}
-    names = [re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) for path in paths]
+    names = [_name(path) for path in paths]
     about = json.dumps({"names": names, "preprocessing": preprocessing.to_dict()})
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part.npz")
     np.savez_compressed(part, about=np.array(about), **arrays)
     part.replace(file)
+
+
+def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
+    from ..volumes import VolumeError, find_volumes
+
+    paths = []
+    for folder in folders:
+        found = [path for path in find_volumes(folder) if not any(fnmatch(_name(path), pattern) for pattern in leave_out)]
+        if not found:
+            raise VolumeError(f"{folder}: expected .nii or .nii.gz volumes, found none"
+                              + (f" but those left out ({', '.join(leave_out)})" if leave_out else ""))
+        paths += found
+    names = [_name(path) for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CacheError(f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice")
+    return paths
+
+
+def _name(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def split_names(names: list[str], validation: float, test: float) -> dict[str, list[str]]:
@@ -112,6 +137,10 @@ class SliceData:
         """(N,) bool: slices with at least 1% of their pixels above the foreground threshold."""
         threshold = int(self.preprocessing.foreground_threshold * 255)
         return torch.stack([(s > threshold).float().mean() > 0.01 for s in self.slices])
+
+    def order(self, batch: int, seed: int) -> BatchOrder:
+        """The batches of a training run."""
+        return BatchOrder(self.filled().cpu(), batch, seed)
 
 
 def cache_names(file: Path) -> list[str]:

@@ -21,6 +21,7 @@ from ..model import Model, networks_sha256
 from ..preprocessing import intensity_statistics, normalise
 from .augment import Augmentation, vary_volume
 from .cache import CacheError, SliceData
+from .order import BatchOrder
 
 RADII = (0.05, 0.2)     # of what is planted, shares of the field of view: a little more than the benchmark's
 CLEAR, AROUND = 6, 4    # slices that are kept of each copy: with an anomaly, and without
@@ -48,6 +49,10 @@ class PlantedData:
     def filled(self) -> Tensor:
         """(N,) bool, as `SliceData.filled`: all of them were chosen."""
         return torch.ones(len(self), dtype=torch.bool)
+
+    def order(self, batch: int, seed: int) -> BatchOrder:
+        """The batches of a training run."""
+        return BatchOrder(self.filled(), batch, seed)
 
     def joined(self, other: "PlantedData") -> "PlantedData":
         """These slices, then the other's."""

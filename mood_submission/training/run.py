@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ..anomalies import KINDS
+from ..context_detector import ContextDetector, build_detector
 from ..detector import Detector, DetectorSettings
-from ..model import load_model, networks_sha256
+from ..model import Model, load_model, networks_sha256
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ..preprocessing import Preprocessing
 from ..scoring import top_score
@@ -20,11 +21,16 @@ from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
 from .planted import make_planted
-from .stages import DetectorStage, PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
+from .randomise import RANDOMISATIONS, Randomisation
+from .stages import ContextStage, DetectorStage, PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
+from .store import VALIDATION, Planter, PlantingSettings, Store, fill_store, stored_files
 from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
 PUBLISHED_ATTENTION = {"brain": {"first_kernel": 7, "downsample": 2}, "abdom": {"first_kernel": 3, "downsample": 1}}
+
+
+AUGMENTATIONS: dict[str, Augmentation | Randomisation] = {"published": Augmentation(), **RANDOMISATIONS}
 
 
 class RunError(ValueError):
@@ -33,10 +39,15 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What both stages have in common. `data` is a folder of NIfTI volumes or a cache file made from one."""
+    """What all stages have in common.
+
+    data: folders of NIfTI volumes, or one cache file made from such. leave_out: patterns of names of volumes not to read.
+    preprocessing: how volumes become slices, of a cache that is made anew; None for as published. augment: a name of
+    AUGMENTATIONS.
+    """
 
     region: str
-    data: Path
+    data: Path | tuple[Path, ...]
     out: Path
     budget: Budget
     schedule: Schedule
@@ -46,6 +57,19 @@ class Run:
     validation: float = 0.1
     test: float = 0.1
     max_slices: int | None = None
+    leave_out: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    augment: str = "published"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """What `data` names, as a tuple."""
+        return (self.data,) if isinstance(self.data, Path) else tuple(self.data)
+
+    @property
+    def cache(self) -> Path:
+        """The cache file of this run's slices."""
+        return self.folders[0] if self.folders[0].suffix == ".npz" else self.out / "slices.npz"
 
 
 @dataclass(frozen=True)
@@ -62,12 +86,48 @@ class Planting:
     seed: int = 0
 
 
+def plant_store(run: Run, model_file: Path, folder: Path, settings: PlantingSettings, count: int | None, keep: int | None) -> int:
+    """Fill a store for `train_context_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
+    model = load_model(model_file, run.device)
+    splits, names = _splits(run)
+    _check_volumes(run, names, model, model_file)
+    return fill_store(Planter(splits["train"], model, settings), folder, count, run.budget.minutes, keep)
+
+
+def train_context_detector(run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int) -> None:
+    """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
+    growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
+    the held-out volumes, planted in `folder`/validation where they are not yet."""
+    from . import plots
+
+    model = load_model(model_file, run.device)
+    splits, names = _splits(run)
+    _check_volumes(run, names, model, model_file)
+    held_out = folder / "validation"
+    fill_store(Planter(splits["validation"], model, VALIDATION), held_out, len(splits["validation"].volume.unique()))
+    data = {"train": Store(folder, most), "validation": Store(held_out)}
+    if not len(data["train"]):
+        raise RunError(f"{folder}: expected planted volumes, found none; run scripts/train.py plant first, or beside this")
+    stage = ContextStage(settings, run.schedule.precision)
+    about = _about(run, splits, names) | {"detector": asdict(settings), "networks": networks_sha256(model)}
+    trainer = _trainer(run, stage, data, about)
+    trainer.train(validations=12)
+    _add_to_about(trainer.file, {"planted_volumes": len(stored_files(folder))})
+    plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
+
+
+def _check_volumes(run: Run, names: dict[str, list[str]], model: Model, model_file: Path) -> None:
+    trained = model.about.training.get("vqvae", {}).get("volumes", names)
+    if names != trained:
+        raise RunError(f"{run.cache}: expected the volumes that {model_file} was trained on, split alike, found others")
+
+
 def train_vqvae(run: Run, settings: VQVAESettings) -> None:
     """Train a VQ-VAE; leaves vqvae.pt, vqvae.csv, vqvae_curves.png and vqvae_pictures.png in `run.out`."""
     from . import plots
 
     splits, names = _splits(run)
-    stage = VQVAEStage(settings, Augmentation(), run.schedule.precision)
+    stage = VQVAEStage(settings, AUGMENTATIONS[run.augment], run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vqvae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
     plots.curves(run.out / "vqvae.csv", run.out / "vqvae_curves.png")
@@ -81,7 +141,7 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     vqvae, vqvae_about = load_vqvae(vqvae_run)
     splits, names = _splits(run)
     prior_settings = PixelSNAILSettings(codebook_size=vqvae.settings.codebook_size, **settings)
-    stage = PriorStage(prior_settings, vqvae, Augmentation(), run.schedule.precision, run.device)
+    stage = PriorStage(prior_settings, vqvae, AUGMENTATIONS[run.augment], run.schedule.precision, run.device)
     trainer = _trainer(run, stage, splits, {"prior": asdict(prior_settings), **_about(run, splits, names)})
     model = trainer.train()
     measured = measure(stage, model, splits)
@@ -98,9 +158,7 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, plant
 
     model = load_model(model_file, run.device, precision=run.schedule.precision)
     splits, names = _splits(run)
-    trained = model.about.training.get("vqvae", {}).get("volumes", names)
-    if names != trained:
-        raise RunError(f"{run.data}: expected the volumes that {model_file} was trained on, split alike, found others")
+    _check_volumes(run, names, model, model_file)
     data, kinds = {}, planting.kinds
     for split, copies in (("train", planting.copies), ("validation", min(planting.copies, 2))):
         folder = (planting.folder or run.out / "planted") / split
@@ -127,7 +185,7 @@ def train_vae(run: Run, settings: VAESettings) -> None:
 
     splits, names = _splits(run)
     settings = dataclasses.replace(settings, image_size=splits["train"].preprocessing.image_size)
-    stage = VAEStage(settings, Augmentation(), run.schedule.precision)
+    stage = VAEStage(settings, AUGMENTATIONS[run.augment], run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
     plots.curves(run.out / "vae.csv", run.out / "vae_curves.png")
@@ -175,10 +233,10 @@ def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     return fold_weight_norm(model).eval(), about
 
 
-def load_detector(folder: Path) -> tuple[Detector, dict]:
+def load_detector(folder: Path) -> tuple[Detector | ContextDetector, dict]:
     """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
     stored, about = load_stage(folder, "detector")
-    model = Detector(DetectorSettings(**about["detector"]))
+    model = build_detector(DetectorSettings(**about["detector"]))
     model.load_state_dict(_averaged(stored))
     return model.eval(), about
 
@@ -211,9 +269,9 @@ def _add_to_about(file: Path, more: dict) -> None:
 
 def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
     run.out.mkdir(parents=True, exist_ok=True)
-    file = run.data if run.data.suffix == ".npz" else run.out / "slices.npz"
+    file = run.cache
     if not file.exists():
-        build_cache(run.data, file, Preprocessing.published(run.region), run.max_slices)
+        build_cache(run.folders, file, run.preprocessing or Preprocessing.published(run.region), run.max_slices, run.leave_out)
     splits, names = load_cache(file, run.device, run.validation, run.test)
     region = splits["train"].preprocessing.region
     if region != run.region:
@@ -225,7 +283,7 @@ def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
 
 
 def _names_by_number(run: Run) -> list[str]:
-    return cache_names(run.data if run.data.suffix == ".npz" else run.out / "slices.npz")
+    return cache_names(run.cache)
 
 
 def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) -> Trainer:
@@ -266,7 +324,7 @@ def _start_from(source: Path, stage: Stage) -> dict:
 
 def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:
     return {"region": run.region, "preprocessing": splits["train"].preprocessing.to_dict(), "volumes": names,
-            "data": run.data.stem, "slices": {name: len(data) for name, data in splits.items()},
+            "data": ", ".join(folder.stem for folder in run.folders), "augment": run.augment, "slices": {name: len(data) for name, data in splits.items()},
             "schedule": asdict(run.schedule), "date": datetime.date.today().isoformat(), "revision": git_revision(),
             "device": run.device.type, "torch": torch.__version__}
 

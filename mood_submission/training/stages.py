@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anomalies import KINDS
+from ..context_detector import ContextDetector, VolumeEvidence
 from ..detector import STRIDE, Detector, DetectorSettings, at_size, soften_logits
 from ..metrics import average_precision, score_counts
 from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
@@ -15,6 +16,8 @@ from ..vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation, augment_geometry, augment_intensity, sampling_grid
 from .cache import SliceData
 from .planted import PlantedData
+from .randomise import Randomisation, randomise
+from .store import Store
 
 
 def autocast(tensor: Tensor, precision: str) -> torch.autocast:
@@ -22,9 +25,13 @@ def autocast(tensor: Tensor, precision: str) -> torch.autocast:
     return torch.autocast(tensor.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def augmented_batch(data: SliceData, index: Tensor, a: Augmentation, generator: torch.Generator
+def augmented_batch(data: SliceData, index: Tensor, a: Augmentation | Randomisation, generator: torch.Generator
                     ) -> tuple[Tensor, Tensor]:
     """Slices (B, S, S) as the network gets them, augmented, and their positions (B, 1)."""
+    if isinstance(a, Randomisation):
+        prep = data.preprocessing
+        x = randomise(data.raw(index), prep.image_size, a, prep.foreground_threshold, generator)
+        return data.normalised(index, x), data.position[index]
     warped = augment_geometry(data.raw(index), data.preprocessing.image_size, a, generator)
     x = data.normalised(index, warped)
     background = warped < data.preprocessing.foreground_threshold  # what is air stays exactly air
@@ -44,7 +51,7 @@ class VQVAEStage:
     name = "vqvae"
     channels_last_on_cpu = False
 
-    def __init__(self, settings: VQVAESettings, augmentation: Augmentation, precision: str, restart_every: int = 50):
+    def __init__(self, settings: VQVAESettings, augmentation: Augmentation | Randomisation, precision: str, restart_every: int = 50):
         self.model, self.augmentation, self.precision = VQVAE(settings), augmentation, precision
         self.restart_every = restart_every
         self.usage = torch.zeros(settings.codebook_size)            # codes drawn since the last restart
@@ -110,7 +117,7 @@ class PriorStage:
     name = "prior"
     channels_last_on_cpu = True
 
-    def __init__(self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation, precision: str,
+    def __init__(self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation | Randomisation, precision: str,
                  device: torch.device):
         self.model = add_weight_norm(PixelSNAIL(settings))
         self.vqvae = vqvae.to(device).eval().requires_grad_(False)
@@ -223,13 +230,77 @@ class DetectorStage:
         pass
 
 
+class ContextStage:
+    """Binary cross-entropy of where anomalies were planted, over slices of a store that is filled meanwhile.
+
+    healthy: share of slices of volumes without any anomaly. strides: how far apart a slice's neighbours are taken.
+    """
+
+    name = "detector"
+    channels_last_on_cpu = True
+
+    def __init__(self, settings: DetectorSettings, precision: str, healthy: float = 0.2, strides: tuple[int, ...] = (1, 1, 1, 2),
+                 refresh_every: int = 20):
+        self.model, self.precision, self.healthy, self.strides = ContextDetector(settings), precision, healthy, strides
+        self.refresh_every, self.store = refresh_every, None
+        with torch.no_grad():  # anomalies are rare
+            self.model.head[-1].bias.fill_(-4.0)
+
+    def loss(self, data: Store, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        self.store = data
+        drawn = torch.Generator().manual_seed(generator.initial_seed())
+        maps, nll, label = data.batch(len(index), self.model.settings.context, self.healthy, self.strides, drawn)
+        device = next(self.model.parameters()).device
+        maps, nll, label = maps.to(device), nll.to(device), label.to(device)
+        if self.channels_last_on_cpu or device.type != "cpu":
+            maps = maps.to(memory_format=torch.channels_last)
+        with autocast(maps, self.precision):
+            logits = self.model(maps, nll)
+        return F.binary_cross_entropy_with_logits(logits.float(), label), {"volumes": torch.tensor(float(len(data)))}
+
+    def after_step(self, step: int, progress: float) -> None:
+        if step % self.refresh_every == 0 and self.store is not None:
+            self.store.refresh()
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module, evidence: VolumeEvidence, index: Tensor) -> Tensor:
+        """(B, S, S) of the slices `index` of a volume, float32 on the CPU."""
+        model.eval()
+        device, parts = next(model.parameters()).device, []
+        for chunk in index.split(16):
+            maps, nll = (x.to(device) for x in evidence.inputs(chunk, self.model.settings.context))
+            with autocast(maps, self.precision):
+                parts.append(model(maps, nll).float().cpu())
+        return torch.cat(parts)
+
+    def validate(self, model: nn.Module, data: Store) -> dict[str, float]:
+        """Cross-entropy and average precision over all pixels of a part of the slices: with an anomaly, and without one."""
+        logits, labels = [], []
+        for stored in data.volumes.values():
+            for variant, evidence in enumerate(stored.variants):
+                label = stored.labels(variant)
+                index = label.any(2).any(1).nonzero()[::3, 0] if variant else torch.arange(3, len(label), 7)
+                if len(index):
+                    logits.append(self.logits(model, evidence, index)[:, ::2, ::2])
+                    labels.append(label[index][:, ::2, ::2].float())
+        logits, label = torch.cat(logits), torch.cat(labels)
+        return {"validation_ap": places_ap(logits, label),
+                "validation_loss": float(F.binary_cross_entropy_with_logits(logits, label))}
+
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        pass
+
+
 class VAEStage:
     """Negative ELBO with a Laplace likelihood of scale 1: a slice's summed L1 + the latent's divergence from the prior."""
 
     name = "vae"
     channels_last_on_cpu = False
 
-    def __init__(self, settings: VAESettings, augmentation: Augmentation, precision: str):
+    def __init__(self, settings: VAESettings, augmentation: Augmentation | Randomisation, precision: str):
         self.model, self.augmentation, self.precision = VAE(settings), augmentation, precision
 
     def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

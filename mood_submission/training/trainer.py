@@ -75,31 +75,6 @@ class Stage(Protocol):
     def load_state(self, state: dict) -> None: ...
 
 
-class BatchOrder:
-    """Indices of the batch of each step: every filled slice once an epoch, nearly empty ones once in eight epochs."""
-
-    def __init__(self, data: SliceData, batch: int, seed: int):
-        filled = data.filled().cpu()
-        self.filled, self.empty = filled.nonzero()[:, 0], (~filled).nonzero()[:, 0]
-        self.batch, self.seed, self.epoch = batch, seed, -1
-        self.length = max(len(self.filled) + len(self.empty) // 8, 1)
-
-    def _start_epoch(self, epoch: int) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        some = self.empty[torch.randperm(len(self.empty), generator=generator)[: len(self.empty) // 8]]
-        members = torch.cat([self.filled, some])
-        self.members = members[torch.randperm(len(members), generator=generator)]
-        self.epoch = epoch
-
-    def __call__(self, step: int) -> Tensor:
-        picked = []
-        for i in range(step * self.batch, (step + 1) * self.batch):
-            if i // self.length != self.epoch:
-                self._start_epoch(i // self.length)
-            picked.append(self.members[i % self.length])
-        return torch.stack(picked)
-
-
 class Log:
     """Rows of numbers in a CSV file; columns are those of the first row. A resumed run drops rows past its step."""
 
@@ -179,7 +154,7 @@ class Trainer:
             "step": self.step, "seconds": self.seconds})
 
     def train(self, save_seconds: float = 60.0, validations: int = 20) -> nn.Module:
-        order = BatchOrder(self.splits["train"], self.schedule.batch, self.schedule.seed)
+        order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
         log = Log(self.out / f"{self.stage.name}.csv", self.step)
         bar = tqdm(total=100, desc=self.stage.name, unit="%", disable=None,
                    bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")

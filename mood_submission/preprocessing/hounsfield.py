@@ -1,0 +1,113 @@
+"""Hounsfield units whatever the scaling: the line from grey values to units under which a CT's histogram is likeliest."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+from .intensity import AIR_HU, Tone
+
+# what a CT is made of, in Hounsfield units: (mean, deviation) of a Gaussian or (from, to) of an even spread; how much of each
+# there is differs from scan to scan and is fitted
+PEAKS = {"air": (-990.0, 15.0), "fat": (-103.0, 18.0), "muscle": (50.0, 18.0), "organs": (85.0, 40.0)}
+SPREADS = {"lung and gas": (-960.0, -150.0), "between": (-80.0, 30.0), "contrast and bone": (100.0, 1500.0)}
+FAT, SOFT_PARTS = [1], [2, 3]   # places of these among the parts
+SOFT = 50.0             # Hounsfield units of soft tissue
+LEAST_SOFT = 0.25       # of fat and soft tissue together
+BINS = 256
+ROUNDS = 12             # of fitting the shares
+WIDE_ZEROS = (-1024.0, -1000.0)                 # units of the value 0 in a scaling that begins at air
+WIDE_SHARE = 0.76       # of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it: with a wide scaling
+                        # more, since fat and soft tissue lie close together there (0.85 and more), in a window less (0.67)
+CENTRES = np.linspace(-30.0, 90.0, 33)          # Hounsfield units that the middle of these may be
+WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)   # the same for clinical windows
+WINDOW_ONES = np.arange(120.0, 420.0, 15.0)
+FAT_BLACK = -125.0      # a window that begins above this shows fat as black as air
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a CT's values were read. tone: to the window's [0, 1]. kind: "hounsfield", "wide" (from air on), "windowed" or
+    "unknown". zero, one: the Hounsfield units of the lowest and of the highest value."""
+
+    tone: Tone
+    kind: str
+    zero: float
+    one: float
+
+
+def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
+    """How a CT is scaled, from its values on a coarse grid (block means, any shape, float), and the tone to `window`.
+
+    Values below -200 can only be Hounsfield units. Else how close the tissues lie together tells wide scalings from clinical
+    windows, and of the lines that are possible the one is taken under which a mixture of air, fat and soft tissue makes the
+    histogram likeliest. In a window that shows fat as black as air,
+    black stays black, and soft tissue is brought to its place. "unknown": the values do not vary.
+    """
+    low, high = float(coarse.min()), float(coarse.max())
+    if low < AIR_HU:
+        return Scaling(Tone(window[0], 1 / (window[1] - window[0])), "hounsfield", low, high)
+    if not high > low:
+        return Scaling(Tone(low, 1.0), "unknown", np.nan, np.nan)
+    counts = np.histogram(coarse, BINS, range=(low, high))[0].astype(np.float64)
+    share, middle = _closest(counts)
+    counts[0] = 0  # air, padding, and whatever a window makes black
+    if share >= WIDE_SHARE:
+        lines = [(zero, zero + (units - zero) / middle, "wide") for zero in WIDE_ZEROS for units in CENTRES]
+    else:
+        lines = [(zero, one, "windowed") for zero in WINDOW_ZEROS for one in WINDOW_ONES]
+    zero, one, kind = _likeliest(counts, lines)
+    steps = np.linspace(-1, 1, 9)
+    near = [(zero + 12 * a if kind == "windowed" else zero, one + (one - zero) * (0.04 if kind == "windowed" else 0.004) * b, kind) for a in steps for b in steps]
+    zero, one, kind = _likeliest(counts, near)
+    units = (one - zero) / (high - low)  # Hounsfield units for one of the file's
+    if kind == "windowed" and zero > FAT_BLACK:
+        return Scaling(Tone(low, 1 / (high - low)), kind, zero, one)
+    tone = Tone(float(low + (window[0] - zero) / units), float(units / (window[1] - window[0])))
+    if kind == "windowed" and tone.low < low:  # black stays black, and soft tissue comes to its place
+        tone = Tone(low, float((SOFT - window[0]) / (window[1] - window[0]) / ((SOFT - zero) / units)))
+    if kind == "windowed" and not 0.7 < tone.scale * (high - low) < 1.4:  # another window than any that is in use
+        tone = Tone(low, 1 / (high - low))
+    return Scaling(tone, kind, float(zero), float(one))
+
+
+def _closest(counts: np.ndarray) -> tuple[float, float]:
+    """The largest share of the brighter values that one band holds (see WIDE_SHARE), and the band's grey in 0 .. 1:
+    the middle of those that hold nearly as many."""
+    below = np.append(0, np.cumsum(counts)) / counts.sum()
+    share_below = lambda grey: np.interp(grey, np.linspace(0, 1, BINS + 1), below)  # noqa: E731
+    greys = np.linspace(0.15, 0.8, 200)
+    brighter = 1 - share_below(0.45 * greys)
+    enough = brighter > 0.3 * (1 - share_below(0.06))
+    shares = np.where(enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0)
+    return float(shares.max()), float(greys[shares >= shares.max() - 0.01].mean())
+
+
+def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tuple[float, float, str]:
+    zeros, ones = (np.array(values)[:, None] for values in ([line[0] for line in lines], [line[1] for line in lines]))
+    edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)        # (lines, BINS + 1), in Hounsfield units
+    parts = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)      # (lines, parts, BINS)
+    weight = np.full((len(lines), parts.shape[1], 1), 1 / parts.shape[1])
+    share = counts / max(counts.sum(), 1)
+    for _ in range(ROUNDS):  # expectation and maximisation of how much of each part there is
+        of_part = weight * parts
+        weight = (of_part / of_part.sum(1, keepdims=True) * share).sum(2, keepdims=True)
+    likelihood = (share * np.log((weight * parts).sum(1))).sum(1)
+    fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_PARTS, 0].sum(1)
+    likelihood[soft < LEAST_SOFT * (fat + soft)] -= 10  # no abdomen is all fat: that is soft tissue taken for it
+    return lines[int(likelihood.argmax())]
+
+
+def _cumulatives():
+    """Of each part: Hounsfield units -> the share of it that is below."""
+    for mean, deviation in PEAKS.values():
+        yield lambda x, m=mean, d=deviation: ndtr((x - m) / d)
+    for start, stop in SPREADS.values():
+        yield lambda x, a=start, b=stop: np.clip((x - a) / (b - a), 0, 1)
+
+
+def _shares(edges: np.ndarray, cumulative) -> np.ndarray:
+    """The share of a part in each bin, (lines, BINS): what is below the first and above the last edge is cut to them."""
+    below = cumulative(edges)
+    below[:, 0], below[:, -1] = 0, 1
+    return np.diff(below, axis=1) + 1e-7

@@ -1,0 +1,267 @@
+"""A store of planted volumes and what a finished model makes of them, renewed while a detector trains on it.
+
+One process plants (`Planter`), another trains (`Store`). A file holds one healthy volume, randomised as a whole, and a few
+variants of it with anomalies: the networks work slice by slice, so of a variant only the slices that changed are new.
+"""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..anomalies import KINDS, body_mask, plant
+from ..context_detector import VolumeEvidence
+from ..model import Model, networks_sha256
+from ..preprocessing import normalise
+from .cache import CacheError, SliceData
+from .planting import PASTED, TRAINING_KINDS, Host, plant_varied
+from .randomise import BOLD, MILD, Randomisation, randomise
+
+MIXTURE = (None, MILD, Randomisation(), BOLD)   # how volumes are randomised, and how often
+SHARES = (0.15, 0.35, 0.3, 0.2)
+COUNTS = (1, 1, 1, 2, 3)                        # anomalies in a variant, drawn from these
+CHANGED = 2e-3                                  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
+ARRAYS = ("slices", "reconstruction", "restoration", "nll", "label")
+
+
+@dataclass(frozen=True)
+class PlantingSettings:
+    """What is planted: `variants` of each volume, with anomalies of `kinds` (of `planting.TRAINING_KINDS`).
+
+    benchmark: plant as `anomalies.plant` does, one anomaly a variant, in volumes that are not randomised: for validation.
+    restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
+    """
+
+    variants: int = 3
+    kinds: tuple[str, ...] = TRAINING_KINDS
+    benchmark: bool = False
+    restored: float = 0.0
+    restorations: int = 2
+    short: int = 24
+    seed: int = 0
+
+
+class Planter:
+    """Makes the store's files, each from its number alone."""
+
+    def __init__(self, data: SliceData, model: Model, settings: PlantingSettings):
+        self.data, self.settings, self.model = data, settings, model
+        self.numbers = data.volume.unique().tolist()
+        self.prior = copy.deepcopy(model.prior).bfloat16()      # precise enough here, and twice as fast on a CPU
+        self.vqvae = copy.deepcopy(model.vqvae).bfloat16()
+
+    def volume(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of file `number`, as `StoredVolume` reads them."""
+        s = self.settings
+        rng = np.random.default_rng([s.seed, number])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        members = self._members(self.numbers[number % len(self.numbers)] if s.benchmark else int(rng.choice(self.numbers)))
+        restored = rng.random() < s.restored
+        if restored and len(members) > s.short:
+            start = int(rng.integers(len(members) - s.short + 1))
+            members = members[start : start + s.short]
+        slices = self._randomised(members, rng, generator)
+        position = self.data.position[members].cpu()
+        evidence = self._evidence(slices, members, position, restored, generator)
+        parts, rows, kinds, row = [evidence | {"label": torch.zeros(slices.shape, dtype=torch.bool)}], [], [], len(slices)
+        rows.append(np.arange(len(slices)))
+        for planted, mask, names in self._variants(slices, number, rng):
+            changed = torch.from_numpy(np.flatnonzero((np.abs(planted - slices.numpy()) > CHANGED).any((1, 2)) | mask.any((1, 2))))
+            new = self._evidence(torch.from_numpy(planted)[changed], members[changed], position[changed], restored, generator)
+            parts.append(new | {"label": torch.from_numpy(mask)[changed]})
+            rows.append(np.arange(len(slices)))
+            rows[-1][changed.numpy()] = row + np.arange(len(changed))
+            row += len(changed)
+            kinds.append(names)
+        scales = [_scales(parts, row, position) for row in rows]
+        arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in ARRAYS if name in evidence or name == "label"}
+        return arrays | {"rows": np.stack(rows), "scales": np.array(scales, np.float32), "position": position.float().numpy(), "kinds": np.array(json.dumps(["", *kinds])),
+                         "volume": np.array(int(self.data.volume[members[0]]))}
+
+    def _members(self, number: int) -> Tensor:
+        return (self.data.volume == number).nonzero()[:, 0]
+
+    def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        prep, raw = self.data.preprocessing, self.data.raw(members).cpu()
+        how = None if self.settings.benchmark else MIXTURE[rng.choice(len(MIXTURE), p=SHARES)]
+        return raw if how is None else randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
+
+    def _variants(self, slices: Tensor, number: int, rng: np.random.Generator):
+        """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
+        s = self.settings
+        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))      # (X, Y, Z)
+        body = body_mask(volume)
+        host = Host.of(volume, body, self._height())
+        for v in range(s.variants):
+            planted, mask, names = host.volume, np.zeros(body.shape, bool), []
+            count = 1 if s.benchmark else int(rng.choice(COUNTS))
+            for _ in range(count):
+                kind = s.kinds[(number * s.variants + v) % len(s.kinds)] if s.benchmark else str(rng.choice(s.kinds))
+                try:
+                    if s.benchmark:
+                        planted, new = plant(planted, kind, rng, body=body)
+                    else:
+                        donor = self._donor(volume.shape, rng) if kind in PASTED else None
+                        planted, new = plant_varied(Host(planted, body, host.places, host.height), kind, rng, donor)
+                    mask, names = mask | new, [*names, kind]
+                except ValueError:  # no place for this one
+                    pass
+            if names:
+                back = lambda a: np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1])  # noqa: E731
+                yield back(planted), back(mask), "+".join(names)
+
+    def _height(self) -> float:
+        prep = self.data.preprocessing
+        return prep.field_of_view / prep.slice_distance if prep.slice_distance else len(self.data) / len(self.numbers)
+
+    def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+        """Another volume, as high: its slices beyond the top or bottom repeated."""
+        raw = self.data.raw(self._members(int(rng.choice(self.numbers)))).cpu().numpy()
+        start = (len(raw) - shape[2]) // 2
+        raw = raw[np.clip(np.arange(shape[2]) + start, 0, len(raw) - 1)]
+        if raw.shape[-1] != shape[0]:
+            raise ValueError("expected slices of the network's size, found others")
+        return raw[:, ::-1].transpose(2, 1, 0)
+
+    @torch.inference_mode()
+    def _evidence(self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
+                  ) -> dict[str, Tensor]:
+        """float16 by name."""
+        x = normalise(slices, self.data.mean[members].cpu(), self.data.std[members].cpu(), self.data.preprocessing)
+        parts = []
+        for chunk in torch.arange(len(x)).split(8):
+            features = self.vqvae.features(x[chunk].bfloat16(), position[chunk].bfloat16())
+            codes = self.model.vqvae.nearest_codes(features.float())
+            nll = self.prior.nll(codes, position[chunk].bfloat16())
+            decoded = self.vqvae.decode(codes, position[chunk].bfloat16())
+            part = {"slices": x[chunk], "reconstruction": decoded, "nll": nll}
+            if restored:
+                uniforms = torch.rand(len(codes), self.settings.restorations, *codes.shape[1:], generator=generator)
+                drawn = self.model.restore(codes, position[chunk], uniforms, self.model.about.pixel_threshold)
+                mean = torch.stack([self.vqvae.decode(drawn[:, i], position[chunk].bfloat16()).float()
+                                    for i in range(drawn.shape[1])]).mean(0)
+                part["restoration"] = mean
+            parts.append({name: value.half() for name, value in part.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _scales(parts: list[dict[str, Tensor]], rows: np.ndarray, position: Tensor) -> tuple[float, float, float]:
+    """What is usual in the variant whose slices stand in `rows` of the parts together."""
+    slices, decoded, nll = (torch.cat([part[name] for part in parts])[rows] for name in ("slices", "reconstruction", "nll"))
+    found = VolumeEvidence.of(slices, decoded, decoded, nll, position)
+    return found.residual, found.usual, found.high
+
+
+def fill_store(planter: Planter, folder: Path, count: int | None, minutes: float | None = None, keep: int | None = None) -> int:
+    """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room. Returns how many
+    were made. Raises CacheError for a store that was made with other networks or settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder / "settings.json", {"networks": networks_sha256(planter.model)})
+    files = stored_files(folder)
+    number, end, made = (int(files[-1].stem) + 1 if files else 0), time.monotonic() + 60 * (minutes or 1e9), 0
+    with tqdm(total=count, initial=number, desc="planting", unit="volume", disable=None) as bar:
+        while (count is None or number < count) and time.monotonic() < end:
+            part = folder / ".part.npz"
+            np.savez(part, **planter.volume(number))
+            os.replace(part, folder / f"{number:06d}.npz")
+            number, made = number + 1, made + 1
+            bar.update()
+            if keep:
+                for old in stored_files(folder)[:-keep]:
+                    old.unlink()
+    return made
+
+
+def _check_settings(file: Path, settings: dict) -> None:
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise CacheError(f"{file}: expected a store of {settings}, found one of others; choose another folder")
+    file.write_text(json.dumps(settings))
+
+
+def stored_files(folder: Path) -> list[Path]:
+    """The store's files, oldest first."""
+    return sorted(file for file in folder.glob("*.npz") if not file.name.startswith("."))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVolume:
+    """A file of the store in memory: evidence of each variant, the healthy volume first, and labels (R, S, S) bool by row."""
+
+    variants: list[VolumeEvidence]
+    kinds: list[str]
+    label: Tensor
+    volume: int
+
+    @classmethod
+    def read(cls, file: Path) -> "StoredVolume":
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored if name != "kinds"}
+            kinds = json.loads(str(stored["kinds"]))
+        arrays.setdefault("restoration", arrays["reconstruction"])
+        maps = [arrays[name] for name in ("slices", "reconstruction", "restoration", "nll")]
+        variants = []
+        for rows, scales in zip(arrays["rows"], arrays["scales"]):
+            position = torch.zeros(len(maps[0]), 1)
+            position[rows] = arrays["position"]
+            variants.append(VolumeEvidence(*maps, position, *scales.tolist(), rows))
+        return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
+
+    def labels(self, variant: int) -> Tensor:
+        """(Z, S, S) bool."""
+        return self.label[self.variants[variant].rows]
+
+
+class Store:
+    """The newest `most` files of a folder, in memory; `refresh` reads what has come since."""
+
+    def __init__(self, folder: Path, most: int = 400):
+        self.folder, self.most, self.volumes = folder, most, {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def order(self, batch: int, seed: int) -> Callable[[int], Tensor]:
+        """As many numbers as a batch has slices: which ones they are is drawn from what is in the store by then."""
+        return lambda step: torch.arange(batch)
+
+    def refresh(self) -> None:
+        files = stored_files(self.folder)[-self.most:]
+        for file in files:
+            if file.name not in self.volumes:
+                self.volumes[file.name] = StoredVolume.read(file)
+        for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
+            del self.volumes[name]
+
+    def batch(self, count: int, context: Sequence[int], healthy: float, strides: Sequence[int], generator: torch.Generator
+              ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps, NLL (see `VolumeEvidence.inputs`) and labels (B, S, S) of random slices: a share of them of healthy volumes,
+        of the others most with an anomaly or near one; half of them turned left to right."""
+        members, columns = list(self.volumes.values()), []
+        pick = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
+        for _ in range(count):
+            stored = members[pick(len(members))]
+            planted = len(stored.variants) > 1 and float(torch.rand((), generator=generator)) >= healthy
+            variant = 1 + pick(len(stored.variants) - 1) if planted else 0
+            evidence, label = stored.variants[variant], stored.labels(variant)
+            index = pick(len(label))
+            marked = label.any(2).any(1).nonzero()[:, 0]
+            if len(marked) and float(torch.rand((), generator=generator)) < 0.8:
+                near = pick(13) - 6 if float(torch.rand((), generator=generator)) < 0.4 else 0
+                index = min(max(int(marked[pick(len(marked))]) + near, 0), len(label) - 1)
+            maps, nll = evidence.inputs(torch.tensor([index]), tuple(context), strides[pick(len(strides))])
+            column = [maps, nll, label[index : index + 1].float()]
+            columns.append([c.flip(-1) for c in column] if pick(2) else column)
+        maps, nll, label = (torch.cat(column) for column in zip(*columns))
+        return maps, nll, label
+
+
+VALIDATION = PlantingSettings(variants=2, kinds=KINDS, benchmark=True)
