@@ -144,10 +144,12 @@ def normalise(
 
     slices: (..., H, W) float in [0, 1]; mean and std: of the slice's volume, numbers or tensors that broadcast, such as
     (B, 1, 1). "foreground": below the threshold exactly 0, else (v - mean) / std. "symmetric": v * 2 - 1, in [-1, 1].
-    "landmarks": (v - mean) / std in the anatomy, in all that it encloses and wherever else anything bright lies; air is 0.
+    "landmarks": (v - mean) / std; round a brain, but not in what it encloses, all that is below the threshold is exactly 0.
     """
     if prep.intensity == "symmetric":
         return slices * 2 - 1
+    if prep.intensity == "landmarks" and prep.region == "abdom":
+        return (slices - mean) / std
     air = slices < prep.foreground_threshold
     if prep.intensity == "landmarks":
         air = open_air(air)

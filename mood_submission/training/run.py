@@ -23,7 +23,7 @@ from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
 from .planted import make_planted
 from .randomise import RANDOMISATIONS, Randomisation
 from .stages import ContextStage, DetectorStage, PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
-from .store import VALIDATION, Planter, PlantingSettings, Store, fill_store, stored_files
+from .store import VALIDATION, Planter, PlantingSettings, Store, fill_store, store_settings, stored_files
 from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
@@ -109,7 +109,10 @@ def train_context_detector(run: Run, settings: DetectorSettings, model_file: Pat
     if not len(data["train"]):
         raise RunError(f"{folder}: expected planted volumes, found none; run scripts/train.py plant first, or beside this")
     stage = ContextStage(settings, run.schedule.precision)
-    about = _about(run, splits, names) | {"detector": asdict(settings), "networks": networks_sha256(model)}
+    planted = store_settings(folder)
+    if planted["networks"] != networks_sha256(model):
+        raise RunError(f"{folder}: expected volumes planted with the VQ-VAE and prior of {model_file}, found others")
+    about = _about(run, splits, names) | {"detector": asdict(settings)} | planted
     trainer = _trainer(run, stage, data, about)
     trainer.train(validations=12)
     _add_to_about(trainer.file, {"planted_volumes": len(stored_files(folder))})

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +164,8 @@ def fill_store(planter: Planter, folder: Path, count: int | None, minutes: float
     """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room. Returns how many
     were made. Raises CacheError for a store that was made with other networks or settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / "settings.json", {"networks": networks_sha256(planter.model)})
+    settings = json.loads(json.dumps(asdict(planter.settings)))  # as they are read back
+    _check_settings(folder / "settings.json", {"networks": networks_sha256(planter.model), **settings})
     files = stored_files(folder)
     number, end, made = (int(files[-1].stem) + 1 if files else 0), time.monotonic() + 60 * (minutes or 1e9), 0
     with tqdm(total=count, initial=number, desc="planting", unit="volume", disable=None) as bar:
@@ -184,6 +185,11 @@ def _check_settings(file: Path, settings: dict) -> None:
     if file.exists() and json.loads(file.read_text()) != settings:
         raise CacheError(f"{file}: expected a store of {settings}, found one of others; choose another folder")
     file.write_text(json.dumps(settings))
+
+
+def store_settings(folder: Path) -> dict:
+    """What the store was made with: `PlantingSettings` and `networks`, the sha256 of the VQ-VAE and the prior."""
+    return json.loads((folder / "settings.json").read_text())
 
 
 def stored_files(folder: Path) -> list[Path]:

@@ -1,0 +1,248 @@
+"""What a detector with context learns from: randomised volumes, varied anomalies, the store, and the detector itself."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_nifti
+from scipy import ndimage
+
+from mood_submission import Predictor, load_model
+from mood_submission.anomalies import body_mask
+from mood_submission.context_detector import ContextDetector, VolumeEvidence, input_channels
+from mood_submission.detector import DetectorSettings
+from mood_submission.preprocessing import Preprocessing
+from mood_submission.training.cache import CacheError, build_cache, load_cache
+from mood_submission.training.planting import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
+from mood_submission.training.randomise import BOLD, MILD, RANDOMISATIONS, Randomisation, randomise
+from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
+from mood_submission.volumes import read_volume
+
+CONTEXT = (-2, -1, 0, 1, 2)
+TINY = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
+STILL = Randomisation(0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def script(name: str, *words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True)
+
+
+def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
+    """Slices of a mottled ball in air, (count, size, size) in [0, 1]."""
+    z, y, x = np.meshgrid(np.linspace(-0.6, 0.6, count), *[np.linspace(-1, 1, size)] * 2, indexing="ij")
+    mottled = 0.5 + 0.12 * np.sin(9 * x) * np.cos(8 * y + 3 * z)
+    return torch.from_numpy(np.where(x**2 + y**2 + z**2 < 0.7, mottled, 0)).float()
+
+
+# randomisation
+
+
+@pytest.mark.parametrize("name", RANDOMISATIONS)
+@pytest.mark.parametrize("together", [False, True])
+def test_randomised_slices_are_slices(name, together):
+    slices = brain_slices()
+    make = lambda: randomise(slices, 40, RANDOMISATIONS[name], 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
+    first = make()
+    assert first.shape == slices.shape and 0 <= float(first.min()) and float(first.max()) <= 1
+    assert torch.equal(first, make()) and float((first - slices).abs().mean()) > 0.01
+    assert ((first == 0) | (first >= 0.05)).all()  # air, or above it
+
+
+def test_nothing_is_randomised_where_nothing_may_be():
+    slices = brain_slices()
+    found = randomise(slices, 40, STILL, 0.05, torch.Generator().manual_seed(0))
+    assert torch.allclose(found, slices, atol=1e-5)
+
+
+def test_a_volume_is_changed_as_one():
+    one = brain_slices()[6:7].expand(5, -1, -1)
+    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0)  # what varies from slice to slice in a volume too
+    found = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1), together=True)
+    assert torch.allclose(found, found[:1].expand(5, -1, -1), atol=1e-5)
+    apart = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1))
+    assert float((apart[0] - apart[1]).abs().mean()) > 0.01
+
+
+# anomalies
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    volume = np.ascontiguousarray(brain_slices(40, 64).numpy()[:, ::-1].transpose(2, 1, 0))
+    volume = volume + np.where(volume > 0, 0.6 * ndimage.gaussian_filter(np.random.default_rng(0).normal(size=volume.shape), 1), 0)
+    volume = volume.astype(np.float32).clip(0, 1)
+    return Host.of(volume, body_mask(volume), 50.0)
+
+
+@pytest.mark.parametrize("kind", TRAINING_KINDS)
+def test_every_kind_changes_what_its_mask_says(host, kind):
+    donor = np.roll(host.volume, 5, 0) * 0.8
+    for seed in range(3):
+        planted, mask = plant_varied(host, kind, np.random.default_rng(seed), donor)
+        assert planted.dtype == np.float32 and 0 <= planted.min() and planted.max() <= 1 and mask.any()
+        change = np.abs(planted - host.volume)
+        assert change[mask].mean() > 3 * change[~mask].mean() and change[mask].mean() > 0.01
+        assert not mask[~host.body].any() and (change[~host.body] == 0).all()
+        again, same = plant_varied(host, kind, np.random.default_rng(seed), donor)
+        assert np.array_equal(again, planted) and np.array_equal(same, mask)
+
+
+def test_no_kind_and_no_body(host):
+    assert set(FURTHER).isdisjoint(PASTED) and len(set(TRAINING_KINDS)) == len(TRAINING_KINDS)
+    with pytest.raises(ValueError, match="kind: expected one of"):
+        plant_varied(host, "nonsense", np.random.default_rng(0))
+    empty = dataclasses.replace(host, body=np.zeros_like(host.body))
+    with pytest.raises(ValueError, match="nothing to plant in"):
+        plant_varied(empty, "ball", np.random.default_rng(0))
+
+
+# the detector
+
+
+def evidence(count: int = 9, size: int = 32) -> VolumeEvidence:
+    make = torch.Generator().manual_seed(0)
+    slices, decoded, restored = (torch.rand(count, size, size, generator=make) for _ in range(3))
+    return VolumeEvidence.of(slices, decoded, restored, torch.rand(count, 4, 4, generator=make) * 5, torch.rand(count, 1))
+
+
+def test_a_slice_is_read_with_its_neighbours():
+    volume = evidence()
+    maps, nll = volume.inputs(torch.tensor([0, 4, 8]), CONTEXT)
+    assert maps.shape == (3, input_channels(CONTEXT), 32, 32) and nll.shape == (3, 5, 4, 4)
+    for row, index in enumerate((0, 4, 8)):  # the slow obvious version
+        for column, offset in enumerate(CONTEXT):
+            near = min(max(index + offset, 0), 8)
+            residual = (volume.slices[near] - volume.reconstruction[near]) / volume.residual
+            assert torch.equal(maps[row, column], volume.slices[near])
+            assert torch.allclose(maps[row, 5 + column], residual.clamp(-8, 8))
+            assert torch.allclose(nll[row, column], ((volume.nll[near] - volume.usual) / (volume.high - volume.usual)).clamp(-2, 6))
+        assert torch.equal(maps[row, 10], volume.reconstruction[index])
+        assert torch.equal(maps[row, 12], volume.position[index].expand(32, 32))
+    wide, _ = volume.inputs(torch.tensor([4]), CONTEXT, stride=2)
+    assert torch.equal(wide[0, 0], volume.slices[0]) and torch.equal(wide[0, 4], volume.slices[8])
+
+
+def test_evidence_is_relative_to_the_volume_s_own():
+    volume = evidence()
+    worse = VolumeEvidence.of(volume.slices, volume.slices + 3 * (volume.reconstruction - volume.slices),
+                              volume.slices + 3 * (volume.restoration - volume.slices), 2 * volume.nll + 1, volume.position)
+    for one, other in zip(volume.inputs(torch.arange(9), CONTEXT), worse.inputs(torch.arange(9), CONTEXT)):
+        keep = [i for i in range(one.shape[1]) if i != 10]  # all but the reconstruction itself
+        assert torch.allclose(one[:, keep] if one.shape[1] > 10 else one, other[:, keep] if one.shape[1] > 10 else other, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [160, 40, 38])
+def test_a_logit_for_every_pixel_whatever_the_batch(size):
+    torch.manual_seed(0)
+    detector = ContextDetector(TINY).double().eval()
+    for mirror in detector.mirrors:
+        torch.nn.init.normal_(mirror.mix.weight, 0, 0.1)
+    maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
+    together = detector(maps, nll)
+    assert together.shape == (3, size, size)
+    alone = torch.cat([detector(maps[i : i + 1], nll[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_a_context_has_the_slice_itself_in_it():
+    with pytest.raises(ValueError, match="context with the slice itself"):
+        DetectorSettings(context=(-1, 1))
+
+
+# the store
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """Twelve little heads, 6 mm voxels."""
+    folder = tmp_path_factory.mktemp("heads")
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        x, y, z = np.meshgrid(*[np.arange(-n / 2, n / 2) * 6.0 for n in (30, 34, 28)], indexing="ij")
+        inside = (x / 66) ** 2 + (y / 82) ** 2 + (z / 64) ** 2 < 1
+        data = 0.55 + 0.2 * np.sin(x / 14 + rng.uniform(0, 6)) * np.cos(y / 16) * np.cos(z / 15 + rng.uniform(0, 6))
+        write_nifti(folder / f"head{number:02d}.nii.gz", np.where(inside, data, 0).astype(np.float32), np.diag([6, 6, 6, 1.0]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(healthy, tmp_path_factory):
+    file = tmp_path_factory.mktemp("cache") / "slices.npz"
+    prep = dataclasses.replace(Preprocessing.harmonised("brain"), image_size=40, slice_distance=6.0, resolution=0.0)
+    build_cache(healthy, file, prep)
+    return file
+
+
+@pytest.fixture(scope="module")
+def planter(cache, tiny_weights):
+    return Planter(load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu"), PlantingSettings(variants=2, seed=5))
+
+
+def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(planter):
+    arrays = planter.volume(3)
+    again = planter.volume(3)
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
+    depth = arrays["rows"].shape[1]
+    assert np.array_equal(arrays["rows"][0], np.arange(depth)) and not arrays["label"][:depth].any()
+    kinds = json.loads(str(arrays["kinds"]))
+    assert kinds[0] == "" and len(kinds) == len(arrays["rows"]) == len(arrays["scales"]) > 1
+    for rows in arrays["rows"][1:]:
+        new = rows >= depth
+        assert new.any() and np.array_equal(rows[~new], np.flatnonzero(~new))
+        assert arrays["label"][rows][new].any()
+        assert (np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0).any()
+
+
+def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
+    settings = PlantingSettings(variants=1, restored=1.0, restorations=1, short=8)
+    planter = Planter(load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu"), settings)
+    arrays = planter.volume(0)
+    assert arrays["rows"].shape[1] == 8 and arrays["restoration"].shape == arrays["reconstruction"].shape
+    assert (arrays["restoration"] != arrays["reconstruction"]).any()
+
+
+def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
+    assert fill_store(planter, tmp_path, 3) == 3
+    store = Store(tmp_path, most=4)
+    assert len(store) == 3 and [file.stem for file in stored_files(tmp_path)] == ["000000", "000001", "000002"]
+    assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
+    store.refresh()
+    assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
+    maps, nll, label = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
+    assert maps.shape == (8, input_channels(CONTEXT), 40, 40) and nll.shape == (8, 5, 5, 5) and label.shape == (8, 40, 40)
+    assert label.any() and set(label.unique().tolist()) <= {0.0, 1.0}
+    same = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((maps, nll, label), same))
+    other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
+    with pytest.raises(CacheError, match="expected a store of"):
+        fill_store(other, tmp_path, 9)
+
+
+def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
+    """Plant, train, go on training, put the detector into the model file, predict."""
+    weights, store, run = tiny_weights["brain"], tmp_path / "store", tmp_path / "run"
+    common = ("--region", "brain", "--data", cache, "--model", weights, "--store", store)
+    planted = script("train.py", "plant", *common, "--count", 3, "--variants", 2)
+    assert planted.returncode == 0 and "3 volumes planted" in planted.stdout, planted.stderr
+    train = ("detector", *common, "--out", run, "--widths", 4, 6, 8, 8, 8, "--context", *CONTEXT, "--batch", 4)
+    assert script("train.py", *train, "--steps", 4).returncode == 0
+    more = script("train.py", *train, "--steps", 6, "--resume")
+    assert more.returncode == 0, more.stderr
+    rows = (run / "detector.csv").read_text().splitlines()
+    assert "validation_ap" in rows[0] and rows[-1].startswith("6,")
+    out = tmp_path / "brain.safetensors"
+    added = script("add_detector.py", run, weights, "-o", out)
+    assert added.returncode == 0, added.stderr
+    model = load_model(out, "cpu")
+    assert model.about.detector.context == CONTEXT and model.about.pixel_method == "learned"
+    volume = read_volume(sorted(healthy.iterdir())[0])
+    predictor = Predictor(model)
+    assert predictor.restorations == 0 and 0 < predictor.sample_score(volume) < 1
+    scores = predictor.pixel_scores(volume)
+    assert scores.shape == volume.data.shape and scores.max() > scores.min() >= 0
+    missing = script("train.py", *train[:-2], "--steps", 9, "--resume", "--store", tmp_path / "none")
+    assert missing.returncode == 1 and "run scripts/train.py plant first" in missing.stderr
