@@ -1,8 +1,10 @@
 """Ways of scoring, side by side: anomalies of every kind planted in held-out healthy volumes, one table."""
 
 import dataclasses
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,29 +81,33 @@ Ways = Callable[[Predictor, Prepared], Scores]
 
 def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
     """All that can be made of the model: as published, its parts, by rarity where it is calibrated, and by its detector
-    where it has one."""
+    where it has one. Without restorations only what needs none."""
     model, tables = predictor.model, predictor.model.about.rarity_tables
     codes = model.encode(prepared.slices, prepared.position)
     nll = model.nll(codes, prepared.position)
-    published, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
     decoded = model.decode(codes, prepared.position)
-    pixel = {"vq-vae reconstruction": smooth((prepared.slices.to(decoded) - decoded).abs()).clamp(0, 1),
-             "paper": smooth(published).clamp(0, 1)}
+    pixel, restored = {"vq-vae reconstruction": smooth((prepared.slices.to(decoded) - decoded).abs()).clamp(0, 1)}, None
+    if predictor.restorations:
+        published, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
+        pixel["paper"] = smooth(published).clamp(0, 1)
     paper = Predictor(model, sample_method="paper", pixel_method="paper")
     sample = {"paper": paper.sample_score_of(prepared, codes, nll), "top": top_score(nll)}
     if tables:
         evidence = predictor.evidence(prepared, codes, nll, restored)
         groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.items()}
         groups["rarity without sampling"] = {n: maps for n, maps in evidence.items() if n != "restoration"}
-        groups["rarity"] = evidence
+        if restored is not None:
+            groups["rarity"] = evidence
         for name, members in groups.items():
             rare = combined_rarity(members, tables)
             pixel[name], sample[name] = soften(rare), top_mean(rare)
     if model.detector is not None:
         for name, maps in (("learned", restored), ("learned without sampling", None)):
+            if name == "learned" and maps is None:
+                continue
             logits = predictor.detected(prepared, codes, nll, maps)
             pixel[name], sample[name] = soften_logits(logits), sample_of(logits)
-    return Scores(pixel, sample, restored)
+    return Scores(pixel, sample, decoded if restored is None else restored)
 
 
 def vae_ways(vae: VAE) -> Ways:
@@ -188,6 +194,30 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
                 low, high = bootstrap_interval(of_volume, resamples, seed=0)
                 ways[way] = {"ap": float(average_precision(*of_volume.sum(0))), "low": low, "high": high,
                              "kinds": _parts(counts, "kind", task), "sizes": _parts(counts, "size", task)}
+                if task == "sample":
+                    healthy = [float(outcomes[f][task][i]) for case, outcomes in stored.items() if case.kind is None]
+                    ways[way]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
+    return result
+
+
+def source_of(name: str) -> str:
+    """A volume's source: the letters its name begins with, as `training.cache.split_names` has it."""
+    return re.match(r"[^\d]*", name).group().rstrip("_-") or name
+
+
+def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """By way of scoring samples, for each pair of sources: how well their healthy volumes can be told apart by score, as the
+    area under the curve of the better direction: 0.5 for not at all, 1 for entirely."""
+    healthy = [case for case in cases if case.kind is None]
+    sources = sorted({source_of(case.volume) for case in healthy})
+    result: dict[str, dict[str, float]] = {}
+    for f in range(len(folders)):
+        outcomes = {case: load_case(case, folders, ("sample", "sample_ways"))[f] for case in healthy}
+        for i, way in enumerate(outcomes[healthy[0]]["sample_ways"].tolist()):
+            scores = {s: [outcomes[c]["sample"][i] for c in healthy if source_of(c.volume) == s] for s in sources}
+            for one, other in itertools.combinations(sources, 2):
+                above = np.mean([(a > b) + (a == b) / 2 for a in scores[one] for b in scores[other]])
+                result.setdefault(way, {})[f"{one} and {other}"] = float(max(above, 1 - above))
     return result
 
 
@@ -221,10 +251,12 @@ def to_markdown(result: dict[str, dict[str, object]]) -> str:
     lines = []
     for task, ways in result.items():
         kinds = list(next(iter(ways.values()))["kinds"])
-        lines += [f"| {task} task | AP | 95% interval | {' | '.join(kinds)} |", "|---" * (len(kinds) + 3) + "|"]
+        more = ["healthy: lowest, median, highest"] if task == "sample" else []
+        lines += [f"| {task} task | AP | 95% interval | {' | '.join([*kinds, *more])} |", "|---" * (len(kinds + more) + 3) + "|"]
         for way, row in sorted(ways.items(), key=lambda item: -item[1]["ap"]):
-            by_kind = " | ".join(f"{row['kinds'][kind]:.2f}" for kind in kinds)
-            lines.append(f"| {way} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {by_kind} |")
+            columns = [f"{row['kinds'][kind]:.2f}" for kind in kinds]
+            columns += [", ".join(f"{value:.3g}" for value in row["healthy"])] if more else []
+            lines.append(f"| {way} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {' | '.join(columns)} |")
         lines.append("")
     return "\n".join(lines)
 

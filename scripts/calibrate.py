@@ -18,13 +18,14 @@ from mood_submission.calibration import calibrate  # noqa: E402
 from mood_submission.model import (PIXEL_METHODS, PRECISIONS, SAMPLE_METHODS, load_model,  # noqa: E402
                                    rewrite_about)
 from mood_submission.predictor import Predictor  # noqa: E402
-from mood_submission.volumes import named_volumes  # noqa: E402
+from mood_submission.volumes import VolumeError, named_volumes  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file, of scripts/export.py")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="healthy volumes")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="healthy volumes, of one or "
+                        "several scanners")
     parser.add_argument("--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
     parser.add_argument("--slices", type=slices_option, metavar="all|N", help="a volume (default: those that prediction "
@@ -39,9 +40,15 @@ def parse() -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
+    files: dict[str, Path] = {}
+    for folder in args.data:
+        files |= named_volumes(folder)
     if args.names_file:
-        return list(named_volumes(args.data, args.names_file.read_text().split()).values())
-    files = named_volumes(args.data)
+        names = args.names_file.read_text().split()
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise VolumeError(f"{', '.join(map(str, args.data))}: expected a volume called {missing[0]}, found {len(files)} others")
+        return [files[name] for name in sorted(names)]
     return [files[name] for name in held_out if name in files] or list(files.values())
 
 

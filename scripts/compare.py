@@ -10,29 +10,32 @@ import dataclasses
 import hashlib
 import json
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm  # noqa: E402
 
-from mood_submission.__main__ import positive, slices_option  # noqa: E402
-from mood_submission.comparison import (Case, check_settings, model_ways, plan, run_case, table,  # noqa: E402
-                                        to_markdown, vae_ways)
+from mood_submission.__main__ import positive, restorations_option, slices_option  # noqa: E402
+from mood_submission.comparison import (Case, check_settings, model_ways, plan, run_case, source_of,  # noqa: E402
+                                        table, telling_apart, to_markdown, vae_ways)
 from mood_submission.integrity import content_sha256  # noqa: E402
 from mood_submission.model import PRECISIONS, REGIONS, WEIGHTS, About, Model, load_model, rewrite_about  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
-from mood_submission.volumes import named_volumes  # noqa: E402
+from mood_submission.volumes import VolumeError, named_volumes  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--region", choices=REGIONS, required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="healthy volumes, not trained on")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="healthy volumes, not trained "
+                        "on, of one or several scanners; those whose names begin with the same letters are one source")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="RESULTS", help="folder to write to")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--held-out", action="store_true", help="only the volumes that the model file names as its "
                        "validation and test volumes; with tables of both halves too")
+    which.add_argument("--only", nargs="+", metavar="PATTERN", help="only the volumes of these names, such as 'ucla*'")
     which.add_argument("--names-file", type=Path, metavar="FILE", help="only the volumes named there, one a line")
     parser.add_argument("--planted", type=positive, default=1, metavar="N", help="anomalies a volume, each in a copy "
                         "of its own (default: 1)")
@@ -40,7 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
     parser.add_argument("--slices", type=slices_option, metavar="all|N", help="a volume (default: those that prediction "
                         "looks at)")
-    parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
+    parser.add_argument("--restorations", type=restorations_option, metavar="N", help="0: only ways of scoring that need "
+                        "none (default: what the model file says)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
     parser.add_argument("--record", action="store_true", help="with --held-out: write the average precision of each way on "
                         "both halves into the model file's description")
@@ -63,6 +67,9 @@ def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, 
 
 def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path) -> dict[str, dict]:
     """table.json and table.md: all cases, and those of each part's volumes. Returns the tables by group."""
+    sources = {case.volume: source_of(case.volume) for case in cases}
+    names = sorted(set(sources.values()))
+    parts = parts | ({name: [v for v, source in sources.items() if source == name] for name in names} if len(names) > 1 else {})
     groups = {"all volumes": cases} | {f"{name} volumes": [c for c in cases if c.volume in members]
                                        for name, members in parts.items()}
     results = {name: table(members, folders) for name, members in groups.items()}
@@ -70,8 +77,27 @@ def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[s
     text = "\n".join(f"## {name}: {sum(c.kind is None for c in groups[name])} healthy, "
                      f"{sum(c.kind is not None for c in groups[name])} with an anomaly\n\n{to_markdown(result)}"
                      for name, result in results.items())
+    if len(names) > 1:
+        text += "\n## Healthy volumes of two sources told apart by their sample scores (area under the curve)\n\n" + "\n".join(
+            f"- {way}: " + ", ".join(f"{pair} {area:.2f}" for pair, area in pairs.items())
+            for way, pairs in telling_apart(cases, folders).items()) + "\n"
     (out / "table.md").write_text(text)
     return results
+
+
+def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Path]:
+    """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
+    names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
+    files: dict[str, Path] = {}
+    for folder in args.data:
+        files |= named_volumes(folder)
+    if args.only:
+        names = [name for name in files if any(fnmatch(name, pattern) for pattern in args.only)]
+    missing = [name for name in names or [] if name not in files]
+    if missing or not files or names == []:
+        raise VolumeError(f"{', '.join(map(str, args.data))}: expected " + (f"a volume called {missing[0]}" if missing else
+                          f"volumes called {' or '.join(args.only)}") + f", found {len(files)} others")
+    return {name: files[name] for name in sorted(names or files)}
 
 
 def record(weights: Path, about: About, args: argparse.Namespace, results: dict[str, dict]) -> None:
@@ -106,8 +132,7 @@ def main() -> int:
         model = load_model(weights, args.device, precision=args.precision)
         predictor = Predictor(model, args.slices, args.restorations, sample_method="paper", pixel_method="paper")
         parts = halves(args, model.about.training.get("vqvae", {}).get("volumes", {}))
-        names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
-        files = named_volumes(args.data, names)
+        files = chosen(args, parts)
         cases = plan(list(files), args.planted, args.seed)
         ways = {args.out / "cases": model_ways}
         if args.vae:

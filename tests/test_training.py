@@ -20,7 +20,7 @@ from mood_submission.training.augment import Augmentation, augment_geometry, aug
 from mood_submission.training.cache import CacheError, build_cache, load_cache, split_names
 from mood_submission.training.run import load_prior, load_vae, load_vqvae
 from mood_submission.training.stages import VQVAEStage, nll_percentiles
-from mood_submission.training.trainer import BatchOrder, Budget, Schedule
+from mood_submission.training.trainer import Budget, Schedule
 from mood_submission.vae import divergence
 from mood_submission.volumes import read_volume
 from mood_submission.vqvae import VQVAESettings
@@ -222,11 +222,11 @@ def test_what_is_not_a_cache_is_named(tmp_path):
 
 def test_batches_cover_every_filled_slice_once_an_epoch(cache):
     splits, _ = load_cache(cache)
-    order = BatchOrder(splits["train"], 4, seed=3)
+    order = splits["train"].order(4, seed=3)
     drawn = torch.cat([order(step) for step in range(order.length)])[: order.length * 4]
     counts = torch.bincount(drawn, minlength=len(splits["train"]))
     assert (counts[splits["train"].filled()] == 4).all()
-    assert torch.equal(BatchOrder(splits["train"], 4, seed=3)(7), order(7))  # a function of the step
+    assert torch.equal(splits["train"].order(4, seed=3)(7), order(7))  # a function of the step
 
 
 def test_augmentation_keeps_air_and_is_seeded():
