@@ -11,7 +11,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name == "Predictor":  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed
+    if (
+        name == "Predictor"
+    ):  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed
         from .predictor import Predictor
+
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

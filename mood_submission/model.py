@@ -1,95 +1,32 @@
-"""A trained model: one safetensors file a region, and what can be done with it.
-
-The file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there is one, of the detector
-(`detector.*`), and one JSON text (`about`) with everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
-"""
+"""A trained model on a device: its networks in evaluation mode, batched, and on a CPU in threads that are not seen in the results."""
 
 import copy
-import dataclasses
-import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from .context_detector import ContextDetector, VolumeEvidence, build_detector
-from .detector import Detector, DetectorSettings
-from .device import affordable, exact_float32, free_memory, in_batches
-from .integrity import check, content_sha256
-from .pixelsnail import PixelSNAIL, PixelSNAILSettings
-from .preprocessing import Preprocessing
-from .sampler import CachedPrior, restore
-from .threads import each, one_thread_each
-from .vqvae import VQVAE, VQVAESettings
+from .model_file import FORMAT, REGIONS, WEIGHTS, About, ModelError, _filled, _stored
+from .networks.context_detector import ContextDetector, VolumeEvidence, build_detector
+from .networks.detector import Detector
+from .networks.pixelsnail import PixelSNAIL
+from .networks.vqvae import VQVAE
+from .restoration.cached_prior import CachedPrior
+from .restoration.restore import restore
+from .runtime.integrity import check, content_sha256
+from .runtime.memory import affordable, free_memory, in_batches
+from .runtime.precision import exact_float32
+from .runtime.threads import each, one_thread_each
 
-FORMAT = "mood-submission-1"
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-REGIONS = ("brain", "abdom")
-SAMPLE_METHODS = ("paper", "top", "learned")
-PIXEL_METHODS = ("paper", "rarity", "learned")
 PRECISIONS = ("float32", "tf32", "bf16")
-BATCH = 32               # slices that go through a network at a time on a GPU; on a CPU one, in each thread
-CPU_SLICES, CPU_ROWS = 16, 128  # that a CPU's thread restores at a time, at most: slices, and restorations in all
-
-
-class ModelError(ValueError):
-    """A model file that is missing, damaged or of another kind."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What travels with the parameters.
-
-    pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
-        the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`scoring.top_score`) or
-        "learned" (module `detector`).
-    pixel_method: how voxels' scores are: "paper" (|slice - restoration|), "rarity" (module `rarity`) or "learned".
-    sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
-    top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
-    rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
-    restorations, temperature: published 15 and 3.
-    detector: sizes of the detector; None where the model has none.
-    training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
-    """
-
-    region: str
-    vqvae: VQVAESettings
-    prior: PixelSNAILSettings
-    preprocessing: Preprocessing
-    pixel_threshold: float = 5.0
-    sample_threshold: float = 7.0
-    sample_method: str = "paper"
-    sample_scale: float = 2000.0
-    top_reference: float = 3.0
-    pixel_method: str = "paper"
-    rarity_tables: dict[str, list[float]] = field(default_factory=dict)
-    restorations: int = 15
-    temperature: float = 3.0
-    detector: DetectorSettings | None = None
-    training: dict = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT} | dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "About":
-        values = json.loads(text)
-        if values.pop("format", None) != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        values.pop("rarity_reference", None)  # of a sample score that earlier files could ask for
-        for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
-            if values.get(name, "paper") not in known:
-                raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
-        detector = values.get("detector")  # earlier files know of none
-        values["detector"] = detector and DetectorSettings(**detector)
-        return cls(**values | {"vqvae": VQVAESettings(**values["vqvae"]), "prior": PixelSNAILSettings(**values["prior"]),
-                               "preprocessing": Preprocessing.from_dict(values["preprocessing"])})
+BATCH = 32  # slices that go through a network at a time on a GPU; on a CPU one, in each thread
+CPU_SLICES, CPU_ROWS = (
+    16,
+    128,
+)  # that a CPU's thread restores at a time, at most: slices, and restorations in all
 
 
 class Model:
@@ -102,10 +39,19 @@ class Model:
     `precision`, of restoring alone: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA)
     and "bf16" draw others of the same distribution, up to rounding. `file`: that it was read from, `sha256`: of that."""
 
-    def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, about: About, device: str | torch.device = "cpu",
-                 dtype: torch.dtype = torch.float32, batch_size: int | None = None,
-                 precision: str = "float32", file: Path | None = None, sha256: str | None = None,
-                 detector: Detector | ContextDetector | None = None):
+    def __init__(
+        self,
+        vqvae: VQVAE,
+        prior: PixelSNAIL,
+        about: About,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int | None = None,
+        precision: str = "float32",
+        file: Path | None = None,
+        sha256: str | None = None,
+        detector: Detector | ContextDetector | None = None,
+    ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
@@ -114,14 +60,23 @@ class Model:
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.precision, self.file, self.sha256 = precision, file, sha256
-        self._cached: dict[torch.Size, CachedPrior] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
+        self._cached: dict[
+            torch.Size, CachedPrior
+        ] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
 
     def on_cpu(self) -> "Model":
         """The same on the CPU, from its file where it has one: a GPU that has failed may not give anything back."""
         if self.file is not None:
             return load_model(self.file, "cpu", self.dtype, self.precision)
-        return Model(copy.deepcopy(self.vqvae), copy.deepcopy(self.prior), self.about, "cpu", self.dtype,
-                     precision=self.precision, detector=copy.deepcopy(self.detector))
+        return Model(
+            copy.deepcopy(self.vqvae),
+            copy.deepcopy(self.prior),
+            self.about,
+            "cpu",
+            self.dtype,
+            precision=self.precision,
+            detector=copy.deepcopy(self.detector),
+        )
 
     @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
@@ -138,19 +93,25 @@ class Model:
         return self._batched(self.prior.nll, codes, position)
 
     @exact_float32()
-    def detect(self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor) -> Tensor:
+    def detect(
+        self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+    ) -> Tensor:
         """The detector's logits, (B, H / 2, W / 2), or (B, H, W) of one that reads neighbours: for all slices of a volume in
         order, what they are decoded to, the mean of their restorations (or the reconstruction again) and their codes' NLL.
         Raises ModelError for a model without a detector."""
         if self.detector is None:
-            raise ModelError("expected a model with a detector, found one without; see scripts/train.py detector")
+            raise ModelError(
+                "expected a model with a detector, found one without; see scripts/train.py detector"
+            )
         context = self.about.detector.context
         if not context:
             return self._batched(self.detector, slices, reconstruction, restoration, nll, position)
         maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
         evidence = VolumeEvidence.of(*maps)
-        return self._batched(lambda index: self.detector(*(self._here(x) for x in evidence.inputs(index, context))),
-                             torch.arange(len(slices)))
+        return self._batched(
+            lambda index: self.detector(*(self._here(x) for x in evidence.inputs(index, context))),
+            torch.arange(len(slices)),
+        )
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
@@ -161,13 +122,21 @@ class Model:
             return self._restore_in_threads(codes, position, uniforms, threshold)
         if self._cached.get(codes.shape[1:]) is None:
             self._cached = {codes.shape[1:]: CachedPrior(self.sampling_prior, *codes.shape[1:])}
-        return restore(self.sampling_prior, codes, position, uniforms, threshold,
-                       cached=self._cached[codes.shape[1:]], tf32=self.precision == "tf32")
+        return restore(
+            self.sampling_prior,
+            codes,
+            position,
+            uniforms,
+            threshold,
+            cached=self._cached[codes.shape[1:]],
+            tf32=self.precision == "tf32",
+        )
 
     @exact_float32()  # for all threads at once
     @one_thread_each()
-    def _restore_in_threads(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
-                            ) -> Tensor:
+    def _restore_in_threads(
+        self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
+    ) -> Tensor:
         """A few slices at a time in each thread, with a prior of its own, as `sampler.restore` asks."""
         threshold = torch.as_tensor(threshold).expand(len(codes))
         own = threading.local()  # whose memory a thread lets go when it ends
@@ -176,11 +145,15 @@ class Model:
             if not hasattr(own, "prior"):
                 own.prior = _twin(self.sampling_prior)
                 own.cached = CachedPrior(own.prior, *codes.shape[1:])
-            return restore(own.prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=own.cached)
+            return restore(
+                own.prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=own.cached
+            )
 
         slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))
         parameters = sum(p.numel() * p.element_size() for p in self.sampling_prior.parameters())
-        return torch.cat(each(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters)))
+        return torch.cat(
+            each(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters))
+        )
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -221,8 +194,10 @@ class Model:
         """What a slice takes of memory: a unit at full resolution, or a block of the prior with its attention."""
         size = self.about.preprocessing.image_size
         places = self.vqvae.settings.latent_size(size) ** 2
-        numbers = max(12 * size**2 * self.vqvae.settings.channels[0],
-                      places * (20 * self.prior.settings.n_channels + places))
+        numbers = max(
+            12 * size**2 * self.vqvae.settings.channels[0],
+            places * (20 * self.prior.settings.n_channels + places),
+        )
         return numbers * self.dtype.itemsize
 
 
@@ -242,53 +217,17 @@ def _pieces(first: int, last: int) -> list[tuple[int, int]]:
     return pieces
 
 
-def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:
-    """Write a model file; `dtype` None keeps the parameters' own. Weight norm must be folded (`fold_weight_norm`).
-    A detector is added by `add_detector`."""
-    _write(file, _stored(vqvae, "vqvae", dtype) | _stored(prior, "prior", dtype), about)
-
-
-def _stored(network: nn.Module, part: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Parameters by their names in the file. Raises ValueError for one that `dtype` is too small for."""
-    stored = {f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
-              for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    for name, value in stored.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name}: expected finite values, found one that is none or is too large for {value.dtype}")
-    return stored
-
-
-def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part, text = file.with_name(f".{file.name}.part"), about.to_json()
-    part.write_bytes(save(tensors, metadata={"about": text, "sha256": content_sha256(tensors, text)}))
-    part.replace(file)
-
-
-def rewrite_about(file: Path, out: Path, about: About) -> None:
-    """Write to `out` (which may be `file`) the model of `file` with another description; its parameters stay as stored."""
-    _write(out, _tensors(file), about)
-
-
-def add_detector(file: Path, out: Path, detector: Detector | ContextDetector, about: About, dtype: torch.dtype | None = None) -> None:
-    """Write to `out` (which may be `file`) the model of `file` with this detector, instead of any that it has, and this
-    description; the other parameters stay as stored. dtype: as of `save_model`."""
-    kept = {name: value for name, value in _tensors(file).items() if not name.startswith("detector.")}
-    _write(out, kept | _stored(detector, "detector", dtype), dataclasses.replace(about, detector=detector.settings))
-
-
 def networks_sha256(model: Model) -> str:
     """Of the VQ-VAE's and the prior's parameters: what a detector is trained for."""
     return content_sha256(_stored(model.vqvae, "vqvae", None) | _stored(model.prior, "prior", None), "")
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}
-
-
-def load_model(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None,
-               precision: str = "float32") -> Model:
+def load_model(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str = "float32",
+) -> Model:
     """The model of a region ("brain", "abdom": the shipped weights), or of a file.
 
     device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`. Only
@@ -303,23 +242,23 @@ def load_model(name: str | Path, device: str | torch.device | None = None, dtype
         text = metadata.get("about", "{}")
         about = About.from_json(text)
         sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
-        vqvae, prior = (_filled(network, tensors, part)
-                        for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior))))
+        vqvae, prior = (
+            _filled(network, tensors, part)
+            for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior)))
+        )
         detector = about.detector and _filled(build_detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(vqvae, prior, about, device, dtype or torch.float32, precision=precision, file=file, sha256=sha256,
-                 detector=detector)
-
-
-def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:
-    """The network with the parameters stored under `part.`; all must be there and fit."""
-    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
-    network.to(next(iter(own.values())).dtype if own else torch.float32)  # load_state_dict would round float64
-    missing, unexpected = network.load_state_dict(own, strict=False)
-    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
-    if wrong:
-        raise ValueError(f"parameters of the {part} missing or unknown: {', '.join(wrong[:3])} ...")
-    return network
+    return Model(
+        vqvae,
+        prior,
+        about,
+        device,
+        dtype or torch.float32,
+        precision=precision,
+        file=file,
+        sha256=sha256,
+        detector=detector,
+    )

@@ -10,14 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .detector import sample_of, soften_logits, smooth_logits
-from .model import Model, ModelError
-from .preprocessing import (Frame, View, frame_of, harmonise, intensity_statistics, normalise, slice_indices, slices_to_volume,
-                            volume_to_slices)
-from .rarity import EVIDENCE, combined_rarity, smooth_evidence, soften
-from .scoring import pixel_score, sample_score, smooth, top_score
-from .threads import one_thread_each
-from .volumes import Grid, Volume, VolumeError, read_volume, write_volume, write_whole
+from .model import Model
+from .model_file import ModelError
+from .preprocessing import (
+    Frame,
+    View,
+    frame_of,
+    harmonise,
+    intensity_statistics,
+    normalise,
+    slice_indices,
+    slices_to_volume,
+    volume_to_slices,
+)
+from .runtime.files import write_whole
+from .runtime.threads import one_thread_each
+from .scoring.learned import sample_of, smooth_logits, soften_logits
+from .scoring.paper import pixel_score, sample_score, smooth, top_score
+from .scoring.rarity import EVIDENCE, combined_rarity, smooth_evidence, soften
+from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
 PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
 TASKS = ("sample", "pixel")
@@ -45,7 +56,9 @@ class Prepared:
     def part(self, count: int) -> "Prepared":
         """The same volume with `count` of its slices, evenly spread."""
         chosen = slice_indices(len(self.indices), count)
-        return replace(self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen])
+        return replace(
+            self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen]
+        )
 
 
 class Predictor:
@@ -62,22 +75,35 @@ class Predictor:
         so a volume's scores do not depend on what else is in the folder.
     """
 
-    def __init__(self, model: Model, slices: int | str | None = None, restorations: int | None = None, seed: int = 0,
-                 sample_method: str | None = None, pixel_method: str | None = None):
+    def __init__(
+        self,
+        model: Model,
+        slices: int | str | None = None,
+        restorations: int | None = None,
+        seed: int = 0,
+        sample_method: str | None = None,
+        pixel_method: str | None = None,
+    ):
         self.model, self.slices, self.seed = model, slices, seed
         self.sample_method = sample_method or model.about.sample_method
         self.pixel_method = pixel_method or model.about.pixel_method
-        by_default = model.about.detector if self.pixel_method == "learned" and model.about.detector else model.about
+        by_default = (
+            model.about.detector if self.pixel_method == "learned" and model.about.detector else model.about
+        )
         self.restorations = by_default.restorations if restorations is None else restorations
         if self.restorations == 0 and self.pixel_method != "learned":
             raise ModelError(f"expected at least one restoration for the method {self.pixel_method}, found 0")
         missing = [name for name in EVIDENCE if name not in model.about.rarity_tables]
         if missing and self.pixel_method == "rarity":
-            raise ModelError(f"expected a calibrated model for the method rarity, found one without a table of "
-                             f"{missing[0]}; see scripts/calibrate.py")
+            raise ModelError(
+                f"expected a calibrated model for the method rarity, found one without a table of "
+                f"{missing[0]}; see scripts/calibrate.py"
+            )
         if "learned" in (self.pixel_method, self.sample_method) and model.detector is None:
-            raise ModelError("expected a model with a detector for the method learned, found one without; see "
-                             "scripts/train.py detector")
+            raise ModelError(
+                "expected a model with a detector for the method learned, found one without; see "
+                "scripts/train.py detector"
+            )
 
     def sample_score(self, volume: Volume) -> float:
         """How anomalous the volume is, 0 .. 1."""
@@ -97,14 +123,25 @@ class Predictor:
         indices = view.indices(self.slices)
         slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device, view)
         slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
-        return Prepared(slices, torch.from_numpy(view.positions(indices)), indices, shape, volume.spacing, volume.grid,
-                        volume.path, view, volume.notes)
+        return Prepared(
+            slices,
+            torch.from_numpy(view.positions(indices)),
+            indices,
+            shape,
+            volume.spacing,
+            volume.grid,
+            volume.path,
+            view,
+            volume.notes,
+        )
 
     @staticmethod
     def _check_frame(frame: Frame, path: Path) -> None:
         if frame.padded_height * frame.padded_width > MOST_PIXELS:
-            raise VolumeError(f"{path}: expected a field of view of at most {MOST_PIXELS} pixels, found one of "
-                              f"{frame.padded_height} x {frame.padded_width}")
+            raise VolumeError(
+                f"{path}: expected a field of view of at most {MOST_PIXELS} pixels, found one of "
+                f"{frame.padded_height} x {frame.padded_width}"
+            )
 
     def compute(self, prepared: Prepared, task: str) -> float | Tensor:
         """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
@@ -114,7 +151,9 @@ class Predictor:
                 return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
             if self.restorations == 0:
                 return self.pixel_scores_of(prepared, codes)
-            return self.pixel_scores_of(prepared, codes, *self.compare(prepared, self.restore(prepared, codes)))
+            return self.pixel_scores_of(
+                prepared, codes, *self.compare(prepared, self.restore(prepared, codes))
+            )
 
     def alone(self):
         """A context in which results have the same bits for any number of threads."""
@@ -131,8 +170,13 @@ class Predictor:
         total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
         return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
 
-    def pixel_scores_of(self, prepared: Prepared, codes: Tensor, published: Tensor | None = None,
-                        restored: Tensor | None = None) -> Tensor:
+    def pixel_scores_of(
+        self,
+        prepared: Prepared,
+        codes: Tensor,
+        published: Tensor | None = None,
+        restored: Tensor | None = None,
+    ) -> Tensor:
         """The slices' scores, 0 .. 1, of a volume with these codes and what `compare` made of their restorations; of none
         by "learned" alone."""
         if self.pixel_method == "paper":
@@ -143,8 +187,9 @@ class Predictor:
         evidence = self.evidence(prepared, codes, nll, restored)
         return soften(combined_rarity(evidence, self.model.about.rarity_tables))
 
-    def evidence(self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
-                 ) -> dict[str, Tensor]:
+    def evidence(
+        self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Smoothed evidence by kind, (N, H, H) each, on a grid half as fine as the slices: of a volume's codes and NLL
         (N, h, w), and of its mean restorations (N, S', S') where they are given."""
         decoded = self.model.decode(codes, prepared.position)
@@ -155,12 +200,15 @@ class Predictor:
         size = max(1, self.model.about.preprocessing.image_size // 2)
         return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
 
-    def detected(self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None) -> Tensor:
+    def detected(
+        self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
+    ) -> Tensor:
         """The detector's logits, smoothed in 3D, (N, H, H) on a grid half as fine as the slices: of a volume's codes and
         NLL (N, h, w), and of its mean restorations (N, S', S'); without these, of its plain reconstructions."""
         decoded = self.model.decode(codes, prepared.position)
-        logits = self.model.detect(prepared.slices, decoded, decoded if restored is None else restored, nll,
-                                   prepared.position)
+        logits = self.model.detect(
+            prepared.slices, decoded, decoded if restored is None else restored, nll, prepared.position
+        )
         return smooth_logits(logits.float(), self.model.about.detector)
 
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
@@ -188,11 +236,11 @@ class Predictor:
         for chunk in torch.arange(len(restored)).split(8):
             codes, position = restored[chunk], prepared.position[chunk]
             owner = torch.arange(len(chunk), device=codes.device)[:, None].expand(codes.shape[:2])
-            rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)         # (n * S, 1 + h * w)
+            rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)  # (n * S, 1 + h * w)
             unique, back = rows.unique(dim=0, return_inverse=True)
             position = position.to(codes.device)[unique[:, 0]]
             decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position)
-            restorations = decoded[back].unflatten(0, codes.shape[:2])                           # (n, S, S', S')
+            restorations = decoded[back].unflatten(0, codes.shape[:2])  # (n, S, S', S')
             slices = prepared.slices[chunk].to(decoded)
             published = pixel_score(slices, restorations, self.model.about.temperature)
             parts.append(torch.stack([published, restorations.mean(1)]).float())
@@ -201,7 +249,9 @@ class Predictor:
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
         """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""
-        return slices_to_volume(scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view)
+        return slices_to_volume(
+            scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view
+        )
 
     def predict_file(self, source: Path, task: str, out: Path) -> float | None:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.
@@ -229,5 +279,11 @@ class Predictor:
 
     def on_cpu(self) -> "Predictor":
         """The same with the model on the CPU."""
-        return Predictor(self.model.on_cpu(), self.slices, self.restorations, self.seed, self.sample_method,
-                         self.pixel_method)
+        return Predictor(
+            self.model.on_cpu(),
+            self.slices,
+            self.restorations,
+            self.seed,
+            self.sample_method,
+            self.pixel_method,
+        )

@@ -14,8 +14,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
-from mood_submission.benchmark import FreeNetworks, benchmark, benchmark_io, machine  # noqa: E402
-from mood_submission.model import PRECISIONS, REGIONS, ModelError, load_model  # noqa: E402
+from mood_submission.evaluation.benchmark import FreeNetworks, benchmark, benchmark_io, machine  # noqa: E402
+from mood_submission.model import PRECISIONS, load_model  # noqa: E402
+from mood_submission.model_file import REGIONS, ModelError  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import VolumeError  # noqa: E402
 
@@ -26,16 +27,33 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--region", choices=REGIONS, required=True)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
-    parser.add_argument("--io", action="store_true", help="only reading, writing and all else that is no network, "
-                        "beside a bare nibabel load and save (with --slices all by default)")
-    parser.add_argument("--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    )
+    parser.add_argument(
+        "--io",
+        action="store_true",
+        help="only reading, writing and all else that is no network, "
+        "beside a bare nibabel load and save (with --slices all by default)",
+    )
+    parser.add_argument(
+        "--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32"
+    )
     parser.add_argument("--restorations", type=positive, default=15, metavar="N", help="default: 15")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
-    parser.add_argument("--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
+    )
+    parser.add_argument(
+        "--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)"
+    )
     parser.add_argument("--volume", type=Path, metavar="FILE", help="a healthy volume instead of the toy")
-    parser.add_argument("--naive-places", type=positive, default=3, metavar="N",
-                        help="places of the code grid at which the naive loop is measured (default: 3)")
+    parser.add_argument(
+        "--naive-places",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="places of the code grid at which the naive loop is measured (default: 3)",
+    )
     parser.add_argument("--json", type=Path, metavar="F", help="write all figures here")
     args = parser.parse_args()
     args.slices = getattr(args, "slices", None if args.io else 32)
@@ -44,22 +62,51 @@ def parse() -> argparse.Namespace:
 
 def toy(region: str, size: int, folder: Path) -> Path:
     """A healthy made-up volume, from a process of its own: its memory is not this one's."""
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_toy.py", "--region", region, "--volumes", "1", "--size",
-                    str(size), "--healthy-fraction", "1", "-o", folder], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts" / "make_toy.py",
+            "--region",
+            region,
+            "--volumes",
+            "1",
+            "--size",
+            str(size),
+            "--healthy-fraction",
+            "1",
+            "-o",
+            folder,
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return folder / region / "toy" / "toy_0.nii.gz"
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str]:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = FreeNetworks(args.region, device) if args.io else load_model(
-        args.weights or args.region, device, precision=args.precision)
+    model = (
+        FreeNetworks(args.region, device)
+        if args.io
+        else load_model(args.weights or args.region, device, precision=args.precision)
+    )
     volume = args.volume or toy(args.region, args.size or SIZE[args.region], work)
     predictor = Predictor(model, args.slices, args.restorations)
     out = work / "out"
     out.mkdir()
-    figures = benchmark_io(predictor, volume, out) if args.io else benchmark(predictor, volume, out, args.naive_places)
-    return {"region": args.region, "machine": machine(device), "torch": torch.__version__, "precision": args.precision,
-            "slices": args.slices or "default", "restorations": args.restorations} | figures
+    figures = (
+        benchmark_io(predictor, volume, out)
+        if args.io
+        else benchmark(predictor, volume, out, args.naive_places)
+    )
+    return {
+        "region": args.region,
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "precision": args.precision,
+        "slices": args.slices or "default",
+        "restorations": args.restorations,
+    } | figures
 
 
 def main() -> int:

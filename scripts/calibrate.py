@@ -14,27 +14,52 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm  # noqa: E402
 
 from mood_submission.__main__ import positive, slices_option  # noqa: E402
-from mood_submission.calibration import calibrate  # noqa: E402
-from mood_submission.model import (PIXEL_METHODS, PRECISIONS, SAMPLE_METHODS, load_model,  # noqa: E402
-                                   rewrite_about)
+from mood_submission.evaluation.calibration import calibrate  # noqa: E402
+from mood_submission.model import PRECISIONS, load_model  # noqa: E402
+from mood_submission.model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 from mood_submission.volumes import VolumeError, named_volumes  # noqa: E402
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file, of scripts/export.py")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="healthy volumes, of one or "
-                        "several scanners")
-    parser.add_argument("--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
-    parser.add_argument("--slices", type=slices_option, metavar="all|N", help="a volume (default: those that prediction "
-                        "looks at)")
-    parser.add_argument("--restorations", type=positive, metavar="N", help="default: what the model file says")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)")
-    parser.add_argument("--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)")
-    parser.add_argument("--pixel-method", choices=PIXEL_METHODS, help="from then on the file's default (default: rarity; "
-                        "learned where it was that)")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL.safetensors", help="model file, of scripts/export.py"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="healthy volumes, of one or several scanners",
+    )
+    parser.add_argument(
+        "--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
+    )
+    parser.add_argument(
+        "--slices",
+        type=slices_option,
+        metavar="all|N",
+        help="a volume (default: those that prediction looks at)",
+    )
+    parser.add_argument(
+        "--restorations", type=positive, metavar="N", help="default: what the model file says"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    )
+    parser.add_argument(
+        "--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)"
+    )
+    parser.add_argument(
+        "--pixel-method",
+        choices=PIXEL_METHODS,
+        help="from then on the file's default (default: rarity; learned where it was that)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     return parser.parse_args()
 
@@ -47,7 +72,9 @@ def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
         names = args.names_file.read_text().split()
         missing = [name for name in names if name not in files]
         if missing:
-            raise VolumeError(f"{', '.join(map(str, args.data))}: expected a volume called {missing[0]}, found {len(files)} others")
+            raise VolumeError(
+                f"{', '.join(map(str, args.data))}: expected a volume called {missing[0]}, found {len(files)} others"
+            )
         return [files[name] for name in sorted(names)]
     return [files[name] for name in held_out if name in files] or list(files.values())
 
@@ -56,13 +83,18 @@ def main() -> int:
     args = parse()
     try:
         model = load_model(args.model, args.device, precision=args.precision)
-        predictor = Predictor(model, args.slices, args.restorations, sample_method="paper", pixel_method="paper")
+        predictor = Predictor(
+            model, args.slices, args.restorations, sample_method="paper", pixel_method="paper"
+        )
         files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
         with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
             about = calibrate(predictor, files, bar.update)
         kept = "learned" if model.about.pixel_method == "learned" else None
-        about = dataclasses.replace(about, sample_method=args.sample_method or about.sample_method,
-                                    pixel_method=args.pixel_method or kept or about.pixel_method)
+        about = dataclasses.replace(
+            about,
+            sample_method=args.sample_method or about.sample_method,
+            pixel_method=args.pixel_method or kept or about.pixel_method,
+        )
         rewrite_about(args.model, args.out or args.model, about)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"calibrate.py: {' '.join(str(error).split())}", file=sys.stderr)

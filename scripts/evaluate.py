@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.evaluation import EVALUATE, TASKS  # noqa: E402
+from mood_submission.evaluation.challenge import EVALUATE, TASKS  # noqa: E402
 
 
 def natural(text: str) -> int:
@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument(
         "--pred", type=Path, required=True, help="folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)"
     )
-    parser.add_argument("--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder")
+    parser.add_argument(
+        "--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder"
+    )
     parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
     parser.add_argument(
         "--bootstrap", type=natural, default=1000, help="resamples of the volumes for the interval; 0: none"

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from mood_submission.model import SAMPLE_METHODS, About, save_model  # noqa: E402
+from mood_submission.model_file import SAMPLE_METHODS, About, save_model  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
 from mood_submission.training.run import RunError, load_prior, load_vqvae  # noqa: E402
 
@@ -29,13 +29,23 @@ def export(runs: list[Path], out: Path, dtype: torch.dtype, sample_method: str, 
     vqvae, vqvae_about = load_vqvae(holding(runs, "vqvae"))
     prior, prior_about = load_prior(holding(runs, "prior"))
     if "measured" not in prior_about:
-        raise RunError(f"{holding(runs, 'prior') / 'prior.pt'}: expected a finished run with its thresholds, found one "
-                       f"that was stopped; finish it with --resume")
+        raise RunError(
+            f"{holding(runs, 'prior') / 'prior.pt'}: expected a finished run with its thresholds, found one "
+            f"that was stopped; finish it with --resume"
+        )
     measured = prior_about.pop("measured")
     training = {"vqvae": vqvae_about, "prior": prior_about, "validation": measured["validation"]} | notes
-    about = About(prior_about["region"], vqvae.settings, prior.settings,
-                  Preprocessing.from_dict(prior_about["preprocessing"]), measured["thresholds"]["pixel"],
-                  measured["thresholds"]["sample"], sample_method, **measured["calibration"], training=training)
+    about = About(
+        prior_about["region"],
+        vqvae.settings,
+        prior.settings,
+        Preprocessing.from_dict(prior_about["preprocessing"]),
+        measured["thresholds"]["pixel"],
+        measured["thresholds"]["sample"],
+        sample_method,
+        **measured["calibration"],
+        training=training,
+    )
     save_model(out, vqvae, prior, about, dtype)
     return about
 
@@ -43,10 +53,18 @@ def export(runs: list[Path], out: Path, dtype: torch.dtype, sample_method: str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder(s) of scripts/train.py")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="model file to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)")
-    parser.add_argument("--sample-method", choices=SAMPLE_METHODS, default="top",
-                        help="how sample scores are made by default (default: top)")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="model file to write"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)"
+    )
+    parser.add_argument(
+        "--sample-method",
+        choices=SAMPLE_METHODS,
+        default="top",
+        help="how sample scores are made by default (default: top)",
+    )
     parser.add_argument("--data", metavar="TEXT", help="what it was trained on, for the file's metadata")
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the file's metadata")
     args = parser.parse_args()
@@ -56,8 +74,14 @@ def main() -> int:
     except (RunError, ValueError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 1
-    figures = json.dumps({"pixel_threshold": about.pixel_threshold, "sample_threshold": about.sample_threshold,
-                          "sample_scale": about.sample_scale, "top_reference": about.top_reference})
+    figures = json.dumps(
+        {
+            "pixel_threshold": about.pixel_threshold,
+            "sample_threshold": about.sample_threshold,
+            "sample_scale": about.sample_scale,
+            "top_reference": about.top_reference,
+        }
+    )
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}")
     return 0
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.anomalies import KINDS  # noqa: E402
-from mood_submission.toy import REGIONS, SMALLEST, make_toy  # noqa: E402
+from mood_submission.synthetic.anomalies import KINDS  # noqa: E402
+from mood_submission.synthetic.phantoms import SMALLEST  # noqa: E402
+from mood_submission.synthetic.toy import REGIONS, make_toy  # noqa: E402
 
 
 def at_least(low: int):
@@ -41,12 +42,20 @@ def parse() -> argparse.Namespace:
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--names", metavar="A,B", help="with --from: only the volumes NAME.nii.gz called so")
-    chosen.add_argument("--names-file", type=Path, metavar="FILE", help="with --from: the same, one name a line")
+    chosen.add_argument(
+        "--names-file", type=Path, metavar="FILE", help="with --from: the same, one name a line"
+    )
     parser.add_argument("--volumes", type=at_least(1), help="how many (default: 4, with --from all)")
-    parser.add_argument("--size", type=at_least(SMALLEST), help="voxels a side of made-up volumes (default: 128)")
+    parser.add_argument(
+        "--size", type=at_least(SMALLEST), help="voxels a side of made-up volumes (default: 128)"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS))
-    parser.add_argument("--healthy-fraction", type=share, default=0.5, help="share left healthy (default: 0.5)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS)
+    )
+    parser.add_argument(
+        "--healthy-fraction", type=share, default=0.5, help="share left healthy (default: 0.5)"
+    )
     args = parser.parse_args()
     if args.source is None and (args.names or args.names_file):
         parser.error("--names and --names-file choose from the folder given with --from")
@@ -79,7 +88,9 @@ def main() -> int:
         return 1
     origins = "volumes of " + args.source.name if args.source else next(iter(records.values()))["origin"]
     planted = sum(record["kind"] is not None for record in records.values())
-    print(f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}")
+    print(
+        f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}"
+    )
     return 0
 
 

@@ -38,9 +38,13 @@ def draw(rows: dict[str, dict], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values()))]
-    brightest = max(float(row["scores"].max()) for row in rows.values())  # one scale, so that rows can be compared
+    brightest = max(
+        float(row["scores"].max()) for row in rows.values()
+    )  # one scale, so that rows can be compared
     styles = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest or 1}}
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False
+    )
     for (name, row), line in zip(rows.items(), axes):
         for column, axis in zip(columns, line):
             axis.imshow(row[column], **styles.get(column, {"cmap": "gray"}))
@@ -54,7 +58,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("volumes", type=Path, metavar="IN", help="folder with the volumes")
     parser.add_argument("predicted", type=Path, metavar="PRED", help="folder with their pixel scores")
-    parser.add_argument("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
+    parser.add_argument(
+        "--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder"
+    )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="PICTURE.png")
     parser.add_argument("--most", type=int, default=8, help="draw at most so many volumes (default: 8)")
     args = parser.parse_args()

@@ -14,15 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
-from mood_submission.model import About, save_model  # noqa: E402
-from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
+from mood_submission.model_file import About, save_model  # noqa: E402
+from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
+from mood_submission.networks.vqvae import VQVAE, VQVAESettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
-from mood_submission.vqvae import VQVAE, VQVAESettings  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
-TINY = {"brain": (VQVAESettings((4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 7, 2, key_size=4)),
-        "abdom": (VQVAESettings((4, 4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 3, 1, key_size=4))}
+TINY = {
+    "brain": (VQVAESettings((4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 7, 2, key_size=4)),
+    "abdom": (VQVAESettings((4, 4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 3, 1, key_size=4)),
+}
 
 
 class Reference:
@@ -38,7 +40,11 @@ class Reference:
 
     def state(self, part: str) -> dict[str, torch.Tensor]:
         """State dictionary of "vqvae" or "prior", with the published parameter names."""
-        return {name.removeprefix(f"{part}/"): self[name] for name in self.arrays.files if name.startswith(f"{part}/")}
+        return {
+            name.removeprefix(f"{part}/"): self[name]
+            for name in self.arrays.files
+            if name.startswith(f"{part}/")
+        }
 
 
 @pytest.fixture(scope="session", params=["brain", "abdom"])
@@ -56,7 +62,9 @@ def tiny_weights(tmp_path_factory) -> dict[str, Path]:
         torch.manual_seed(0)
         network = VQVAE(vqvae)
         network.codebook.data *= 0.1  # as small as an untrained encoder's output, so that many codes are used
-        about = About(region, vqvae, prior, Preprocessing.published(region), pixel_threshold=2.45, sample_threshold=2.4)
+        about = About(
+            region, vqvae, prior, Preprocessing.published(region), pixel_threshold=2.45, sample_threshold=2.4
+        )
         save_model(folder / f"{region}.safetensors", network, PixelSNAIL(prior), about)
     return {region: folder / f"{region}.safetensors" for region in TINY}
 
@@ -73,6 +81,8 @@ def blobs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("blobs")
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (28, 24, 12)], indexing="ij")
     for number, radius in enumerate((0.5, 0.6, 0.7)):
-        ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2) / radius, 0, 1) * (0.7 + 0.3 * np.sin(9 * x + number))
+        ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2) / radius, 0, 1) * (
+            0.7 + 0.3 * np.sin(9 * x + number)
+        )
         write_nifti(folder / f"case_{number}.nii.gz", ball.astype(np.float32), np.diag([2, 2, 4, 1.0]))
     return folder

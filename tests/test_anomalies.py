@@ -8,8 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.anomalies import KINDS, body_mask, plant, plant_with_details  # noqa: E402
-from mood_submission.toy import abdom_phantom, brain_phantom  # noqa: E402
+from mood_submission.preprocessing.body import body_mask  # noqa: E402
+from mood_submission.synthetic.anomalies import KINDS, plant, plant_with_details  # noqa: E402
+from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom  # noqa: E402
 from mood_submission.volumes import read_volume  # noqa: E402
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -137,7 +138,9 @@ def test_says_what_is_wrong(brain: np.ndarray) -> None:
 
 def test_islands_in_black_fat_are_one_body() -> None:
     volume = abdom_phantom(128, np.random.default_rng(0), depth=4)
-    window = np.clip((volume - 0.4) / 0.5, 0, 1)  # as narrow as the pancreas stacks': fat and skin as black as air
+    window = np.clip(
+        (volume - 0.4) / 0.5, 0, 1
+    )  # as narrow as the pancreas stacks': fat and skin as black as air
     window[60:68, 64:] = 0  # and the muscle wall open in front
     wide, narrow = body_mask(volume), body_mask(window)
     assert not (narrow & ~wide).any()

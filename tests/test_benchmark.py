@@ -14,8 +14,9 @@ VOLUME_STEPS = ("read", "prepare", "encode", "nll", "healthy_sampling", "decode"
 
 
 def benchmark(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, words)], capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, words)], capture_output=True, text=True
+    )
 
 
 def figures(file: Path, run: subprocess.CompletedProcess) -> dict:
@@ -28,8 +29,24 @@ def figures(file: Path, run: subprocess.CompletedProcess) -> dict:
 
 @pytest.mark.parametrize("region", ["brain", "abdom"])
 def test_times_and_ratios(region, tiny_weights, blobs, tmp_path):
-    run = benchmark("--region", region, "--device", "cpu", "--slices", 3, "--restorations", 2, "--naive-places", 2,
-                    "--weights", tiny_weights[region], "--volume", blobs / "case_0.nii.gz", "--json", tmp_path / "f")
+    run = benchmark(
+        "--region",
+        region,
+        "--device",
+        "cpu",
+        "--slices",
+        3,
+        "--restorations",
+        2,
+        "--naive-places",
+        2,
+        "--weights",
+        tiny_weights[region],
+        "--volume",
+        blobs / "case_0.nii.gz",
+        "--json",
+        tmp_path / "f",
+    )
     found = figures(tmp_path / "f", run)
     assert found["volume_s"] == pytest.approx(sum(found[f"{step}_s"] for step in VOLUME_STEPS))
     for kind in ("", "healthy_"):
@@ -41,8 +58,19 @@ def test_times_and_ratios(region, tiny_weights, blobs, tmp_path):
 
 
 def test_reading_and_writing_beside_nibabel(tmp_path):
-    run = benchmark("--region", "abdom", "--device", "cpu", "--io", "--size", 24, "--restorations", 2,
-                    "--json", tmp_path / "f")  # on a toy of its own
+    run = benchmark(
+        "--region",
+        "abdom",
+        "--device",
+        "cpu",
+        "--io",
+        "--size",
+        24,
+        "--restorations",
+        2,
+        "--json",
+        tmp_path / "f",
+    )  # on a toy of its own
     found = figures(tmp_path / "f", run)
     assert found["io_ratio"] == pytest.approx(found["io_s"] / found["nibabel_s"])
     assert found["slices"] == "all" and found["pipeline_s"] > 0 and found["peak_rss_mb"] > 10
@@ -52,8 +80,10 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no volume")
     good = write_nifti(tmp_path / "good.nii.gz", np.ones((8, 8, 8), np.float32))
-    for words, named in ((("--weights", tmp_path / "absent", "--volume", good), "absent"),
-                         (("--weights", tiny_weights["brain"], "--volume", bad), "bad.nii.gz"),
-                         (("--device", "nonsense", "--volume", good), "nonsense")):
+    for words, named in (
+        (("--weights", tmp_path / "absent", "--volume", good), "absent"),
+        (("--weights", tiny_weights["brain"], "--volume", bad), "bad.nii.gz"),
+        (("--device", "nonsense", "--volume", good), "nonsense"),
+    ):
         run = benchmark("--region", "brain", *words)
         assert run.returncode == 1 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr

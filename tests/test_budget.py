@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mood_submission import Predictor, load_model
-from mood_submission.benchmark import FreeNetworks
-from mood_submission.budget import PILOT, compute_within
-from mood_submission.folder import predict_files
+from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.running.run_folder import predict_files
+from mood_submission.running.time_budget import PILOT, compute_within
 from mood_submission.volumes import read_volume
 
 ENCODE, NLL, SAMPLE, DECODE = 0.5, 0.5, 4.0, 0.25  # seconds a slice; of the last two: and a restoration
@@ -65,14 +65,19 @@ def test_the_least_is_a_few_slices_with_one_restoration(blobs):
 
 def test_restorations_are_the_first_of_those_without_a_budget(blobs):
     predictor, prepared, result = within(250, blobs)
-    expected = predictor.uniforms("case_0.nii.gz", result.prepared.indices, (10, 10))[:, : result.restorations]
+    expected = predictor.uniforms("case_0.nii.gz", result.prepared.indices, (10, 10))[
+        :, : result.restorations
+    ]
     drawn = [uniforms for uniforms in predictor.model.drawn if len(uniforms) == len(result.prepared.indices)]
     assert torch.equal(torch.cat(drawn, 1), expected) and 1 < result.restorations < 15
 
 
 @pytest.mark.parametrize("task", ["sample", "pixel"])
 def test_a_budget_that_is_enough_changes_nothing(task, tiny_weights, blobs, tmp_path):
-    predictor, files = Predictor(load_model(tiny_weights["brain"], device="cpu"), restorations=2), sorted(blobs.iterdir())
+    predictor, files = (
+        Predictor(load_model(tiny_weights["brain"], device="cpu"), restorations=2),
+        sorted(blobs.iterdir()),
+    )
     for name, seconds in (("with", 1e6), ("without", None)):
         (tmp_path / name).mkdir()
         outcomes = predict_files(predictor, files, task, tmp_path / name, seconds=seconds)
@@ -83,7 +88,10 @@ def test_a_budget_that_is_enough_changes_nothing(task, tiny_weights, blobs, tmp_
 
 def test_what_a_budget_cost_is_said(tiny_weights, blobs, tmp_path):
     predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), restorations=7)
-    outcome, = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path, seconds=1e-3)
+    (outcome,) = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path, seconds=1e-3)
     assert outcome.status == "predicted" and (outcome.slices, outcome.restorations) == (PILOT, 1)
-    assert outcome.message == f"{blobs / 'case_0.nii.gz'}: 8 of 12 slices, 1 of 7 restorations within the time budget"
+    assert (
+        outcome.message
+        == f"{blobs / 'case_0.nii.gz'}: 8 of 12 slices, 1 of 7 restorations within the time budget"
+    )
     assert read_volume(tmp_path / "case_0.nii.gz").data.shape == (28, 24, 12)

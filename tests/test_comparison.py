@@ -12,12 +12,12 @@ from conftest import ROOT
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.anomalies import KINDS
-from mood_submission.comparison import SIZES, Case, make, plan, table, to_markdown
-from mood_submission.metrics import VALUES, score_counts
-from mood_submission.model import rewrite_about
+from mood_submission.evaluation.comparison import SIZES, Case, make, plan, table, to_markdown
+from mood_submission.evaluation.metrics import VALUES, score_counts
+from mood_submission.model_file import rewrite_about
+from mood_submission.networks.vae import VAE, VAESettings
+from mood_submission.synthetic.anomalies import KINDS
 from mood_submission.training.trainer import save_checkpoint
-from mood_submission.vae import VAE, VAESettings
 
 COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 
@@ -30,14 +30,20 @@ def test_every_kind_and_size_comes_equally_often():
 
 
 def test_what_is_planted_depends_on_volume_kind_size_and_seed_alone(tiny_weights, blobs):
-    first, again, other = plan(["a", "b"], 2, seed=0), plan(["b", "a"], 2, seed=0), plan(["a", "b"], 2, seed=1)
+    first, again, other = (
+        plan(["a", "b"], 2, seed=0),
+        plan(["b", "a"], 2, seed=0),
+        plan(["a", "b"], 2, seed=1),
+    )
     assert first == again and first[1] != other[1]
     predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"))
     case = Case("case_0", "uniform", "large", 7)
     (one, mask), (two, _) = (make(case, blobs / "case_0.nii.gz", predictor) for _ in range(2))
     healthy, nothing = make(Case("case_0"), blobs / "case_0.nii.gz", predictor)
     assert np.array_equal(one.data, two.data) and mask.any() and not nothing.any()
-    assert np.array_equal(one.data[~mask], healthy.data[~mask]) and (one.data[mask] != healthy.data[mask]).any()
+    assert (
+        np.array_equal(one.data[~mask], healthy.data[~mask]) and (one.data[mask] != healthy.data[mask]).any()
+    )
 
 
 def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tmp_path):
@@ -45,10 +51,18 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
     cases = plan(["a", "b", "c"], planted=2, seed=0)
     pixel, sample, labels, weights = [], [], [], []
     for case in cases:
-        scores, mask = rng.random((4, 5, 6)).astype(np.float16), rng.random((4, 5, 6)) < (0.2 if case.kind else 0)
+        scores, mask = (
+            rng.random((4, 5, 6)).astype(np.float16),
+            rng.random((4, 5, 6)) < (0.2 if case.kind else 0),
+        )
         value = float(rng.random()) + (0.3 if case.kind else 0)
-        np.savez(tmp_path / f"{case.name}.npz", pixel=score_counts(scores, mask)[None], pixel_ways=np.array(["way"]),
-                 sample=np.array([value]), sample_ways=np.array(["way"]))
+        np.savez(
+            tmp_path / f"{case.name}.npz",
+            pixel=score_counts(scores, mask)[None],
+            pixel_ways=np.array(["way"]),
+            sample=np.array([value]),
+            sample_ways=np.array(["way"]),
+        )
         pixel.append((scores.ravel(), mask.ravel(), np.full(120, 1 if case.kind else 2)))
         sample.append(value)
         labels.append(case.kind is not None)
@@ -57,11 +71,15 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
     scores, mask, times = (np.concatenate(parts) for parts in zip(*pixel))
     expected = average_precision_score(mask, scores, sample_weight=times)
     assert result["pixel"]["way"]["ap"] == pytest.approx(expected)
-    assert result["sample"]["way"]["ap"] == pytest.approx(average_precision_score(labels, sample, sample_weight=weights))
+    assert result["sample"]["way"]["ap"] == pytest.approx(
+        average_precision_score(labels, sample, sample_weight=weights)
+    )
     assert result["pixel"]["way"]["low"] <= expected <= result["pixel"]["way"]["high"]
     kind = cases[1].kind
     own = [p for p, case in zip(pixel, cases) if case.kind == kind]
-    assert result["pixel"]["way"]["kinds"][kind] == pytest.approx(average_precision_score(own[0][1], own[0][0]))
+    assert result["pixel"]["way"]["kinds"][kind] == pytest.approx(
+        average_precision_score(own[0][1], own[0][0])
+    )
     assert f"{expected:.3f}" in to_markdown(result)
 
 
@@ -72,17 +90,37 @@ def tiny_vae(tmp_path_factory):
     settings = VAESettings((4, 4, 4, 8), 4, n_res_block=1)
     state = {f"module.{name}": value for name, value in VAE(settings).state_dict().items()}
     about = {"vae": {"channels": settings.channels, "latent": 4, "n_res_block": 1}}
-    save_checkpoint(folder / "vae.pt", {"about": json.dumps(about), "average": state | {"n_averaged": torch.tensor(1)}})
+    save_checkpoint(
+        folder / "vae.pt", {"about": json.dumps(about), "average": state | {"n_averaged": torch.tensor(1)}}
+    )
     return folder
 
 
 def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae, blobs, tmp_path):
-    words = ["--region", "brain", "--data", blobs, "--weights", tiny_weights["brain"], "--vae", tiny_vae, "--slices", "4",
-             "--restorations", "2", "--device", "cpu", "-o", tmp_path]
+    words = [
+        "--region",
+        "brain",
+        "--data",
+        blobs,
+        "--weights",
+        tiny_weights["brain"],
+        "--vae",
+        tiny_vae,
+        "--slices",
+        "4",
+        "--restorations",
+        "2",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path,
+    ]
     run = subprocess.run([*COMPARE, *words], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "table.json").read_text())["all volumes"]
-    assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result["sample"]
+    assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result[
+        "sample"
+    ]
     assert all(0 <= row["ap"] <= 1 for ways in result.values() for row in ways.values())
     assert (tmp_path / "examples.png").stat().st_size > 10_000 and "| paper |" in run.stdout
     with np.load(tmp_path / "cases" / "case_0.npz") as healthy:
@@ -101,8 +139,22 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
 
 
 def test_held_out_volumes_must_be_named_in_the_model_file(tiny_weights, blobs, tmp_path):
-    run = subprocess.run([*COMPARE, "--region", "brain", "--data", blobs, "--weights", tiny_weights["brain"], "--held-out",
-                          "-o", tmp_path], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            *COMPARE,
+            "--region",
+            "brain",
+            "--data",
+            blobs,
+            "--weights",
+            tiny_weights["brain"],
+            "--held-out",
+            "-o",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1 and "held-out" in run.stderr and run.stderr.count("\n") == 1
 
 
@@ -110,9 +162,25 @@ def test_figures_of_both_halves_are_recorded_in_the_model_file(tiny_weights, blo
     model = load_model(tiny_weights["brain"], device="cpu")
     halves = {"train": [], "validation": ["case_0", "case_2"], "test": ["case_1"]}
     file = tmp_path / "brain.safetensors"
-    rewrite_about(tiny_weights["brain"], file, dataclasses.replace(model.about, training={"vqvae": {"volumes": halves}}))
-    words = ["--region", "brain", "--data", blobs, "--weights", file, "--slices", "4", "--restorations", "2", "--device", "cpu",
-             "-o", tmp_path / "results"]
+    rewrite_about(
+        tiny_weights["brain"], file, dataclasses.replace(model.about, training={"vqvae": {"volumes": halves}})
+    )
+    words = [
+        "--region",
+        "brain",
+        "--data",
+        blobs,
+        "--weights",
+        file,
+        "--slices",
+        "4",
+        "--restorations",
+        "2",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "results",
+    ]
     refused = subprocess.run([*COMPARE, *words, "--record"], capture_output=True, text=True)
     assert refused.returncode == 2 and "--held-out" in refused.stderr
     for _ in range(2):  # what is recorded is no other model: its results are kept

@@ -13,11 +13,13 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.anomalies import KINDS
-from mood_submission.budget import compute_within
-from mood_submission.detector import TOP_SHARE, Detector, DetectorSettings, sample_of, smooth_logits, soften_logits
-from mood_submission.model import ModelError, add_detector, networks_sha256
+from mood_submission.model import networks_sha256
+from mood_submission.model_file import ModelError, add_detector
+from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.preprocessing import Preprocessing
+from mood_submission.running.time_budget import compute_within
+from mood_submission.scoring.learned import TOP_SHARE, sample_of, smooth_logits, soften_logits
+from mood_submission.synthetic.anomalies import KINDS
 from mood_submission.training.augment import Augmentation, vary_volume
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
 from mood_submission.training.planted import FIELDS, make_planted
@@ -29,13 +31,38 @@ TINY = DetectorSettings((4, 6, 8))
 
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True
+    )
 
 
 def predict(task, source, out, weights, *words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
-                           source, "-o", out, "--weights", weights, "--slices", "4", "--device", "cpu", *words],
-                          cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mood_submission",
+            "predict",
+            "--region",
+            "brain",
+            "--task",
+            task,
+            "-i",
+            source,
+            "-o",
+            out,
+            "--weights",
+            weights,
+            "--slices",
+            "4",
+            "--device",
+            "cpu",
+            *words,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def inputs(batch: int, size: int, code_side: int = 5, generator: int = 0) -> list[torch.Tensor]:
@@ -59,8 +86,11 @@ def test_a_smaller_restoration_is_brought_to_the_slice_s_size():
     detector = Detector(TINY).double().eval()
     slices, decoded, restored, nll, position = inputs(2, 40)
     grown = torch.nn.functional.interpolate(restored[:, None, :34, :34], (40, 40), mode="bilinear")[:, 0]
-    assert torch.allclose(detector(slices, decoded, restored[:, :34, :34], nll, position),
-                          detector(slices, decoded, grown, nll, position), atol=1e-12)
+    assert torch.allclose(
+        detector(slices, decoded, restored[:, :34, :34], nll, position),
+        detector(slices, decoded, grown, nll, position),
+        atol=1e-12,
+    )
 
 
 def test_smoothing_is_scipy_s_gaussian():
@@ -109,6 +139,7 @@ def test_slices_differ_from_the_healthy_ones_where_the_label_says_and_only_there
         near = [i for i in range(len(data)) if torch.allclose(data.position[i], position, atol=1e-4)]
         aside = torch.nn.functional.max_pool2d((label > 0).float()[None, None], 9, 1, 4)[0, 0] == 0
         aside = aside.repeat_interleave(2, 0).repeat_interleave(2, 1)
+
         # a volume's statistics change with what is planted: compare up to an affine map of the foreground
         def unlike(i):
             x, y = healthy[i][aside], slices[aside]
@@ -117,6 +148,7 @@ def test_slices_differ_from_the_healthy_ones_where_the_label_says_and_only_there
                 return 0.0
             fit = np.polyfit(x[both].numpy(), y[both].numpy(), 1)
             return float((torch.from_numpy(np.polyval(fit, x[both].numpy())) - y[both]).abs().max())
+
         assert min(unlike(i) for i in near) < 0.02
     assert len(mean) == len(std) == len(data)
 
@@ -125,7 +157,9 @@ def test_kinds_come_in_turn_and_can_be_chosen(planted):
     made = planted[2]
     assert set(made.kind.tolist()) == set(range(len(KINDS)))
     chosen = made.of_kinds(["blur", "noise"])
-    assert set(chosen.kind.tolist()) == {KINDS.index("blur"), KINDS.index("noise")} and 0 < len(chosen) < len(made)
+    assert set(chosen.kind.tolist()) == {KINDS.index("blur"), KINDS.index("noise")} and 0 < len(chosen) < len(
+        made
+    )
     assert len(made.filled()) == len(made) == sum(len(made.of_kinds([kind])) for kind in KINDS)
 
 
@@ -133,7 +167,9 @@ def test_what_the_model_makes_of_them_is_as_in_prediction(planted, tiny_weights)
     made, model = planted[2], load_model(tiny_weights["brain"], "cpu")
     codes = model.encode(made.slices[:6].float(), made.position[:6])
     decoded = model.decode(codes, made.position[:6])
-    close = (made.reconstruction[:6].float() - decoded).abs().flatten(1).mean(1) < 0.02  # the codes of float16 slices
+    close = (made.reconstruction[:6].float() - decoded).abs().flatten(1).mean(
+        1
+    ) < 0.02  # the codes of float16 slices
     assert close.float().mean() >= 0.5
     assert made.nll.shape == (len(made), 20, 20) and made.label.shape == (len(made), 80, 80)
 
@@ -149,20 +185,31 @@ def test_volumes_that_are_there_are_kept(planted, cache, tiny_weights):
         make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 3, 0)
 
 
-def test_varied_copies_are_deformed_not_restored_and_keep_more_of_tall_stacks(planted, cache, tiny_weights, tmp_path):
+def test_varied_copies_are_deformed_not_restored_and_keep_more_of_tall_stacks(
+    planted, cache, tiny_weights, tmp_path
+):
     data, _, made = planted
     model, names = load_model(tiny_weights["brain"], "cpu"), cache_names(cache)
     varied = make_planted(data, names, model, tmp_path, 3, 0, 0, varied=True)
-    assert torch.equal(varied.restoration, varied.reconstruction) and not torch.equal(made.restoration, made.reconstruction)
+    assert torch.equal(varied.restoration, varied.reconstruction) and not torch.equal(
+        made.restoration, made.reconstruction
+    )
     healthy = data.plain(torch.arange(len(data)))[0]
-    for slices in varied.slices[::7].float():  # deformed: like no cached slice, not even outside of what was planted
+    for slices in varied.slices[
+        ::7
+    ].float():  # deformed: like no cached slice, not even outside of what was planted
         assert float((healthy - slices).abs().mean((1, 2)).min()) > 0.03
     again = make_planted(data, names, model, tmp_path / "again", 3, 0, 0, varied=True)
     assert all(torch.equal(getattr(varied, field), getattr(again, field)) for field in FIELDS)
     with pytest.raises(CacheError, match="settings.json"):
         make_planted(data, names, model, tmp_path, 3, 0, 0)
-    tall = dataclasses.replace(data, **{name: getattr(data, name)[data.volume == 0].repeat_interleave(4, 0)
-                                        for name in ("slices", "position", "mean", "std", "volume")})
+    tall = dataclasses.replace(
+        data,
+        **{
+            name: getattr(data, name)[data.volume == 0].repeat_interleave(4, 0)
+            for name in ("slices", "position", "mean", "std", "volume")
+        },
+    )
     depth = len(tall)
     plain = make_planted(tall, names, model, tmp_path / "plain", 1, 0, 0)
     more = make_planted(tall, names, model, tmp_path / "more", 1, 0, 0, varied=True)
@@ -170,14 +217,18 @@ def test_varied_copies_are_deformed_not_restored_and_keep_more_of_tall_stacks(pl
 
 
 def test_a_volume_s_slices_are_varied_alike_and_air_stays_air():
-    disc = (torch.hypot(*torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")) < 12) * 0.6
+    disc = (
+        torch.hypot(*torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")) < 12
+    ) * 0.6
     volume = torch.stack([disc, disc, torch.zeros(40, 40)])
-    seen = [vary_volume(volume, Augmentation(noise=0), 0.05, torch.Generator().manual_seed(i)) for i in range(6)]
+    seen = [
+        vary_volume(volume, Augmentation(noise=0), 0.05, torch.Generator().manual_seed(i)) for i in range(6)
+    ]
     for varied in seen:
         assert varied.shape == volume.shape and varied.min() >= 0 and varied.max() <= 1
         assert torch.equal(varied[0], varied[1]) and not varied[2].any() and not varied[0, 0].any()
-    assert len({round(float(varied[0, 19, 19]), 3) for varied in seen}) == 6    # other greys
-    assert len({int((varied[0] > 0).sum()) for varied in seen}) > 3             # other shapes
+    assert len({round(float(varied[0, 19, 19]), 3) for varied in seen}) == 6  # other greys
+    assert len({int((varied[0] > 0).sum()) for varied in seen}) > 3  # other shapes
 
 
 def test_the_loss_falls(planted):
@@ -196,9 +247,14 @@ def test_the_loss_falls(planted):
     measured = stage.validate(stage.model, made)
     assert 0 < measured["validation_ap"] <= 1 and 0 < measured["validation_loss_unsampled"]
     logits, label = stage.logits(stage.model, made)
-    assert measured["validation_ap"] == pytest.approx(average_precision_score((label > 0.5).flatten(), logits.flatten()), rel=0.02)
+    assert measured["validation_ap"] == pytest.approx(
+        average_precision_score((label > 0.5).flatten(), logits.flatten()), rel=0.02
+    )
     kinds = stage.by_kind(stage.model, made)
-    assert set(kinds) == set(KINDS) and kinds["blur"] == stage.validate(stage.model, made.of_kinds(["blur"]))["validation_ap"]
+    assert (
+        set(kinds) == set(KINDS)
+        and kinds["blur"] == stage.validate(stage.model, made.of_kinds(["blur"]))["validation_ap"]
+    )
 
 
 # --- from training to prediction -------------------------------------------------------------------------------------
@@ -208,15 +264,54 @@ def test_the_loss_falls(planted):
 def detecting(tiny_weights, cache, tmp_path_factory):
     """The tiny brain model with a detector, trained by the script in two parts."""
     folder = tmp_path_factory.mktemp("detecting")
-    words = ("detector", "--region", "brain", "--data", cache, "--model", tiny_weights["brain"], "--out", folder / "run",
-             "--widths", 4, 6, "--copies", 2, "--varied", 1, "--batch", 4, "--device", "cpu", "--validation", 0.34, "--test", 0.0,
-             "--kinds", "uniform", "noise", "add", "multiply")
+    words = (
+        "detector",
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--model",
+        tiny_weights["brain"],
+        "--out",
+        folder / "run",
+        "--widths",
+        4,
+        6,
+        "--copies",
+        2,
+        "--varied",
+        1,
+        "--batch",
+        4,
+        "--device",
+        "cpu",
+        "--validation",
+        0.34,
+        "--test",
+        0.0,
+        "--kinds",
+        "uniform",
+        "noise",
+        "add",
+        "multiply",
+    )
     for steps, more in ((2, ()), (4, ("--resume",))):
         run = script("train.py", *words, "--steps", steps, *more)
         assert run.returncode == 0, run.stderr
-    assert {file.name for file in (folder / "run").glob("detector*")} == {"detector.pt", "detector.csv", "detector_curves.png"}
-    added = script("add_detector.py", folder / "run", tiny_weights["brain"], "-o", folder / "brain.safetensors",
-                   "--along", 0.1)
+    assert {file.name for file in (folder / "run").glob("detector*")} == {
+        "detector.pt",
+        "detector.csv",
+        "detector_curves.png",
+    }
+    added = script(
+        "add_detector.py",
+        folder / "run",
+        tiny_weights["brain"],
+        "-o",
+        folder / "brain.safetensors",
+        "--along",
+        0.1,
+    )
     assert added.returncode == 0, added.stderr
     return folder / "brain.safetensors"
 
@@ -236,9 +331,34 @@ def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detec
 
 
 def test_a_detector_is_trained_further(detecting, cache, tmp_path):
-    words = ("detector", "--region", "brain", "--data", cache, "--model", detecting, "--widths", 4, 6, "--copies", 2, "--batch", 4,
-             "--device", "cpu", "--validation", 0.34, "--test", 0.0, "--planted", detecting.parent / "run" / "planted", "--rate", 0,
-             "--steps", 1)
+    words = (
+        "detector",
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--model",
+        detecting,
+        "--widths",
+        4,
+        6,
+        "--copies",
+        2,
+        "--batch",
+        4,
+        "--device",
+        "cpu",
+        "--validation",
+        0.34,
+        "--test",
+        0.0,
+        "--planted",
+        detecting.parent / "run" / "planted",
+        "--rate",
+        0,
+        "--steps",
+        1,
+    )
     expected = load_model(detecting, "cpu").detector.head[2].weight
     for source in (detecting.parent / "run", detecting):
         run = script("train.py", *words, "--start-from", source, "--out", tmp_path / source.name)
@@ -250,7 +370,9 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     about = load_detector(tmp_path / source.name)[1]
     assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
-    run = script("train.py", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other")
+    run = script(
+        "train.py", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other"
+    )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
 
 
@@ -261,13 +383,22 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
     p = predictor.prepare(volume)
     codes = model.encode(p.slices, p.position)
     nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
-    restored = model.restore(codes, p.position, predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
-                             model.about.pixel_threshold)
+    restored = model.restore(
+        codes,
+        p.position,
+        predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
+        model.about.pixel_threshold,
+    )
     mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
     logits = smooth_logits(model.detect(p.slices, decoded, mean, nll, p.position), model.about.detector)
     expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
     scores = predictor.pixel_scores(volume)
-    assert np.allclose(scores, expected, atol=1e-6) and 0 < scores.min() and scores.max() < 1 and scores.std() > 0
+    assert (
+        np.allclose(scores, expected, atol=1e-6)
+        and 0 < scores.min()
+        and scores.max() < 1
+        and scores.std() > 0
+    )
     unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
     top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
     assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
@@ -290,15 +421,26 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
         Predictor(model, restorations=0, pixel_method="paper")
     run = predict("pixel", blobs, tmp_path, detecting, "--restorations", "0", "--pixel-method", "paper")
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "restoration" in run.stderr
-    run = predict("pixel", blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json")
+    run = predict(
+        "pixel", blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json"
+    )
     assert run.returncode == 0, run.stderr
-    assert {volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]} == {0}
+    assert {
+        volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]
+    } == {0}
 
 
 def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
     assert Predictor(load_model(detecting, "cpu")).restorations == 15
-    added = script("add_detector.py", detecting.parent / "run", detecting, "-o", tmp_path / "brain.safetensors",
-                   "--restorations", 0)
+    added = script(
+        "add_detector.py",
+        detecting.parent / "run",
+        detecting,
+        "-o",
+        tmp_path / "brain.safetensors",
+        "--restorations",
+        0,
+    )
     assert added.returncode == 0, added.stderr
     model = load_model(tmp_path / "brain.safetensors", "cpu")
     assert Predictor(model).restorations == 0 and Predictor(model, restorations=4).restorations == 4
@@ -309,11 +451,15 @@ def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
     for task, ending in (("pixel", ""), ("sample", ".txt")):
         run = predict(task, blobs, tmp_path / task, detecting, "--restorations", "2")
         assert run.returncode == 0, run.stderr
-        assert {file.name for file in (tmp_path / task).iterdir()} == {f"case_{i}.nii.gz{ending}" for i in range(3)}
+        assert {file.name for file in (tmp_path / task).iterdir()} == {
+            f"case_{i}.nii.gz{ending}" for i in range(3)
+        }
 
 
 def test_another_model_s_detector_is_refused(detecting, tiny_weights, tmp_path):
-    run = script("add_detector.py", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors")
+    run = script(
+        "add_detector.py", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors"
+    )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "trained with others" in run.stderr
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -350,5 +496,7 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
         for source in (blobs, tmp_path / "alone"):
             run = predict(task, source, tmp_path / task / source.name, detecting, "--restorations", "2")
             assert run.returncode == 0, run.stderr
-        one, other = (tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone"))
+        one, other = (
+            tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone")
+        )
         assert one.read_bytes() == other.read_bytes()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mood_submission import device
-from mood_submission.device import affordable, exact_float32, free_memory, in_batches
+from mood_submission.runtime import memory as device
+from mood_submission.runtime.memory import affordable, free_memory, in_batches
+from mood_submission.runtime.precision import exact_float32
 
 CPU = torch.device("cpu")
 
@@ -13,7 +14,9 @@ def test_free_memory_is_a_number_of_bytes():
     assert 1 << 20 < free_memory(CPU) < 1 << 50
 
 
-@pytest.mark.parametrize("limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")])
+@pytest.mark.parametrize(
+    "limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")]
+)
 def test_a_containers_limit_counts(limit_file, used_name, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "CGROUPS", ((tmp_path, limit_file, used_name),))
     (tmp_path / "memory.stat").write_text(f"file 5\n{used_name} 300\n")
@@ -32,8 +35,10 @@ def test_affordable_rows_take_half_of_what_is_free(monkeypatch):
     assert affordable(1 << 20, torch.device("cuda")) == 1 << 19
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
+)
 def test_batches_are_halved_from_where_memory_runs_out(error):
     done, tried = [], []
 
@@ -68,7 +73,11 @@ def test_exact_float32_puts_back_what_was_set(allowed):
         for backend in backends:
             backend.allow_tf32 = allowed
         with pytest.raises(KeyError), exact_float32():
-            assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+            assert (
+                torch.backends.cudnn.conv.fp32_precision
+                == torch.backends.cuda.matmul.fp32_precision
+                == "ieee"
+            )
             raise KeyError
         assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
     finally:

@@ -14,7 +14,9 @@ from conftest import ROOT
 
 import mood_submission
 
-SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docker/*.sh"), *ROOT.glob(".ci/*")])
+SCRIPTS = sorted(
+    [*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docker/*.sh"), *ROOT.glob(".ci/*")]
+)
 
 
 def tool(name: str) -> str:
@@ -30,8 +32,11 @@ def test_shell_scripts_pass_shellcheck():
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.read_text().startswith("#!/bin/sh")],
-                         ids=lambda s: str(s.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "script",
+    [s for s in SCRIPTS if s.read_text().startswith("#!/bin/sh")],
+    ids=lambda s: str(s.relative_to(ROOT)),
+)
 def test_posix_scripts_parse_in_dash(script):
     run = subprocess.run([tool("dash"), "-n", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -59,8 +64,12 @@ def entrypoint(tmp_path):
     shell = shutil.which("dash") or "sh"
 
     def run(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([shell, ROOT / "docker" / "entrypoint.sh", *words], capture_output=True, text=True,
-                              env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        return subprocess.run(
+            [shell, ROOT / "docker" / "entrypoint.sh", *words],
+            capture_output=True,
+            text=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )
 
     return run
 
@@ -70,8 +79,21 @@ def entrypoint(tmp_path):
 def test_entrypoint_predicts_from_and_to_the_mounts(task, region, entrypoint):
     run = entrypoint(task, region, "--slices", "4", "--weights", "a file")
     assert run.returncode == 5 and run.stderr == ""
-    assert run.stdout.splitlines() == ["-m", "mood_submission", "predict", "--region", region, "--task", task,
-                                       "--input=/mnt/data", "--output=/mnt/pred", "--slices", "4", "--weights", "a file"]
+    assert run.stdout.splitlines() == [
+        "-m",
+        "mood_submission",
+        "predict",
+        "--region",
+        region,
+        "--task",
+        task,
+        "--input=/mnt/data",
+        "--output=/mnt/pred",
+        "--slices",
+        "4",
+        "--weights",
+        "a file",
+    ]
 
 
 def test_entrypoint_runs_the_challenges_command(entrypoint):
@@ -92,8 +114,15 @@ def test_entrypoint_helps(words, entrypoint):
     assert run.returncode == 0 and run.stdout.startswith("usage: docker run") and "pixel brain" in run.stdout
 
 
-@pytest.mark.parametrize("words, found", [(("frobnicate",), "frobnicate"), (("--frobnicate",), "--frobnicate"),
-                                          (("pixel",), "nothing"), (("sample", "liver"), "liver")])
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (("frobnicate",), "frobnicate"),
+        (("--frobnicate",), "--frobnicate"),
+        (("pixel",), "nothing"),
+        (("sample", "liver"), "liver"),
+    ],
+)
 def test_entrypoint_refuses_what_it_does_not_know(words, found, entrypoint):
     run = entrypoint(*words)
     assert run.returncode == 2 and run.stdout == ""
@@ -103,9 +132,23 @@ def test_entrypoint_refuses_what_it_does_not_know(words, found, entrypoint):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_run_started_by_the_entrypoint(sent, tiny_weights, blobs, tmp_path):
     """The way from the entrypoint to Python is all exec: the signal goes to the process that was started."""
-    run = subprocess.Popen(["sh", ROOT / "docker" / "entrypoint.sh", "sh", ROOT / "run_pixel_brain.sh", blobs, tmp_path,
-                            "--weights", tiny_weights["brain"], "--restorations", "3000"],
-                           env=os.environ | {"PYTHON": sys.executable}, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [
+            "sh",
+            ROOT / "docker" / "entrypoint.sh",
+            "sh",
+            ROOT / "run_pixel_brain.sh",
+            blobs,
+            tmp_path,
+            "--weights",
+            tiny_weights["brain"],
+            "--restorations",
+            "3000",
+        ],
+        env=os.environ | {"PYTHON": sys.executable},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert " on c" in run.stderr.readline()
         time.sleep(0.5)  # the networks are at work

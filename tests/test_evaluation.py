@@ -13,8 +13,8 @@ from sklearn.metrics import average_precision_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mood_submission.evaluation import evaluate_pixel, evaluate_sample  # noqa: E402
-from mood_submission.metrics import average_precision, score_counts  # noqa: E402
+from mood_submission.evaluation.challenge import evaluate_pixel, evaluate_sample  # noqa: E402
+from mood_submission.evaluation.metrics import average_precision, score_counts  # noqa: E402
 
 SHAPE = (12, 10, 8)
 
@@ -60,14 +60,16 @@ def test_counts_give_sklearns_value_ties_included(decimals: int | None) -> None:
     labels = rng.random(50_000) < 0.05
     scores = (0.2 * labels + rng.random(labels.size)).astype(np.float16).clip(0, 1)
     scores = scores if decimals is None else scores.round(decimals)
-    assert average_precision(*score_counts(scores, labels)) == pytest.approx(reference(scores, labels), abs=1e-12)
+    assert average_precision(*score_counts(scores, labels)) == pytest.approx(
+        reference(scores, labels), abs=1e-12
+    )
 
 
 def test_counts_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random((20, 30, 40)).astype(np.float16), rng.random((20, 30, 40)) < 0.1
     whole = score_counts(scores, labels)
-    monkeypatch.setattr("mood_submission.metrics.CHUNK", 1000)
+    monkeypatch.setattr("mood_submission.evaluation.metrics.CHUNK", 1000)
     np.testing.assert_array_equal(score_counts(np.asfortranarray(scores), np.asfortranarray(labels)), whole)
     assert whole.sum() == scores.size and whole[1].sum() == labels.sum()
 
@@ -209,17 +211,23 @@ def test_command_line(tmp_path: Path) -> None:
     pred, label, scores, labels = pixel_cases(tmp_path, 3)
     (pred / "2.nii.gz").unlink()
     scores[2] = 0
-    done = command("--pred", pred, "--label", label.parent, "--task", "pixel", "--json", tmp_path / "result.json")
+    done = command(
+        "--pred", pred, "--label", label.parent, "--task", "pixel", "--json", tmp_path / "result.json"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert f"average precision {reference(scores, labels):.4f}" in done.stdout
     assert "3 cases" in done.stdout and "2.nii.gz: missing" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["ap"] == pytest.approx(reference(scores, labels)) and result["missing"] == ["2.nii.gz: missing"]
+    assert result["ap"] == pytest.approx(reference(scores, labels)) and result["missing"] == [
+        "2.nii.gz: missing"
+    ]
 
 
 def test_command_line_errors(tmp_path: Path) -> None:
     assert command("--pred", tmp_path).returncode == 2
-    assert command("--pred", tmp_path, "--label", tmp_path, "--task", "pixel", "--bootstrap", -1).returncode == 2
+    assert (
+        command("--pred", tmp_path, "--label", tmp_path, "--task", "pixel", "--bootstrap", -1).returncode == 2
+    )
     failed = command("--pred", tmp_path, "--label", tmp_path / "nowhere", "--task", "sample")
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1 and "nowhere" in failed.stderr and "Traceback" not in failed.stderr

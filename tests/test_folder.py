@@ -11,8 +11,8 @@ import torch
 from conftest import write_nifti
 
 from mood_submission import Predictor, load_model
-from mood_submission.benchmark import FreeNetworks
-from mood_submission.folder import FolderRun, Outcome, finished, predict_files
+from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
 from mood_submission.volumes import read_volume
 
 
@@ -32,8 +32,10 @@ def test_a_folder_scores_as_its_files_one_by_one(task, tiny_weights, blobs, tmp_
 
 
 def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path, monkeypatch):
-    files = [shutil.copy(blobs / "case_0.nii.gz", tmp_path / f"{name}.nii.gz")
-             for name in ("good_0", "unreadable", "too_large", "good_1", "unwritable", "gone", "good_2", "last")]
+    files = [
+        shutil.copy(blobs / "case_0.nii.gz", tmp_path / f"{name}.nii.gz")
+        for name in ("good_0", "unreadable", "too_large", "good_1", "unwritable", "gone", "good_2", "last")
+    ]
     files[1].write_bytes(files[1].read_bytes()[:-300])
     files[5].unlink()
     out = tmp_path / "out"
@@ -51,8 +53,14 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     outcomes = predict_files(predictor, files, "pixel", out)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     assert [outcome.file for outcome in failed] == [files[i] for i in (1, 2, 4, 5, 7)]
-    assert all(str(outcome.file.name) in outcome.message and "\n" not in outcome.message for outcome in failed)
-    assert all(outcome.status == "predicted" and outcome.message == "" for outcome in outcomes if outcome not in failed)
+    assert all(
+        str(outcome.file.name) in outcome.message and "\n" not in outcome.message for outcome in failed
+    )
+    assert all(
+        outcome.status == "predicted" and outcome.message == ""
+        for outcome in outcomes
+        if outcome not in failed
+    )
     assert {path.name for path in out.iterdir() if path.is_file()} == {f"good_{i}.nii.gz" for i in range(3)}
     (out / "good_0.nii.gz.txt").mkdir()
     assert predict_files(predictor, files[:1], "sample", out)[0].status == "failed"
@@ -63,8 +71,12 @@ class Steps:
     """In a run's place for its own steps: what has begun and ended, and waiting for it, without timing."""
 
     def __init__(self, monkeypatch):
-        self.events = {(step, moment, i): threading.Event()
-                       for step in ("read", "compute", "write") for moment in ("begun", "ended") for i in range(9)}
+        self.events = {
+            (step, moment, i): threading.Event()
+            for step in ("read", "compute", "write")
+            for moment in ("begun", "ended")
+            for i in range(9)
+        }
         self.before = {}  # (step, i) -> called in that step
         for step in ("read", "compute", "write"):
             monkeypatch.setattr(FolderRun, step, self.step(step))
@@ -75,6 +87,7 @@ class Steps:
             self.before.get((step, outcome.file), lambda: None)()
             self.events[step, "ended", outcome.file].set()
             return outcome
+
         return run
 
     def has(self, *event) -> bool:
@@ -90,8 +103,12 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(tmp_path, m
     steps.before["write", 0] = lambda: steps.wait("compute", "ended", 1)  # both at once
     seen = []
     for i in range(5):  # no more than one waits on either side
-        steps.before.setdefault(("compute", i), lambda i=i: seen.append(
-            (steps.has("read", "begun", i + 2), steps.has("write", "ended", i - 2) if i > 1 else True)))
+        steps.before.setdefault(
+            ("compute", i),
+            lambda i=i: seen.append(
+                (steps.has("read", "begun", i + 2), steps.has("write", "ended", i - 2) if i > 1 else True)
+            ),
+        )
     predict_files(Predictor(FreeNetworks("brain")), range(5), "pixel", tmp_path)
     assert seen == [(False, True)] * 4
     assert all(steps.has("write", "ended", i) for i in range(5))
@@ -107,8 +124,14 @@ def test_an_interruption_finishes_what_is_being_written_and_begins_nothing(tmp_p
 
     steps.before["compute", 1] = interrupt
     with pytest.raises(KeyboardInterrupt):
-        predict_files(Predictor(FreeNetworks("brain")), range(5), "pixel", tmp_path, lambda o: told.append(o.file))
-    assert steps.has("write", "ended", 0) and not steps.has("write", "begun", 1) and not steps.has("read", "begun", 3)
+        predict_files(
+            Predictor(FreeNetworks("brain")), range(5), "pixel", tmp_path, lambda o: told.append(o.file)
+        )
+    assert (
+        steps.has("write", "ended", 0)
+        and not steps.has("write", "begun", 1)
+        and not steps.has("read", "begun", 3)
+    )
     assert threading.active_count() == threads and told == [0]
 
 
@@ -125,13 +148,19 @@ def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, t
     assert [outcome.status for outcome in expected] == ["predicted"] * 3
     ending = ".txt" if task == "sample" else ""
     shutil.copy(whole / f"case_0.nii.gz{ending}", part)
-    (part / f"case_1.nii.gz{ending}").write_bytes((whole / f"case_1.nii.gz{ending}").read_bytes()[:-9])  # not whole
+    (part / f"case_1.nii.gz{ending}").write_bytes(
+        (whole / f"case_1.nii.gz{ending}").read_bytes()[:-9]
+    )  # not whole
     (part / f".case_2.nii.gz{ending}.part").write_bytes(b"left by a run that was killed")
     outcomes = predict_files(predictor, files, task, part, resume=True)
     assert [outcome.status for outcome in outcomes] == ["resumed", "predicted", "predicted"]
     assert bytes_of(part) == bytes_of(whole)
-    assert [outcome.score for outcome in outcomes] == pytest.approx([outcome.score for outcome in expected], rel=1e-8)
-    assert [outcome.status for outcome in predict_files(predictor, files, task, part, resume=True)] == ["resumed"] * 3
+    assert [outcome.score for outcome in outcomes] == pytest.approx(
+        [outcome.score for outcome in expected], rel=1e-8
+    )
+    assert [outcome.status for outcome in predict_files(predictor, files, task, part, resume=True)] == [
+        "resumed"
+    ] * 3
 
 
 def test_only_whole_predictions_of_the_volume_count_as_finished(blobs, tmp_path):
@@ -139,7 +168,14 @@ def test_only_whole_predictions_of_the_volume_count_as_finished(blobs, tmp_path)
     volume = read_volume(source)
     scores, affine = np.full(volume.data.shape, 0.5, np.float32), nib.load(source).affine
     scores[2, 3, 4] = 0.75
-    for text, score in (("0.25\n", 0.25), ("1", 1), ("", None), ("nan", None), ("1.5", None), ("0.1 0.2", None)):
+    for text, score in (
+        ("0.25\n", 0.25),
+        ("1", 1),
+        ("", None),
+        ("nan", None),
+        ("1.5", None),
+        ("0.1 0.2", None),
+    ):
         (out / "case_0.nii.gz.txt").write_text(text)
         assert finished(source, "sample", out) == score
     assert finished(source, "pixel", out) is None  # none there
@@ -167,10 +203,16 @@ class FailingGpu(FreeNetworks):
         return FreeNetworks("brain")
 
 
-@pytest.mark.parametrize("error, falls_back", [(torch.OutOfMemoryError("CUDA out of memory"), True),
-                                               (RuntimeError("CUDA error: an illegal\n memory access"), True),
-                                               (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
-                                               (RuntimeError("a bug"), False), (KeyError("a bug"), False)])
+@pytest.mark.parametrize(
+    "error, falls_back",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: an illegal\n memory access"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), True),
+        (RuntimeError("a bug"), False),
+        (KeyError("a bug"), False),
+    ],
+)
 def test_what_a_gpu_fails_at_is_computed_on_the_cpu(error, falls_back, blobs, tmp_path, monkeypatch):
     predictor, plain = Predictor(FailingGpu(error), 2, 1), Predictor(FreeNetworks("brain"), 2, 1)
     monkeypatch.setattr(predictor, "read", plain.read)
@@ -181,7 +223,11 @@ def test_what_a_gpu_fails_at_is_computed_on_the_cpu(error, falls_back, blobs, tm
     for outcome in outcomes:
         assert outcome.status == ("predicted" if falls_back else "failed")
         assert str(outcome.file) in outcome.message and "\n" not in outcome.message
-        assert not falls_back or outcome.device == "cpu" and outcome.message.endswith("computed on the CPU instead")
+        assert (
+            not falls_back
+            or outcome.device == "cpu"
+            and outcome.message.endswith("computed on the CPU instead")
+        )
     assert bytes_of(out) == (bytes_of(tmp_path / "cpu") if falls_back else {})
 
 
@@ -189,7 +235,7 @@ def test_what_the_cpu_fails_at_too_is_one_line(blobs, tmp_path, monkeypatch):
     predictor = Predictor(FailingGpu(torch.OutOfMemoryError("CUDA out of memory")), 2, 1)
     monkeypatch.setattr(predictor, "read", Predictor(FreeNetworks("brain"), 2, 1).read)
     (tmp_path / "case_0.nii.gz").mkdir()  # so that nothing can be written there
-    outcome, = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path)
+    (outcome,) = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path)
     assert outcome.status == "failed" and "\n" not in outcome.message
     assert outcome.message.count(str(blobs / "case_0.nii.gz")) >= 1 and "then on the CPU" in outcome.message
 

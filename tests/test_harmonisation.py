@@ -8,8 +8,19 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mood_submission.preprocessing import (Preprocessing, frame_of, harmonise, intensity_statistics, look, normalise,
-                                           relative_positions, slice_indices, slices_to_volume, to_unit_range, volume_to_slices)
+from mood_submission.preprocessing import (
+    Preprocessing,
+    frame_of,
+    harmonise,
+    intensity_statistics,
+    look,
+    normalise,
+    relative_positions,
+    slice_indices,
+    slices_to_volume,
+    to_unit_range,
+    volume_to_slices,
+)
 from mood_submission.preprocessing.anatomy import block_means, find_anatomy
 from mood_submission.preprocessing.frame import frame_round
 from mood_submission.preprocessing.hounsfield import find_scaling
@@ -54,14 +65,18 @@ def cropped(head: np.ndarray) -> np.ndarray:
     return head[ndimage.find_objects((head > 0).astype(int))[0]]
 
 
-@pytest.mark.parametrize("change", [
-    ("cropped to the brain", cropped, 1.0),
-    ("padded", lambda h: np.pad(h, ((60, 5), (0, 60), (25, 40))), 1.0),
-    ("2 mm", lambda h: block_means(h, (2, 2, 2)), 2.0),
-    ("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7),
-    ("of another scaling", lambda h: 700 * h, 1.0),
-    ("of another contrast", lambda h: h**1.5, 1.0),
-], ids=lambda change: change[0])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("cropped to the brain", cropped, 1.0),
+        ("padded", lambda h: np.pad(h, ((60, 5), (0, 60), (25, 40))), 1.0),
+        ("2 mm", lambda h: block_means(h, (2, 2, 2)), 2.0),
+        ("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7),
+        ("of another scaling", lambda h: 700 * h, 1.0),
+        ("of another contrast", lambda h: h**1.5, 1.0),
+    ],
+    ids=lambda change: change[0],
+)
 def test_one_head_in_many_arrays_looks_the_same(head, change):
     _, function, spacing = change
     assert agree(seen(head), seen(function(head), (spacing,) * 3)) > 0.98
@@ -124,26 +139,51 @@ def test_as_published_every_step_is_off(head):
     indices = view.indices()
     np.testing.assert_array_equal(indices, slice_indices(head.shape[2]))
     np.testing.assert_array_equal(view.positions(indices), relative_positions(indices, head.shape[2]))
-    torch.testing.assert_close(volume_to_slices(data, (1.0,) * 3, indices[:9], prep, view=view),
-                               volume_to_slices(data, (1.0,) * 3, indices[:9], prep), rtol=0, atol=0)
+    torch.testing.assert_close(
+        volume_to_slices(data, (1.0,) * 3, indices[:9], prep, view=view),
+        volume_to_slices(data, (1.0,) * 3, indices[:9], prep),
+        rtol=0,
+        atol=0,
+    )
 
 
-@pytest.mark.parametrize("off, same", [({"frame": "array"}, "tone"), ({"intensity": "foreground"}, "frame"),
-                                       ({"resolution": 0.0}, "tone"), ({"slice_distance": 0.0}, "frame")])
+@pytest.mark.parametrize(
+    "off, same",
+    [
+        ({"frame": "array"}, "tone"),
+        ({"intensity": "foreground"}, "frame"),
+        ({"resolution": 0.0}, "tone"),
+        ({"slice_distance": 0.0}, "frame"),
+    ],
+)
 def test_each_step_can_be_switched_off_alone(head, off, same):
     whole, part = look(head, (1.0,) * 3, BRAIN), look(head, (1.0,) * 3, dataclasses.replace(BRAIN, **off))
     assert getattr(whole, same) == getattr(part, same) and whole != part
 
 
 def test_settings_of_earlier_files_mean_what_they_meant():
-    old = {name: Preprocessing.published("brain").to_dict()[name] for name in
-           ("region", "image_size", "slices", "intensity", "foreground_threshold", "hounsfield_window")}
+    old = {
+        name: Preprocessing.published("brain").to_dict()[name]
+        for name in (
+            "region",
+            "image_size",
+            "slices",
+            "intensity",
+            "foreground_threshold",
+            "hounsfield_window",
+        )
+    }
     assert Preprocessing.from_dict(old) == Preprocessing.published("brain")
     for prep in (BRAIN, ABDOM):
         assert Preprocessing.from_dict(json.loads(json.dumps(prep.to_dict()))) == prep
     with pytest.raises(ValueError, match="missing keys.*intensity"):
         Preprocessing.from_dict({name: value for name, value in old.items() if name != "intensity"})
-    for wrong in ({"frame": "skull"}, {"landmarks": (0.5, 0.4, 0.6)}, {"spread": 0.0}, {"slice_distance": -1.0}):
+    for wrong in (
+        {"frame": "skull"},
+        {"landmarks": (0.5, 0.4, 0.6)},
+        {"spread": 0.0},
+        {"slice_distance": -1.0},
+    ):
         with pytest.raises(ValueError, match="preprocessing: expected"):
             dataclasses.replace(BRAIN, **wrong)
 
@@ -170,7 +210,11 @@ def test_nothing_is_too_odd_to_be_looked_at(prep, name):
     elif name == "negative":
         data = data * 100 - 5000
     slices, positions, view = seen(data, (1.0, 2.0, 3.0), prep)
-    assert len(slices) == len(positions) >= 1 and torch.isfinite(slices).all() and 0 <= slices.min() <= slices.max() <= 1
+    assert (
+        len(slices) == len(positions) >= 1
+        and torch.isfinite(slices).all()
+        and 0 <= slices.min() <= slices.max() <= 1
+    )
     back = slices_to_volume(slices, view.indices(), data.shape, (1.0, 2.0, 3.0), view=view)
     assert back.shape == data.shape and np.isfinite(back).all()
 
@@ -212,7 +256,9 @@ def test_block_means():
     data = np.random.default_rng(0).random((7, 5, 6)).astype(np.float32)
     found = block_means(data, (3, 2, 4))
     for i, j, k in np.ndindex(found.shape):
-        assert found[i, j, k] == pytest.approx(data[3 * i : 3 * i + 3, 2 * j : 2 * j + 2, 4 * k : 4 * k + 4].mean(), rel=1e-5)
+        assert found[i, j, k] == pytest.approx(
+            data[3 * i : 3 * i + 3, 2 * j : 2 * j + 2, 4 * k : 4 * k + 4].mean(), rel=1e-5
+        )
 
 
 # CT
@@ -234,8 +280,12 @@ def body() -> np.ndarray:
     return np.asfortranarray((data + rng.normal(0, 12, shape)).clip(-1024, 1500).astype(np.float32))
 
 
-SCALINGS = {"wide": lambda hu: ((hu + 1000) / 2000).clip(0, 1), "wider": lambda hu: ((hu + 1024) / 4024).clip(0, 1),
-            "uint8": lambda hu: np.round(255 * ((hu + 1000) / 2000).clip(0, 1)), "narrower": lambda hu: ((hu + 1000) / 1600).clip(0, 1)}
+SCALINGS = {
+    "wide": lambda hu: ((hu + 1000) / 2000).clip(0, 1),
+    "wider": lambda hu: ((hu + 1024) / 4024).clip(0, 1),
+    "uint8": lambda hu: np.round(255 * ((hu + 1000) / 2000).clip(0, 1)),
+    "narrower": lambda hu: ((hu + 1000) / 1600).clip(0, 1),
+}
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -269,4 +319,6 @@ def test_the_table_and_the_air_are_not_looked_at_and_not_scored(body):
 def test_a_body_fills_its_share_of_the_frame_whatever_the_field_of_view(body):
     air = np.full((260, 300, 30), -1000.0, np.float32)
     air[60:220, 90:230] = body
-    assert agree(seen(body, (2.5, 2.5, 4.0), ABDOM), seen(air, (2.5, 2.5, 4.0), ABDOM)) > 0.97  # a frame of whole voxels
+    assert (
+        agree(seen(body, (2.5, 2.5, 4.0), ABDOM), seen(air, (2.5, 2.5, 4.0), ABDOM)) > 0.97
+    )  # a frame of whole voxels

@@ -10,8 +10,8 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from mood_submission import load_model
-from mood_submission.model import ModelError, save_model
-from mood_submission.sampler import restore
+from mood_submission.model_file import ModelError, save_model
+from mood_submission.restoration.restore import restore
 
 IMPORT = [sys.executable, str(ROOT / "scripts" / "import_reference.py")]
 
@@ -19,11 +19,15 @@ IMPORT = [sys.executable, str(ROOT / "scripts" / "import_reference.py")]
 def test_published_checkpoints_survive_the_import(reference, tmp_path):
     vqvae, prior = reference.state("vqvae"), reference.state("prior")
     torch.save(vqvae, tmp_path / "features.pt")
-    torch.save(prior | {f"feature_extractor_model.{name}": value for name, value in vqvae.items()},
-               tmp_path / "latent.pt")
+    torch.save(
+        prior | {f"feature_extractor_model.{name}": value for name, value in vqvae.items()},
+        tmp_path / "latent.pt",
+    )
     out = tmp_path / "model.safetensors"
-    subprocess.run([*IMPORT, tmp_path / "features.pt", tmp_path / "latent.pt", "--region", reference.region, "-o", out],
-                   check=True)
+    subprocess.run(
+        [*IMPORT, tmp_path / "features.pt", tmp_path / "latent.pt", "--region", reference.region, "-o", out],
+        check=True,
+    )
     model = load_model(out, device="cpu", dtype=torch.float64)
     codes = model.encode(reference["x"], reference["coord"])
     assert torch.equal(codes, reference["codes"])
@@ -35,16 +39,29 @@ def test_published_checkpoints_survive_the_import(reference, tmp_path):
     assert model.about.region == reference.region and model.about.sample_scale == 2000
 
 
-@pytest.mark.parametrize("part, name", [("vqvae", "P.0.bias"), ("prior", "out.conv.bias"),
-                                        ("prior", "blocks.0.downsample_key.weight")])
+@pytest.mark.parametrize(
+    "part, name",
+    [("vqvae", "P.0.bias"), ("prior", "out.conv.bias"), ("prior", "blocks.0.downsample_key.weight")],
+)
 def test_a_checkpoint_with_a_parameter_missing_is_refused(reference, tmp_path, part, name):
     """What is missing must not be left at its random start."""
     states = {"vqvae": reference.state("vqvae"), "prior": reference.state("prior")}
     del states[part][name]
     for which, state in states.items():
         torch.save(state, tmp_path / f"{which}.pt")
-    run = subprocess.run([*IMPORT, tmp_path / "vqvae.pt", tmp_path / "prior.pt", "--region", reference.region, "-o",
-                          tmp_path / "out.safetensors"], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            *IMPORT,
+            tmp_path / "vqvae.pt",
+            tmp_path / "prior.pt",
+            "--region",
+            reference.region,
+            "-o",
+            tmp_path / "out.safetensors",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(tmp_path / f"{part}.pt") in run.stderr
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -54,7 +71,9 @@ def test_a_bad_checkpoint_is_named_in_one_line(tmp_path, content):
     bad = tmp_path / "bad.pt"
     if content is not None:
         bad.write_bytes(content)
-    run = subprocess.run([*IMPORT, bad, bad, "--region", "brain", "-o", tmp_path / "x"], capture_output=True, text=True)
+    run = subprocess.run(
+        [*IMPORT, bad, bad, "--region", "brain", "-o", tmp_path / "x"], capture_output=True, text=True
+    )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(bad) in run.stderr
 
 
@@ -83,7 +102,9 @@ def test_saved_and_loaded_is_the_same_model(tiny_weights, tmp_path):
     assert torch.equal(again.nll(codes, position), model.nll(codes, position))
     save_model(tmp_path / "half.safetensors", model.vqvae, model.prior, model.about, torch.float16)
     assert {v.dtype for v in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
-    assert load_model(tmp_path / "half.safetensors", device="cpu").decode(codes, position).dtype == torch.float32
+    assert (
+        load_model(tmp_path / "half.safetensors", device="cpu").decode(codes, position).dtype == torch.float32
+    )
 
 
 def test_batches_are_not_seen_in_the_results(tiny_weights):
@@ -120,9 +141,9 @@ def test_batches_are_halved_when_memory_runs_out(tiny_weights, monkeypatch):
 def test_the_default_batch_fits_in_the_memory_that_is_there(tiny_weights, monkeypatch):
     model = load_model(tiny_weights["brain"], device="cpu")
     assert model.affordable_slices() == 32
-    monkeypatch.setattr("mood_submission.device.free_memory", lambda device: 64 << 20)
+    monkeypatch.setattr("mood_submission.runtime.memory.free_memory", lambda device: 64 << 20)
     assert 1 < model.affordable_slices() < 32
-    monkeypatch.setattr("mood_submission.device.free_memory", lambda device: 0)
+    monkeypatch.setattr("mood_submission.runtime.memory.free_memory", lambda device: 0)
     assert model.affordable_slices() == 1
 
 
@@ -131,10 +152,18 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
     about = load_model(tiny_weights["brain"], device="cpu").about.to_json()
     (tmp_path / "text").write_text("hello")
     save_file(tensors, tmp_path / "no_about")
-    save_file({k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about})
+    save_file(
+        {k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about}
+    )
     save_file(tensors | {"prior.out.bias": torch.zeros(3)}, tmp_path / "wrong_shape", {"about": about})
-    save_file(tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")})
-    save_file(tensors, tmp_path / "method", {"about": about.replace('"sample_method": "paper"', '"sample_method": "mean"')})
+    save_file(
+        tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")}
+    )
+    save_file(
+        tensors,
+        tmp_path / "method",
+        {"about": about.replace('"sample_method": "paper"', '"sample_method": "mean"')},
+    )
     for name in ("absent", "text", "no_about", "missing", "wrong_shape", "format", "method"):
         with pytest.raises(ModelError) as error:
             load_model(tmp_path / name)
@@ -159,7 +188,11 @@ def test_precision_is_of_restoring_alone(tiny_weights):
 def test_batches_have_few_sizes_and_are_not_seen(tiny_weights, count):
     model = load_model(tiny_weights["abdom"], device="cpu", dtype=torch.float64)
     codes = torch.randint(0, 8, (count, 10, 10), generator=torch.Generator().manual_seed(0))
-    position, sizes, decode = torch.linspace(-0.5, 0.5, count, dtype=torch.float64)[:, None], [], model.vqvae.decode
+    position, sizes, decode = (
+        torch.linspace(-0.5, 0.5, count, dtype=torch.float64)[:, None],
+        [],
+        model.vqvae.decode,
+    )
 
     def spy(codes: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         sizes.append(len(codes))

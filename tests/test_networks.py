@@ -4,17 +4,25 @@ import pytest
 import torch
 from conftest import TINY
 
-from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, background_of, fold_weight_norm
-from mood_submission.published import PublishedCheckpointError, convert_prior, convert_vqvae
-from mood_submission.vqvae import VQVAE
+from mood_submission.networks.parameter_names import PublishedCheckpointError, convert_prior, convert_vqvae
+from mood_submission.networks.pixelsnail import (
+    PixelSNAIL,
+    PixelSNAILSettings,
+    add_weight_norm,
+    background_of,
+    fold_weight_norm,
+)
+from mood_submission.networks.vqvae import VQVAE
 
 
 @pytest.fixture(scope="session")
 def published(reference):
     """VQ-VAE and prior with the test vectors' parameters, float64."""
     networks = []
-    for network, (settings, parameters, *_) in ((VQVAE, convert_vqvae(reference.state("vqvae"))),
-                                                (PixelSNAIL, convert_prior(reference.state("prior")))):
+    for network, (settings, parameters, *_) in (
+        (VQVAE, convert_vqvae(reference.state("vqvae"))),
+        (PixelSNAIL, convert_prior(reference.state("prior"))),
+    ):
         module = network(settings).double().eval()
         module.load_state_dict(parameters, strict=False)
         networks.append(module.requires_grad_(False))
@@ -69,7 +77,7 @@ def test_prior_is_causal_at_every_position(region, grid):
             after = prior(changed.view_as(codes), position).flatten(2)
             assert torch.equal(after[..., : place + 1], before[..., : place + 1])
             if place + 1 < codes.numel():
-                assert not torch.equal(after[..., place + 1:], before[..., place + 1:])
+                assert not torch.equal(after[..., place + 1 :], before[..., place + 1 :])
 
 
 def test_weight_norm_folds_to_the_same_function():
@@ -90,11 +98,20 @@ def test_published_sizes_are_read_off_the_tensors(reference):
     prior, _, grid = convert_prior(reference.state("prior"))
     meta = reference.meta
     assert vqvae.channels == tuple(meta["vqvae"]["n_channels"]) and vqvae.stem_padding == 3
-    assert (vqvae.codebook_size, vqvae.n_res_block) == (meta["vqvae"]["codebook_size"], meta["vqvae"]["n_res_block"])
+    assert (vqvae.codebook_size, vqvae.n_res_block) == (
+        meta["vqvae"]["codebook_size"],
+        meta["vqvae"]["n_res_block"],
+    )
     assert grid == tuple(meta["prior"]["shape"])
     assert prior == PixelSNAILSettings(
-        16, meta["prior"]["n_channels"], meta["prior"]["n_block"], meta["prior"]["n_res_block"],
-        meta["prior"].get("ini_kernel_size", 7), meta["prior"].get("downsample_attn", 2), key_size=16)
+        16,
+        meta["prior"]["n_channels"],
+        meta["prior"]["n_block"],
+        meta["prior"]["n_res_block"],
+        meta["prior"].get("ini_kernel_size", 7),
+        meta["prior"].get("downsample_attn", 2),
+        key_size=16,
+    )
 
 
 def test_the_wrong_dictionary_is_refused(reference):

@@ -12,13 +12,13 @@ from conftest import ROOT, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.anomalies import body_mask
-from mood_submission.context_detector import ContextDetector, VolumeEvidence, input_channels
-from mood_submission.detector import DetectorSettings
+from mood_submission.networks.context_detector import ContextDetector, VolumeEvidence, input_channels
+from mood_submission.networks.detector import DetectorSettings
 from mood_submission.preprocessing import Preprocessing
+from mood_submission.preprocessing.body import body_mask
+from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
 from mood_submission.training.cache import CacheError, build_cache, load_cache
-from mood_submission.training.planting import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
-from mood_submission.training.randomise import BOLD, MILD, RANDOMISATIONS, Randomisation, randomise
+from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
 
@@ -28,7 +28,9 @@ STILL = Randomisation(0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True
+    )
 
 
 def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
@@ -45,7 +47,10 @@ def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
 @pytest.mark.parametrize("together", [False, True])
 def test_randomised_slices_are_slices(name, together):
     slices = brain_slices()
-    make = lambda: randomise(slices, 40, RANDOMISATIONS[name], 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
+
+    def make():
+        return randomise(slices, 40, RANDOMISATIONS[name], 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
+
     first = make()
     assert first.shape == slices.shape and 0 <= float(first.min()) and float(first.max()) <= 1
     assert torch.equal(first, make()) and float((first - slices).abs().mean()) > 0.01
@@ -60,7 +65,9 @@ def test_nothing_is_randomised_where_nothing_may_be():
 
 def test_a_volume_is_changed_as_one():
     one = brain_slices()[6:7].expand(5, -1, -1)
-    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0)  # what varies from slice to slice in a volume too
+    r = dataclasses.replace(
+        BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0
+    )  # what varies from slice to slice in a volume too
     found = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1), together=True)
     assert torch.allclose(found, found[:1].expand(5, -1, -1), atol=1e-5)
     apart = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1))
@@ -73,7 +80,9 @@ def test_a_volume_is_changed_as_one():
 @pytest.fixture(scope="module")
 def host() -> Host:
     volume = np.ascontiguousarray(brain_slices(40, 64).numpy()[:, ::-1].transpose(2, 1, 0))
-    volume = volume + np.where(volume > 0, 0.6 * ndimage.gaussian_filter(np.random.default_rng(0).normal(size=volume.shape), 1), 0)
+    volume = volume + np.where(
+        volume > 0, 0.6 * ndimage.gaussian_filter(np.random.default_rng(0).normal(size=volume.shape), 1), 0
+    )
     volume = volume.astype(np.float32).clip(0, 1)
     return Host.of(volume, body_mask(volume), 50.0)
 
@@ -106,7 +115,9 @@ def test_no_kind_and_no_body(host):
 def evidence(count: int = 9, size: int = 32) -> VolumeEvidence:
     make = torch.Generator().manual_seed(0)
     slices, decoded, restored = (torch.rand(count, size, size, generator=make) for _ in range(3))
-    return VolumeEvidence.of(slices, decoded, restored, torch.rand(count, 4, 4, generator=make) * 5, torch.rand(count, 1))
+    return VolumeEvidence.of(
+        slices, decoded, restored, torch.rand(count, 4, 4, generator=make) * 5, torch.rand(count, 1)
+    )
 
 
 def test_a_slice_is_read_with_its_neighbours():
@@ -119,7 +130,10 @@ def test_a_slice_is_read_with_its_neighbours():
             residual = (volume.slices[near] - volume.reconstruction[near]) / volume.residual
             assert torch.equal(maps[row, column], volume.slices[near])
             assert torch.allclose(maps[row, 5 + column], residual.clamp(-8, 8))
-            assert torch.allclose(nll[row, column], ((volume.nll[near] - volume.usual) / (volume.high - volume.usual)).clamp(-2, 6))
+            assert torch.allclose(
+                nll[row, column],
+                ((volume.nll[near] - volume.usual) / (volume.high - volume.usual)).clamp(-2, 6),
+            )
         assert torch.equal(maps[row, 10], volume.reconstruction[index])
         assert torch.equal(maps[row, 12], volume.position[index].expand(32, 32))
     wide, _ = volume.inputs(torch.tensor([4]), CONTEXT, stride=2)
@@ -128,11 +142,20 @@ def test_a_slice_is_read_with_its_neighbours():
 
 def test_evidence_is_relative_to_the_volume_s_own():
     volume = evidence()
-    worse = VolumeEvidence.of(volume.slices, volume.slices + 3 * (volume.reconstruction - volume.slices),
-                              volume.slices + 3 * (volume.restoration - volume.slices), 2 * volume.nll + 1, volume.position)
+    worse = VolumeEvidence.of(
+        volume.slices,
+        volume.slices + 3 * (volume.reconstruction - volume.slices),
+        volume.slices + 3 * (volume.restoration - volume.slices),
+        2 * volume.nll + 1,
+        volume.position,
+    )
     for one, other in zip(volume.inputs(torch.arange(9), CONTEXT), worse.inputs(torch.arange(9), CONTEXT)):
         keep = [i for i in range(one.shape[1]) if i != 10]  # all but the reconstruction itself
-        assert torch.allclose(one[:, keep] if one.shape[1] > 10 else one, other[:, keep] if one.shape[1] > 10 else other, atol=1e-4)
+        assert torch.allclose(
+            one[:, keep] if one.shape[1] > 10 else one,
+            other[:, keep] if one.shape[1] > 10 else other,
+            atol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("size", [160, 40, 38])
@@ -164,22 +187,34 @@ def healthy(tmp_path_factory):
         rng = np.random.default_rng(number)
         x, y, z = np.meshgrid(*[np.arange(-n / 2, n / 2) * 6.0 for n in (30, 34, 28)], indexing="ij")
         inside = (x / 66) ** 2 + (y / 82) ** 2 + (z / 64) ** 2 < 1
-        data = 0.55 + 0.2 * np.sin(x / 14 + rng.uniform(0, 6)) * np.cos(y / 16) * np.cos(z / 15 + rng.uniform(0, 6))
-        write_nifti(folder / f"head{number:02d}.nii.gz", np.where(inside, data, 0).astype(np.float32), np.diag([6, 6, 6, 1.0]))
+        data = 0.55 + 0.2 * np.sin(x / 14 + rng.uniform(0, 6)) * np.cos(y / 16) * np.cos(
+            z / 15 + rng.uniform(0, 6)
+        )
+        write_nifti(
+            folder / f"head{number:02d}.nii.gz",
+            np.where(inside, data, 0).astype(np.float32),
+            np.diag([6, 6, 6, 1.0]),
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
 def cache(healthy, tmp_path_factory):
     file = tmp_path_factory.mktemp("cache") / "slices.npz"
-    prep = dataclasses.replace(Preprocessing.harmonised("brain"), image_size=40, slice_distance=6.0, resolution=0.0)
+    prep = dataclasses.replace(
+        Preprocessing.harmonised("brain"), image_size=40, slice_distance=6.0, resolution=0.0
+    )
     build_cache(healthy, file, prep)
     return file
 
 
 @pytest.fixture(scope="module")
 def planter(cache, tiny_weights):
-    return Planter(load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu"), PlantingSettings(variants=2, seed=5))
+    return Planter(
+        load_cache(cache)[0]["train"],
+        load_model(tiny_weights["brain"], "cpu"),
+        PlantingSettings(variants=2, seed=5),
+    )
 
 
 def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(planter):
@@ -194,7 +229,9 @@ def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(pla
         new = rows >= depth
         assert new.any() and np.array_equal(rows[~new], np.flatnonzero(~new))
         assert arrays["label"][rows][new].any()
-        assert (np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0).any()
+        assert (
+            np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0
+        ).any()
 
 
 def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
@@ -208,12 +245,20 @@ def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
 def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     assert fill_store(planter, tmp_path, 3) == 3
     store = Store(tmp_path, most=4)
-    assert len(store) == 3 and [file.stem for file in stored_files(tmp_path)] == ["000000", "000001", "000002"]
+    assert len(store) == 3 and [file.stem for file in stored_files(tmp_path)] == [
+        "000000",
+        "000001",
+        "000002",
+    ]
     assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
     store.refresh()
     assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
     maps, nll, label = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
-    assert maps.shape == (8, input_channels(CONTEXT), 40, 40) and nll.shape == (8, 5, 5, 5) and label.shape == (8, 40, 40)
+    assert (
+        maps.shape == (8, input_channels(CONTEXT), 40, 40)
+        and nll.shape == (8, 5, 5, 5)
+        and label.shape == (8, 40, 40)
+    )
     assert label.any() and set(label.unique().tolist()) <= {0.0, 1.0}
     same = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip((maps, nll, label), same))
@@ -228,7 +273,22 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     common = ("--region", "brain", "--data", cache, "--model", weights, "--store", store)
     planted = script("train.py", "plant", *common, "--count", 3, "--variants", 2)
     assert planted.returncode == 0 and "3 volumes planted" in planted.stdout, planted.stderr
-    train = ("detector", *common, "--out", run, "--widths", 4, 6, 8, 8, 8, "--context", *CONTEXT, "--batch", 4)
+    train = (
+        "detector",
+        *common,
+        "--out",
+        run,
+        "--widths",
+        4,
+        6,
+        8,
+        8,
+        8,
+        "--context",
+        *CONTEXT,
+        "--batch",
+        4,
+    )
     assert script("train.py", *train, "--steps", 4).returncode == 0
     more = script("train.py", *train, "--steps", 6, "--resume")
     assert more.returncode == 0, more.stderr

@@ -13,7 +13,7 @@ from conftest import ROOT, write_nifti
 
 from mood_submission import Predictor, load_model
 from mood_submission.preprocessing import slices_to_volume
-from mood_submission.scoring import pixel_score, smooth
+from mood_submission.scoring.paper import pixel_score, smooth
 from mood_submission.volumes import read_volume
 
 REGIONS = ("brain", "abdom")
@@ -26,8 +26,22 @@ def predict(*words, **kwargs) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_pixel_scores_lie_on_the_input_grid(region, tiny_weights, blobs, tmp_path):
-    run = predict("--region", region, "--task", "pixel", "-i", blobs, "-o", tmp_path, "--slices", 4,
-                  "--restorations", 2, "--weights", tiny_weights[region])
+    run = predict(
+        "--region",
+        region,
+        "--task",
+        "pixel",
+        "-i",
+        blobs,
+        "-o",
+        tmp_path,
+        "--slices",
+        4,
+        "--restorations",
+        2,
+        "--weights",
+        tiny_weights[region],
+    )
     assert run.returncode == 0, run.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in blobs.iterdir())
     for source in blobs.iterdir():
@@ -40,8 +54,20 @@ def test_pixel_scores_lie_on_the_input_grid(region, tiny_weights, blobs, tmp_pat
 
 @pytest.mark.parametrize("region, method", [("brain", "paper"), ("abdom", "top")])
 def test_sample_scores_are_one_float_a_file(region, method, tiny_weights, blobs, tmp_path):
-    run = predict("--region", region, "--task", "sample", "-i", blobs, "-o", tmp_path, "--weights", tiny_weights[region],
-                  "--sample-method", method)
+    run = predict(
+        "--region",
+        region,
+        "--task",
+        "sample",
+        "-i",
+        blobs,
+        "-o",
+        tmp_path,
+        "--weights",
+        tiny_weights[region],
+        "--sample-method",
+        method,
+    )
     assert run.returncode == 0, run.stderr
     assert len(list(tmp_path.iterdir())) == 3
     for source in blobs.iterdir():
@@ -63,7 +89,9 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     published, mean = predictor.compare(prepared, restored)
     assert torch.allclose(published.double(), expected, atol=1e-6)
     assert torch.allclose(mean.double(), decoded.mean(1), atol=1e-6)
-    on_volume = slices_to_volume(smooth(expected).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing)
+    on_volume = slices_to_volume(
+        smooth(expected).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing
+    )
     assert np.allclose(predictor.pixel_scores(volume), on_volume, atol=1e-5)
 
 
@@ -82,8 +110,25 @@ def test_a_volume_scores_the_same_alone_and_among_others(tiny_weights, blobs, tm
     (tmp_path / "one").mkdir()
     shutil.copy(blobs / "case_1.nii.gz", tmp_path / "one")
     for folder in ("all", "one"):
-        assert predict("--region", "abdom", "--task", "pixel", "-i", tmp_path / folder, "-o", tmp_path / f"{folder}_out",
-                       "--slices", 3, "--restorations", 2, "--weights", tiny_weights["abdom"]).returncode == 0
+        assert (
+            predict(
+                "--region",
+                "abdom",
+                "--task",
+                "pixel",
+                "-i",
+                tmp_path / folder,
+                "-o",
+                tmp_path / f"{folder}_out",
+                "--slices",
+                3,
+                "--restorations",
+                2,
+                "--weights",
+                tiny_weights["abdom"],
+            ).returncode
+            == 0
+        )
     scores = [nib.load(tmp_path / f"{folder}_out" / "case_1.nii.gz").get_fdata() for folder in ("all", "one")]
     assert np.array_equal(*scores)
 
@@ -91,7 +136,9 @@ def test_a_volume_scores_the_same_alone_and_among_others(tiny_weights, blobs, tm
 def test_the_seed_changes_the_draws_and_nothing_else(tiny_weights, blobs):
     model = load_model(tiny_weights["brain"], device="cpu")
     indices = np.array([0, 5])
-    first, again, other = (Predictor(model, seed=s, restorations=2).uniforms("a", indices, (4, 4)) for s in (0, 0, 1))
+    first, again, other = (
+        Predictor(model, seed=s, restorations=2).uniforms("a", indices, (4, 4)) for s in (0, 0, 1)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(Predictor(model, restorations=2).uniforms("a", indices[1:], (4, 4))[0], first[1])
     assert (first >= 0).all() and (first < 1).all()
@@ -101,21 +148,43 @@ def test_one_bad_file_does_not_stop_the_others(tiny_weights, blobs, tmp_path):
     shutil.copytree(blobs, tmp_path / "in")
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"not a volume")
     (tmp_path / "in" / "README.txt").write_text("stray")
-    run = predict("--region", "abdom", "--task", "sample", "-i", tmp_path / "in", "-o", tmp_path / "out",
-                  "--weights", tiny_weights["abdom"])
+    run = predict(
+        "--region",
+        "abdom",
+        "--task",
+        "sample",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        tiny_weights["abdom"],
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert sum("bad.nii.gz" in line for line in run.stderr.splitlines()) == 2  # when it happens, and at the end
+    assert (
+        sum("bad.nii.gz" in line for line in run.stderr.splitlines()) == 2
+    )  # when it happens, and at the end
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_wrong_usage_ends_with_2_and_one_line(tiny_weights, blobs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    good = {"--region": "brain", "--task": "sample", "-i": blobs, "-o": tmp_path / "out",
-            "--weights": tiny_weights["brain"]}
-    for change, named in (({"-i": tmp_path / "absent"}, "absent"), ({"-i": tmp_path / "empty"}, "empty"),
-                          ({"-o": tmp_path / "file"}, "file"), ({"--weights": tmp_path / "none"}, "none"),
-                          ({"--region": "abdom"}, "brain"), ({"--device": "nonsense"}, "nonsense")):
+    good = {
+        "--region": "brain",
+        "--task": "sample",
+        "-i": blobs,
+        "-o": tmp_path / "out",
+        "--weights": tiny_weights["brain"],
+    }
+    for change, named in (
+        ({"-i": tmp_path / "absent"}, "absent"),
+        ({"-i": tmp_path / "empty"}, "empty"),
+        ({"-o": tmp_path / "file"}, "file"),
+        ({"--weights": tmp_path / "none"}, "none"),
+        ({"--region": "abdom"}, "brain"),
+        ({"--device": "nonsense"}, "nonsense"),
+    ):
         run = predict(*(word for pair in (good | change).items() for word in pair))
         assert run.returncode == 2 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert predict("--region", "knee").returncode == 2
@@ -143,9 +212,16 @@ def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_pat
     shutil.copytree(blobs, tmp_path / "in here")
     environment = os.environ | {"PYTHON": sys.executable}
     options = ["--slices", "3", "--restorations", "1", "--weights", str(tiny_weights[region])]
-    run = subprocess.run(["sh", ROOT / script, "in here", "out here", *options], cwd=tmp_path, env=environment,
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        ["sh", ROOT / script, "in here", "out here", *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     suffix = ".nii.gz" if task == "pixel" else ".nii.gz.txt"
-    assert sorted(p.name for p in (tmp_path / "out here").iterdir()) == [f"case_{i}{suffix}" for i in range(3)]
+    assert sorted(p.name for p in (tmp_path / "out here").iterdir()) == [
+        f"case_{i}{suffix}" for i in range(3)
+    ]
     assert subprocess.run(["sh", ROOT / script], capture_output=True).returncode == 2

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from test_volumes import DTYPES, ORIENTATIONS, oriented_affine, save
 
 from mood_submission import Predictor
-from mood_submission.benchmark import FreeNetworks
+from mood_submission.evaluation.benchmark import FreeNetworks
 from mood_submission.volumes import VolumeError, read_grid, read_volume, write_volume
 
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 zooms = st.tuples(*[st.floats(0.1, 10)] * 3)
 scalings = st.tuples(st.floats(-1e3, 1e3).filter(lambda x: abs(x) > 1e-3), st.floats(-1e4, 1e4))
-names = st.text(string.ascii_letters + string.digits + " -_.äß脳$'\"`;&|", min_size=1, max_size=30).map(lambda s: f"x{s}")
+names = st.text(string.ascii_letters + string.digits + " -_.äß脳$'\"`;&|", min_size=1, max_size=30).map(
+    lambda s: f"x{s}"
+)
 endings = st.sampled_from([".nii", ".nii.gz", ".NII", ".Nii.Gz"])
 affines = st.builds(oriented_affine, st.sampled_from(ORIENTATIONS), zooms)
 seeds = st.integers(0, 2**32 - 1)
@@ -43,7 +45,11 @@ def no_warnings():
 @given(shapes, st.sampled_from(DTYPES), scalings, affines, names, endings, seeds)
 def test_what_is_read_is_what_was_stored(shape, dtype, scaling, affine, name, ending, seed):
     """Each voxel, at its place in the world, with slope and intercept: as nibabel's own, slower way has it."""
-    raw = np.random.default_rng(seed).integers(-100 if np.dtype(dtype).kind != "u" else 0, 100, shape).astype(dtype)
+    raw = (
+        np.random.default_rng(seed)
+        .integers(-100 if np.dtype(dtype).kind != "u" else 0, 100, shape)
+        .astype(dtype)
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / f"{name}{ending}", raw, affine, *scaling)
         volume = read_volume(path)
@@ -70,8 +76,15 @@ def test_what_is_written_is_read_again_on_the_same_grid(shape, dtype, affine, na
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.tuples(*[st.integers(1, 40)] * 3), affines, st.floats(-1e30, 1e30), st.floats(1e-30, 1e30), seeds,
-       st.sampled_from(["brain", "abdom"]), st.one_of(st.none(), st.integers(1, 5)))
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    affines,
+    st.floats(-1e30, 1e30),
+    st.floats(1e-30, 1e30),
+    seeds,
+    st.sampled_from(["brain", "abdom"]),
+    st.one_of(st.none(), st.integers(1, 5)),
+)
 def test_any_volume_has_scores_for_each_voxel(shape, affine, least, span, seed, region, slices):
     """Whatever its shape and values, and whatever else: finite scores in [0, 1] on its own grid."""
     raw = (np.random.default_rng(seed).random(shape) * span + least).astype(np.float32)
@@ -79,7 +92,9 @@ def test_any_volume_has_scores_for_each_voxel(shape, affine, least, span, seed, 
         volume = read_volume(save(Path(folder) / "scan.nii", raw, affine))
         predictor = Predictor(FreeNetworks(region), slices=slices, restorations=1)
         prepared = predictor.prepare(volume)
-        assert prepared.slices.isfinite().all() and len(prepared.indices) == min(slices or 40, volume.data.shape[2])
+        assert prepared.slices.isfinite().all() and len(prepared.indices) == min(
+            slices or 40, volume.data.shape[2]
+        )
         scores = predictor.pixel_scores(volume)
         assert scores.shape == volume.data.shape and np.isfinite(scores).all()
         assert scores.min() >= 0 and scores.max() <= 1

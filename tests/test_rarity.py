@@ -12,9 +12,19 @@ from conftest import ROOT
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.model import ModelError
-from mood_submission.rarity import (ALONG, EVIDENCE, EXPONENTS, IN_PLANE, combined_rarity, rarity, rarity_table,
-                                    smooth_evidence, soften, top_mean)
+from mood_submission.model_file import ModelError
+from mood_submission.scoring.rarity import (
+    ALONG,
+    EVIDENCE,
+    EXPONENTS,
+    IN_PLANE,
+    combined_rarity,
+    rarity,
+    rarity_table,
+    smooth_evidence,
+    soften,
+)
+from mood_submission.scoring.smoothing import top_mean
 from mood_submission.volumes import read_volume
 
 
@@ -28,7 +38,9 @@ def test_rarity_is_the_logarithm_of_the_share_of_healthy_voxels():
 
 
 def test_beyond_the_table_rarity_rises_as_over_its_last_decade():
-    table = rarity_table(np.random.default_rng(0).exponential(size=1_000_000))  # its logarithm is a straight line
+    table = rarity_table(
+        np.random.default_rng(0).exponential(size=1_000_000)
+    )  # its logarithm is a straight line
     values = torch.tensor([9.2, 15.0, 30.0])
     assert torch.allclose(rarity(values, table), values / np.log(10), rtol=0.1)
     assert torch.isfinite(rarity(torch.tensor([1e20]), table)).all()
@@ -88,9 +100,25 @@ def calibrated(tiny_weights, blobs, tmp_path_factory):
     """The tiny brain model, calibrated by the script on two of the blobs."""
     folder = tmp_path_factory.mktemp("calibrated")
     (folder / "names.txt").write_text("case_0 case_1\n")
-    run = subprocess.run([sys.executable, ROOT / "scripts" / "calibrate.py", tiny_weights["brain"], "--data", blobs,
-                          "--names-file", folder / "names.txt", "--slices", "5", "--restorations", "2", "-o",
-                          folder / "brain.safetensors"], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts" / "calibrate.py",
+            tiny_weights["brain"],
+            "--data",
+            blobs,
+            "--names-file",
+            folder / "names.txt",
+            "--slices",
+            "5",
+            "--restorations",
+            "2",
+            "-o",
+            folder / "brain.safetensors",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     return folder / "brain.safetensors"
 
@@ -112,32 +140,78 @@ def test_scores_are_the_steps_one_by_one(calibrated, blobs):
     volume = read_volume(blobs / "case_2.nii.gz")
     p = predictor.prepare(volume)
     codes = model.encode(p.slices, p.position)
-    restored = model.restore(codes, p.position, predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
-                             model.about.pixel_threshold)
+    restored = model.restore(
+        codes,
+        p.position,
+        predictor.uniforms("case_2.nii.gz", p.indices, codes.shape[1:]),
+        model.about.pixel_threshold,
+    )
     mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
-    maps = {"restoration": (p.slices - mean).abs(), "reconstruction": (p.slices - model.decode(codes, p.position)).abs(),
-            "likelihood": model.nll(codes, p.position)}
-    rare = {name: rarity(smooth_evidence(name, m, 80), model.about.rarity_tables[name]) for name, m in maps.items()}
+    maps = {
+        "restoration": (p.slices - mean).abs(),
+        "reconstruction": (p.slices - model.decode(codes, p.position)).abs(),
+        "likelihood": model.nll(codes, p.position),
+    }
+    rare = {
+        name: rarity(smooth_evidence(name, m, 80), model.about.rarity_tables[name])
+        for name, m in maps.items()
+    }
     expected = torch.stack(list(rare.values())).norm(dim=0)
     expected = predictor.to_volume(p, expected / (expected + 4))
     scores = predictor.pixel_scores(volume)
-    assert np.allclose(scores, expected, atol=1e-5) and 0 <= scores.min() and scores.max() < 1 and scores.std() > 0
+    assert (
+        np.allclose(scores, expected, atol=1e-5)
+        and 0 <= scores.min()
+        and scores.max() < 1
+        and scores.std() > 0
+    )
 
 
 def test_a_model_without_tables_says_so(tiny_weights, blobs, tmp_path):
     model = load_model(tiny_weights["brain"], device="cpu")
     with pytest.raises(ModelError, match="calibrate.py"):
         Predictor(model, pixel_method="rarity")
-    run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", "pixel", "-i",
-                          blobs, "-o", tmp_path, "--weights", tiny_weights["brain"], "--pixel-method", "rarity"],
-                         cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mood_submission",
+            "predict",
+            "--region",
+            "brain",
+            "--task",
+            "pixel",
+            "-i",
+            blobs,
+            "-o",
+            tmp_path,
+            "--weights",
+            tiny_weights["brain"],
+            "--pixel-method",
+            "rarity",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "calibrate.py" in run.stderr
 
 
 def test_calibration_needs_volumes(tiny_weights, tmp_path):
     (tmp_path / "empty").mkdir()
-    run = subprocess.run([sys.executable, ROOT / "scripts" / "calibrate.py", tiny_weights["brain"], "--data",
-                          tmp_path / "empty", "-o", tmp_path / "out"], capture_output=True, text=True)
+    run = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts" / "calibrate.py",
+            tiny_weights["brain"],
+            "--data",
+            tmp_path / "empty",
+            "-o",
+            tmp_path / "out",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "empty" in run.stderr
     assert not (tmp_path / "out").exists()
 
@@ -146,5 +220,9 @@ def test_about_survives_the_file(calibrated):
     about = load_model(calibrated, device="cpu").about
     assert about == type(about).from_json(about.to_json())
     assert type(about).from_json(json.dumps(json.loads(about.to_json()) | {"rarity_reference": 3.0})) == about
-    older = {k: v for k, v in json.loads(about.to_json()).items() if k not in ("rarity_tables", "pixel_method")}
-    assert type(about).from_json(json.dumps(older)) == dataclasses.replace(about, rarity_tables={}, pixel_method="paper")
+    older = {
+        k: v for k, v in json.loads(about.to_json()).items() if k not in ("rarity_tables", "pixel_method")
+    }
+    assert type(about).from_json(json.dumps(older)) == dataclasses.replace(
+        about, rarity_tables={}, pixel_method="paper"
+    )

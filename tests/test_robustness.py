@@ -20,12 +20,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
+from fuzzing import fuzz
 
 from mood_submission import Predictor, load_model
 from mood_submission.__main__ import main
-from mood_submission.benchmark import FreeNetworks
-from mood_submission.folder import finished, predict_files
-from mood_submission.fuzzing import fuzz
+from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.running.run_folder import finished, predict_files
 
 AFFINE = np.diag([2, 2, 4, 1.0])
 pytestmark = pytest.mark.filterwarnings("ignore:.*(voxels read as|orientation in the header)")
@@ -103,19 +103,30 @@ def refused_kinds() -> dict[str, bytes]:
     wrong_sum = packed[:-8] + bytes(4) + packed[-4:]
     rgb = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     return {
-        "empty.nii": b"", "empty.nii.gz": b"",
-        "random.nii.gz": random.Random(0).randbytes(5000), "random.nii": random.Random(1).randbytes(5000),
-        "truncated.nii": good[:-100], "truncated.nii.gz": packed[: len(packed) // 2], "header only.nii": good[:352],
-        "half a header.nii": good[:100], "checksum.nii.gz": wrong_sum,
+        "empty.nii": b"",
+        "empty.nii.gz": b"",
+        "random.nii.gz": random.Random(0).randbytes(5000),
+        "random.nii": random.Random(1).randbytes(5000),
+        "truncated.nii": good[:-100],
+        "truncated.nii.gz": packed[: len(packed) // 2],
+        "header only.nii": good[:352],
+        "half a header.nii": good[:100],
+        "checksum.nii.gz": wrong_sum,
         "damaged.nii.gz": packed[:300] + b"\xff" * 60 + packed[360:],
-        "named packed.nii.gz": good, "named plain.nii": packed,
-        "text.nii": b"sub-01 was not scanned\n" * 30, "page.nii.gz": b"<!DOCTYPE html><html>404</html>" * 20,
-        "dicom.nii": dicom_bytes(), "dicom.nii.gz": gzip.compress(dicom_bytes()),
-        "zip.nii.gz": zip_bytes(good), "analyze.nii": nifti_bytes(magic=b"ni1\0")[:348],
+        "named packed.nii.gz": good,
+        "named plain.nii": packed,
+        "text.nii": b"sub-01 was not scanned\n" * 30,
+        "page.nii.gz": b"<!DOCTYPE html><html>404</html>" * 20,
+        "dicom.nii": dicom_bytes(),
+        "dicom.nii.gz": gzip.compress(dicom_bytes()),
+        "zip.nii.gz": zip_bytes(good),
+        "analyze.nii": nifti_bytes(magic=b"ni1\0")[:348],
         "flat.nii": nifti_bytes(smooth_data()[:, :, 0]),
         "frames.nii.gz": gzip.compress(nifti_bytes(np.stack([smooth_data()] * 3, -1))),
-        "complex.nii": nifti_bytes(smooth_data().astype(np.complex64)), "rgb.nii": nifti_bytes(rgb),
-        "no such type.nii": nifti_bytes(datatype=9999), "no voxels.nii": nifti_bytes(dim=[3, 20, 0, 6, 1, 1, 1, 1]),
+        "complex.nii": nifti_bytes(smooth_data().astype(np.complex64)),
+        "rgb.nii": nifti_bytes(rgb),
+        "no such type.nii": nifti_bytes(datatype=9999),
+        "no voxels.nii": nifti_bytes(dim=[3, 20, 0, 6, 1, 1, 1, 1]),
         "negative.nii": nifti_bytes(dim=[3, -20, 18, 6, 1, 1, 1, 1]),
         "no axes.nii": nifti_bytes(dim=[0, 20, 18, 6, 1, 1, 1, 1]),
         "enormous.nii": nifti_bytes(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
@@ -123,13 +134,15 @@ def refused_kinds() -> dict[str, bytes]:
         "larger than it is.nii.gz": gzip.compress(nifti_bytes(dim=[3, 20, 18, 60, 1, 1, 1, 1])),
         "offset past the end.nii": nifti_bytes(vox_offset=1e9),
         "offset past the end.nii.gz": gzip.compress(nifti_bytes(vox_offset=1e9)),
-        "offset in the header.nii": nifti_bytes(vox_offset=10), "offset negative.nii": nifti_bytes(vox_offset=-400),
+        "offset in the header.nii": nifti_bytes(vox_offset=10),
+        "offset negative.nii": nifti_bytes(vox_offset=-400),
         "long and narrow.nii": nifti_bytes(np.zeros((30000, 1, 2), np.uint8)),
     }
 
 
 def zip_bytes(content: bytes) -> bytes:
     from io import BytesIO
+
     file = BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("scan.nii", content)
@@ -173,19 +186,51 @@ def test_every_kind_of_file_is_predicted_or_named_in_one_line(task, tiny_weights
     for stray in (".DS_Store", "README.txt", "case.json", "._packed.nii.gz", ".hidden.nii"):
         (source / stray).write_text("stray")
     report = tmp_path / "report.json"
-    run = subprocess.run([sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i",
-                          source, "-o", out, "--weights", tiny_weights["brain"], "--slices", "2", "--restorations", "1",
-                          "--report", report], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mood_submission",
+            "predict",
+            "--region",
+            "brain",
+            "--task",
+            task,
+            "-i",
+            source,
+            "-o",
+            out,
+            "--weights",
+            tiny_weights["brain"],
+            "--slices",
+            "2",
+            "--restorations",
+            "1",
+            "--report",
+            report,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
     volumes = {volume["file"]: volume for volume in json.loads(report.read_text())["volumes"]}
     refused = {name for name, volume in volumes.items() if volume["status"] == "failed"}
     assert refused == set(names) and len(volumes) == len(names) + len(good) + 1
     for name in names:
         message = volumes[name]["message"]
-        assert name in message and "expected" in message and "found" in message and "\n" not in message, message
+        assert name in message and "expected" in message and "found" in message and "\n" not in message, (
+            message
+        )
         assert f"{message}\n" in run.stderr
-    for name, format in (("dicom.nii", "a DICOM file"), ("dicom.nii.gz", "a DICOM file"), ("zip.nii.gz", "a zip archive"),
-                         ("page.nii.gz", "a page of HTML"), ("named plain.nii", "a packed file without .gz")):
+    for name, format in (
+        ("dicom.nii", "a DICOM file"),
+        ("dicom.nii.gz", "a DICOM file"),
+        ("zip.nii.gz", "a zip archive"),
+        ("page.nii.gz", "a page of HTML"),
+        ("named plain.nii", "a packed file without .gz"),
+    ):
         assert f"found {format}" in volumes[name]["message"]
     check_predictions(source, out, task, [*good, "link.nii"])
     assert "README.txt" in run.stderr and "case.json" in run.stderr  # skipped, and said so
@@ -201,19 +246,38 @@ def check_predictions(source: Path, out: Path, task: str, names: list[str]) -> N
         assert finished(source / name, task, out) is not None, name
         if task == "pixel":
             before, after = nib.load(source / name), nib.load(out / name)
-            assert after.shape == before.shape[:3] and np.array_equal(before.affine, after.affine, equal_nan=True)
+            assert after.shape == before.shape[:3] and np.array_equal(
+                before.affine, after.affine, equal_nan=True
+            )
 
 
 def run_main(*words, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "mood_submission", "predict", *map(str, words)], cwd=ROOT,
-                          capture_output=True, text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "mood_submission", "predict", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
 
 
 def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
     shutil.copytree(blobs, tmp_path / "in")
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"bad")
-    words = ["--region", "abdom", "--task", "sample", "-i", tmp_path / "in", "-o", tmp_path / "out", "--weights",
-             tiny_weights["abdom"], "--report", tmp_path / "report.json"]
+    words = [
+        "--region",
+        "abdom",
+        "--task",
+        "sample",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        tiny_weights["abdom"],
+        "--report",
+        tmp_path / "report.json",
+    ]
     assert run_main(*words).returncode == 1
     (tmp_path / "out" / "case_1.nii.gz.txt").unlink()
     first = json.loads((tmp_path / "report.json").read_text())
@@ -225,21 +289,42 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
     assert first["version"] and len(first["weights"]["sha256"]) == 64 and first["device"] == "cpu"
     assert first["weights"]["file"] == str(tiny_weights["abdom"]) and again["options"]["slices"] == 4
     for volume in first["volumes"][1:]:
-        text = (tmp_path / "out" / f"{volume['file']}.txt")
+        text = tmp_path / "out" / f"{volume['file']}.txt"
         assert not text.exists() or volume["score"] == pytest.approx(float(text.read_text()), rel=1e-8)
-        assert volume["seconds"] > 0 and volume["device"] == "cpu" and volume["slices"] == 12 and volume["message"] == ""
+        assert (
+            volume["seconds"] > 0
+            and volume["device"] == "cpu"
+            and volume["slices"] == 12
+            and volume["message"] == ""
+        )
     assert "bad.nii.gz" in first["volumes"][0]["message"] and first["volumes"][0]["score"] is None
 
 
-@pytest.mark.parametrize("words, named", [(["-o", "/proc/predictions"], "/proc/predictions"),
-                                          (["--report", "/proc/report.json"], "/proc/report.json"),
-                                          (["--report", "/nowhere/report.json"], "/nowhere/report.json"),
-                                          (["--report", "case_0.nii.gz"], "--report"),
-                                          (["--time-budget", "0"], "--time-budget"),
-                                          (["--time-budget", "soon"], "--time-budget")])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["-o", "/proc/predictions"], "/proc/predictions"),
+        (["--report", "/proc/report.json"], "/proc/report.json"),
+        (["--report", "/nowhere/report.json"], "/nowhere/report.json"),
+        (["--report", "case_0.nii.gz"], "--report"),
+        (["--time-budget", "0"], "--time-budget"),
+        (["--time-budget", "soon"], "--time-budget"),
+    ],
+)
 def test_what_cannot_be_written_or_meant_ends_with_2(words, named, tiny_weights, blobs, tmp_path):
-    run = run_main("--region", "brain", "--task", "sample", "-i", blobs, "-o", tmp_path, "--weights",
-                   tiny_weights["brain"], *words)
+    run = run_main(
+        "--region",
+        "brain",
+        "--task",
+        "sample",
+        "-i",
+        blobs,
+        "-o",
+        tmp_path,
+        "--weights",
+        tiny_weights["brain"],
+        *words,
+    )
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert named in run.stderr.splitlines()[-1] and not list(tmp_path.iterdir())
 
@@ -249,22 +334,51 @@ def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
     (tmp_path / "out").symlink_to("in")
     before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     for out in (tmp_path / "in", tmp_path / "out", tmp_path / "in" / ".." / "in"):
-        run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", out, "--weights",
-                       tiny_weights["brain"])
+        run = run_main(
+            "--region",
+            "brain",
+            "--task",
+            "pixel",
+            "-i",
+            tmp_path / "in",
+            "-o",
+            out,
+            "--weights",
+            tiny_weights["brain"],
+        )
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and "another folder" in run.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
 def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
     """No temporary folder, no home, and nothing in shared memory, which a kill would leave behind."""
-    words = ["predict", "--region", "brain", "--task", "pixel", "-i", str(blobs), "-o", str(tmp_path / "out"), "--weights",
-             str(tiny_weights["brain"]), "--slices", "2", "--restorations", "1"]
-    code = ("import sys; from mood_submission.__main__ import main; status = main(); "
-            "sys.exit(status or 'multiprocessing.synchronize' in sys.modules)")
+    words = [
+        "predict",
+        "--region",
+        "brain",
+        "--task",
+        "pixel",
+        "-i",
+        str(blobs),
+        "-o",
+        str(tmp_path / "out"),
+        "--weights",
+        str(tiny_weights["brain"]),
+        "--slices",
+        "2",
+        "--restorations",
+        "1",
+    ]
+    code = (
+        "import sys; from mood_submission.__main__ import main; status = main(); "
+        "sys.exit(status or 'multiprocessing.synchronize' in sys.modules)"
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = os.environ | {"HOME": str(empty), "TMPDIR": str(empty), "XDG_CACHE_HOME": str(empty)}
-    run = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert not list(empty.iterdir()) and len(list((tmp_path / "out").iterdir())) == 3
 
@@ -276,7 +390,9 @@ def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
     for name in ("case_0.nii.gz", ".case_0.nii.gz.part", "case_1.nii.gz", ".case_2.nii.gz.part"):
         (out / name).symlink_to(precious)
     outcomes = predict_files(Predictor(FreeNetworks("brain"), 2, 1), sorted(blobs.iterdir()), "pixel", out)
-    assert [outcome.status for outcome in outcomes] == ["predicted"] * 3 and precious.read_text() == "precious"
+    assert [outcome.status for outcome in outcomes] == [
+        "predicted"
+    ] * 3 and precious.read_text() == "precious"
     assert sorted(path.name for path in out.iterdir()) == [f"case_{i}.nii.gz" for i in range(3)]
     assert not any(path.is_symlink() for path in out.iterdir())
 
@@ -285,8 +401,10 @@ def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
 def test_nobody_listening_is_no_reason_to_stop(redirection, tiny_weights, blobs, tmp_path):
     shutil.copytree(blobs, tmp_path / "in")
     (tmp_path / "in" / "a_bad_one.nii.gz").write_bytes(b"bad")  # something to say early
-    command = (f"{sys.executable} -m mood_submission predict --region brain --task sample -i {tmp_path / 'in'} "
-               f"-o {tmp_path / 'out'} --weights {tiny_weights['brain']}; echo $? >{tmp_path / 'status'}")
+    command = (
+        f"{sys.executable} -m mood_submission predict --region brain --task sample -i {tmp_path / 'in'} "
+        f"-o {tmp_path / 'out'} --weights {tiny_weights['brain']}; echo $? >{tmp_path / 'status'}"
+    )
     subprocess.run(["sh", "-c", f"( {command} ) {redirection}"], cwd=ROOT, check=True, timeout=120)
     for _ in range(600):  # a pipeline's end does not wait for its beginning
         if (tmp_path / "status").exists() and (tmp_path / "status").read_text():
@@ -303,9 +421,23 @@ def test_no_room_for_a_large_file_leaves_whole_ones(tiny_weights, tmp_path):
     """The largest a file may get is limited, as by a quota: small predictions fit, large ones do not."""
     for name, shape in (("a_small", (12, 12, 6)), ("b_large", (64, 64, 40)), ("c_small", (12, 12, 6))):
         write_nifti(tmp_path / "in" / f"{name}.nii", smooth_data(shape), AFFINE)
-    run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", tmp_path / "out", "--weights",
-                   tiny_weights["brain"], "--slices", 2, "--restorations", 1,
-                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+    run = run_main(
+        "--region",
+        "brain",
+        "--task",
+        "pixel",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        tiny_weights["brain"],
+        "--slices",
+        2,
+        "--restorations",
+        1,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert "b_large.nii: " in run.stderr and "File too large" in run.stderr
     check_predictions(tmp_path / "in", tmp_path / "out", "pixel", ["a_small.nii", "c_small.nii"])
@@ -327,8 +459,22 @@ def test_a_full_disk_leaves_whole_files(tiny_disk, tiny_weights, tmp_path):
     names = [f"case_{i}.nii" for i in range(8)]
     for name in names:
         write_nifti(tmp_path / "in" / name, smooth_data((30, 30, 15)), AFFINE)  # 54 kB each
-    run = run_main("--region", "brain", "--task", "pixel", "-i", tmp_path / "in", "-o", tiny_disk, "--weights",
-                   tiny_weights["brain"], "--slices", 2, "--restorations", 1)
+    run = run_main(
+        "--region",
+        "brain",
+        "--task",
+        "pixel",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tiny_disk,
+        "--weights",
+        tiny_weights["brain"],
+        "--slices",
+        2,
+        "--restorations",
+        1,
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr and "No space left" in run.stderr
     written = sorted(path.name for path in tiny_disk.iterdir())
     assert 1 <= len(written) < 8
@@ -349,22 +495,42 @@ sys.exit(status)
 def test_a_volume_too_large_for_memory_is_one_line(tiny_weights, blobs, tmp_path):
     """Under a limit that the small volumes just fit in."""
     shutil.copytree(blobs, tmp_path / "in")
-    words = ["predict", "--region", "brain", "--task", "sample", "-i", tmp_path / "in", "-o", tmp_path / "out",
-             "--weights", tiny_weights["brain"]]
+    words = [
+        "predict",
+        "--region",
+        "brain",
+        "--task",
+        "sample",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        tiny_weights["brain"],
+    ]
     command = [sys.executable, "-c", MEASURE, *map(str, words)]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
     limit = (int(alone.stdout) << 10) + (300 << 20)
-    content = nifti_bytes(np.zeros((1, 1, 1), np.uint8), dim=[3, 700, 700, 700, 1, 1, 1, 1])[:352]  # 1.3 GB as float32
+    content = nifti_bytes(np.zeros((1, 1, 1), np.uint8), dim=[3, 700, 700, 700, 1, 1, 1, 1])[
+        :352
+    ]  # 1.3 GB as float32
     with gzip.open(tmp_path / "in" / "case_0_large.nii.gz", "wb", 1) as file:
         file.write(content)
         for _ in range(700):
             file.write(bytes(700 * 700))
     shutil.rmtree(tmp_path / "out")
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
-    assert any("case_0_large.nii.gz: expected" in line and "allocate" in line for line in run.stderr.splitlines())
+    assert any(
+        "case_0_large.nii.gz: expected" in line and "allocate" in line for line in run.stderr.splitlines()
+    )
     check_predictions(tmp_path / "in", tmp_path / "out", "sample", [f"case_{i}.nii.gz" for i in range(3)])
 
 
@@ -379,7 +545,9 @@ def run_quietly(words: list[str], log: str) -> None:
         sys.exit(main())
 
 
-def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int) -> tuple[int, int]:
+def killed_runs(
+    kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int
+) -> tuple[int, int]:
     """Runs that are sent a signal at random moments, each going on where the last one ended, until so many were hit;
     when all volumes are done, they begin anew. Checks after each that what is there is whole. Returns how many were hit
     and how many predictions were there after a hit, summed."""
@@ -387,8 +555,24 @@ def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, fold
     source, out = folder / "in", folder / "out"
     for i in range(4):
         write_nifti(source / f"case_{i}.nii.gz", smooth_data((70 + i, 80, 60)), AFFINE)
-    words = ["predict", "--region", "brain", "--task", task, "-i", str(source), "-o", str(out), "--weights", str(weights),
-             "--slices", "2", "--restorations", "1", "--resume"]
+    words = [
+        "predict",
+        "--region",
+        "brain",
+        "--task",
+        task,
+        "-i",
+        str(source),
+        "-o",
+        str(out),
+        "--weights",
+        str(weights),
+        "--slices",
+        "2",
+        "--restorations",
+        "1",
+        "--resume",
+    ]
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])
     hit, left, took = 0, 0, 3.0
@@ -407,8 +591,12 @@ def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, fold
         hit += process.exitcode != 0
         whole = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
         for name in whole:
-            assert finished(source / name.removesuffix(".txt"), task, out) is not None, f"{name} after hit {hit}"
-        assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), "left something"
+            assert finished(source / name.removesuffix(".txt"), task, out) is not None, (
+                f"{name} after hit {hit}"
+            )
+        assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), (
+            "left something"
+        )
         left += len(whole)
         if len(whole) == 4:
             shutil.rmtree(out)
@@ -454,11 +642,15 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
         sources.append(folder / "in" / f"link_{i}.nii.gz")
         sources[-1].symlink_to(f"case_{i % len(shapes)}.nii.gz")
     (folder / "out").mkdir()
-    outcomes = predict_files(predictor, sources, "pixel", folder / "out", lambda _: memory.append(resident_mb()))
+    outcomes = predict_files(
+        predictor, sources, "pixel", folder / "out", lambda _: memory.append(resident_mb())
+    )
     assert all(outcome.status == "predicted" for outcome in outcomes) and len(memory) == volumes
     quarters = [float(np.median(quarter)) for quarter in np.array_split(memory, 4)]
-    print(f"{volumes} volumes: {memory[0]:.0f} MB after the first; medians of quarters {np.round(quarters)}; "
-          f"{memory[-1]:.0f} at the end")
+    print(
+        f"{volumes} volumes: {memory[0]:.0f} MB after the first; medians of quarters {np.round(quarters)}; "
+        f"{memory[-1]:.0f} at the end"
+    )
     return quarters[1], quarters[3]
 
 
@@ -480,9 +672,14 @@ def test_many_broken_files_end_in_a_prediction_or_a_line(tmp_path):
 
 
 def test_the_fuzz_script_says_what_it_found(tmp_path):
-    run = subprocess.run([sys.executable, ROOT / "scripts" / "fuzz.py", "--cases", "20", "-o", tmp_path / "kept"],
-                         capture_output=True, text=True)
-    assert run.returncode == 0 and run.stdout.startswith("20 files: ") and run.stdout.endswith(" 0 wrong\n"), run.stderr
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests" / "fuzz.py", "--cases", "20", "-o", tmp_path / "kept"],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        run.returncode == 0 and run.stdout.startswith("20 files: ") and run.stdout.endswith(" 0 wrong\n")
+    ), run.stderr
 
 
 def test_a_reader_that_is_wrong_is_found_out(tmp_path, monkeypatch):

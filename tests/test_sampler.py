@@ -13,14 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mood_submission.device import CPU_BYTES
-from mood_submission.pixelsnail import PixelSNAIL, PixelSNAILSettings
-from mood_submission.published import convert_prior
-from mood_submission.sampler import CachedPrior, draw, restore, restore_plain
+from mood_submission.networks.parameter_names import convert_prior
+from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
+from mood_submission.restoration.cached_prior import CachedPrior
+from mood_submission.restoration.plain import draw, restore_plain
+from mood_submission.restoration.restore import restore
+from mood_submission.runtime.memory import CPU_BYTES
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
-VARIANTS = {"brain": {"first_kernel": 7, "downsample": 2}, "abdom": {"first_kernel": 3, "downsample": 1},
-            "coarse": {"first_kernel": 5, "downsample": 3}}
+VARIANTS = {
+    "brain": {"first_kernel": 7, "downsample": 2},
+    "abdom": {"first_kernel": 3, "downsample": 1},
+    "coarse": {"first_kernel": 5, "downsample": 3},
+}
 CODES = 11
 
 
@@ -36,8 +41,9 @@ def one_thread():
 def random_prior(variant: str, dtype: torch.dtype = torch.float64) -> PixelSNAIL:
     """Weights and biases large enough for every path through the network to matter."""
     torch.manual_seed(0)
-    settings = PixelSNAILSettings(codebook_size=CODES, n_channels=8, n_block=2, n_res_block=2, key_size=4,
-                                  **VARIANTS[variant])
+    settings = PixelSNAILSettings(
+        codebook_size=CODES, n_channels=8, n_block=2, n_res_block=2, key_size=4, **VARIANTS[variant]
+    )
     prior = PixelSNAIL(settings)
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -72,10 +78,13 @@ def test_published_implementation(region, function):
     if not path.exists():
         pytest.skip(f"no test vectors at {path}")
     with np.load(path) as stored:
-        vectors = {name: torch.from_numpy(stored[name]) for name in stored.files if stored[name].dtype.kind != "U"}
+        vectors = {
+            name: torch.from_numpy(stored[name]) for name in stored.files if stored[name].dtype.kind != "U"
+        }
         threshold = json.loads(str(stored["meta"]))["threshold"]
     settings, parameters, _ = convert_prior(
-        {name.removeprefix("prior/"): value for name, value in vectors.items() if name.startswith("prior/")})
+        {name.removeprefix("prior/"): value for name, value in vectors.items() if name.startswith("prior/")}
+    )
     prior = PixelSNAIL(settings).double().eval()
     prior.load_state_dict(parameters)
     codes, position, uniforms = vectors["codes"].long(), vectors["coord"].double(), vectors["uniforms"]
@@ -94,7 +103,9 @@ def test_fast_equals_plain(variant, grid, restorations):
     replaced = []
     for threshold in (0.0, *(nll_between(prior, codes, position, q) for q in (0.75, 0.99)), math.inf):
         plain = restore_plain(prior, codes, position, uniforms, threshold)
-        assert torch.equal(restore(prior, codes, position, uniforms, threshold), plain), f"threshold {threshold}"
+        assert torch.equal(restore(prior, codes, position, uniforms, threshold), plain), (
+            f"threshold {threshold}"
+        )
         replaced.append(int((plain != codes[:, None]).sum()))
     assert replaced[0] > replaced[1] > replaced[2] > replaced[3] == 0
 
@@ -165,7 +176,12 @@ def test_each_grid_can_have_its_own_threshold(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda(case):
     prior, codes, position, uniforms, threshold, expected = case
-    prior, codes, position, uniforms = copy.deepcopy(prior).cuda(), codes.cuda(), position.cuda(), uniforms.cuda()
+    prior, codes, position, uniforms = (
+        copy.deepcopy(prior).cuda(),
+        codes.cuda(),
+        position.cuda(),
+        uniforms.cuda(),
+    )
     cached = CachedPrior(prior, *codes.shape[1:])
     for _ in range(3):  # plainly, recorded, replayed
         got = restore(prior, codes, position, uniforms, threshold, cached=cached)
@@ -185,8 +201,14 @@ def test_places_before_the_start_stay(case):
     assert torch.equal(restored[1], codes[1].expand_as(restored[1]))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_out_of_memory_halves_the_batch(case, error, monkeypatch):
     prior, codes, position, uniforms, threshold, expected = case
     reserve, asked = CachedPrior.reserve, []
@@ -205,8 +227,10 @@ def test_out_of_memory_halves_the_batch(case, error, monkeypatch):
 def test_other_errors_and_a_row_too_large_are_raised(case, monkeypatch):
     prior, codes, position, uniforms, threshold, _ = case
     for error in (RuntimeError("something else"), torch.OutOfMemoryError("CUDA out of memory")):
+
         def fail(self: CachedPrior, rows: int) -> None:
             raise error
+
         monkeypatch.setattr(CachedPrior, "reserve", fail)
         with pytest.raises(type(error), match=str(error)):
             restore(prior, codes, position, uniforms, threshold)
@@ -214,6 +238,7 @@ def test_other_errors_and_a_row_too_large_are_raised(case, monkeypatch):
 
 def recorder(replayed: list[int], works: bool = True):
     """What CUDA graphs do, on a CPU: the steps themselves; or steps that do nothing."""
+
     def record(step, count):
         for i in range(count):
             step(i)
@@ -222,7 +247,9 @@ def recorder(replayed: list[int], works: bool = True):
             replayed.append(i)
             if works:
                 step(i)
+
         return [functools.partial(replay, i) for i in range(count)]
+
     return record
 
 
@@ -236,7 +263,9 @@ def test_replays_of_recorded_rows_give_the_same(case):
         assert torch.equal(got, expected[order])
         assert len(replayed) >= 7 * used - 4 if used else not replayed  # slice 3 starts in its fifth row
     assert cached.rows == 15 and len(cached.replays) == 7
-    few = restore(prior, codes[:1], position[:1], uniforms[:1], threshold, cached=cached)  # other rows: plainly again
+    few = restore(
+        prior, codes[:1], position[:1], uniforms[:1], threshold, cached=cached
+    )  # other rows: plainly again
     assert torch.equal(few, expected[:1]) and cached.rows == 3 and not cached.replays
     again = restore(prior, codes, position, uniforms.float(), threshold, cached=cached)
     assert torch.equal(again, restore(prior, codes, position, uniforms.float(), threshold))
@@ -339,15 +368,17 @@ def test_wrong_arguments():
     prior = random_prior("abdom")
     codes, position, uniforms = random_inputs(2, 3, (4, 4))
     for function in (restore, restore_plain):
-        for arguments, named in (((codes.float(), position, uniforms, 1.0), "codes"),
-                                 ((codes, position[:1], uniforms, 1.0), "position"),
-                                 ((codes, position, uniforms[:, 0], 1.0), "uniforms"),
-                                 ((codes, position, uniforms[..., :3], 1.0), "uniforms"),
-                                 ((codes, position, (uniforms * 9).long(), 1.0), "uniforms"),
-                                 ((codes, position, uniforms, math.nan), "threshold"),
-                                 ((codes, position, uniforms, torch.tensor([1.0, math.nan])), "threshold"),
-                                 ((codes, position, uniforms, torch.ones(3)), "threshold"),
-                                 ((codes, position, uniforms, 1.0, 0), "batch_size")):
+        for arguments, named in (
+            ((codes.float(), position, uniforms, 1.0), "codes"),
+            ((codes, position[:1], uniforms, 1.0), "position"),
+            ((codes, position, uniforms[:, 0], 1.0), "uniforms"),
+            ((codes, position, uniforms[..., :3], 1.0), "uniforms"),
+            ((codes, position, (uniforms * 9).long(), 1.0), "uniforms"),
+            ((codes, position, uniforms, math.nan), "threshold"),
+            ((codes, position, uniforms, torch.tensor([1.0, math.nan])), "threshold"),
+            ((codes, position, uniforms, torch.ones(3)), "threshold"),
+            ((codes, position, uniforms, 1.0, 0), "batch_size"),
+        ):
             with pytest.raises(ValueError, match=named):
                 function(prior, *arguments)
         with pytest.raises(ValueError, match="training"):
@@ -368,7 +399,9 @@ def test_draw_is_the_inverse_cdf():
     for u, expected in ((0.0, 1), (0.2499, 1), (0.2501, 2), (0.7499, 2), (0.7501, 3), (1 - 2**-53, 3)):
         assert draw(logits[None], torch.tensor([u], dtype=torch.float64)).item() == expected
     exact = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
-    assert draw(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1  # cumsum must be above u, not at it
+    assert (
+        draw(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1
+    )  # cumsum must be above u, not at it
 
 
 def test_draw_stays_below_k_where_the_cdf_ends_below_one():

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mood_submission.published import convert_vqvae
-from mood_submission.scoring import pixel_score, restoration_weights, sample_score, smooth, top_score
-from mood_submission.vqvae import VQVAE
+from mood_submission.networks.parameter_names import convert_vqvae
+from mood_submission.networks.vqvae import VQVAE
+from mood_submission.scoring.paper import pixel_score, restoration_weights, sample_score, smooth, top_score
 
 
 def test_scores_match_the_authors(reference):
@@ -18,13 +18,17 @@ def test_scores_match_the_authors(reference):
     decoded = torch.stack([vqvae.decode(codes[:, s], reference["coord"]) for s in range(codes.shape[1])], 1)
     near = dict(rtol=0, atol=1e-8)
     assert torch.allclose(decoded, reference["restorations"].double(), rtol=0, atol=1e-6)  # stored as float32
-    assert torch.allclose(restoration_weights(reference["x"], decoded, temperature),
-                          reference["restoration_weights"], **near)
+    assert torch.allclose(
+        restoration_weights(reference["x"], decoded, temperature), reference["restoration_weights"], **near
+    )
     raw = pixel_score(reference["x"], decoded, temperature)
     assert torch.allclose(raw, reference["pixel_raw"], **near)
     assert torch.allclose(smooth(raw), reference["pixel_smoothed"], **near)
-    assert torch.allclose(sample_score(reference["nll"], reference.meta["threshold"]),
-                          reference["sample_score_per_slice"], **near)
+    assert torch.allclose(
+        sample_score(reference["nll"], reference.meta["threshold"]),
+        reference["sample_score_per_slice"],
+        **near,
+    )
 
 
 def test_smooth_is_the_obvious_loop():
@@ -32,7 +36,7 @@ def test_smooth_is_the_obvious_loop():
     depth, height, width = volume.shape
 
     def around(array, z, y, x, dz, dy, dx):
-        return array[max(z - dz, 0): z + dz + 1, max(y - dy, 0): y + dy + 1, max(x - dx, 0): x + dx + 1]
+        return array[max(z - dz, 0) : z + dz + 1, max(y - dy, 0) : y + dy + 1, max(x - dx, 0) : x + dx + 1]
 
     least, mean = torch.empty_like(volume), torch.empty_like(volume)
     for z in range(depth):

@@ -13,8 +13,9 @@ import torch
 from conftest import ROOT
 
 from mood_submission import Predictor, load_model
-from mood_submission.folder import predict_files
-from mood_submission.threads import Stopped, ask_to_stop, check_stopped, each, one_thread_each
+from mood_submission.running.run_folder import predict_files
+from mood_submission.runtime.stopping import Stopped, ask_to_stop, check_stopped
+from mood_submission.runtime.threads import each, one_thread_each
 from mood_submission.volumes import read_volume
 
 
@@ -80,7 +81,9 @@ def test_an_interruption_stops_the_other_threads(with_threads):
 
     with pytest.raises(KeyboardInterrupt), one_thread_each():
         each(run, range(2))
-    assert heard.acquire(timeout=30) and heard.acquire(timeout=30)  # a thread that was just starting may be late
+    assert heard.acquire(timeout=30) and heard.acquire(
+        timeout=30
+    )  # a thread that was just starting may be late
     assert sorted(ended) == [0, 1]
     check_stopped()  # this thread is nobody's
 
@@ -88,7 +91,7 @@ def test_an_interruption_stops_the_other_threads(with_threads):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, with_threads, monkeypatch):
     """Where it is safe to, not just anywhere; asked twice, at once."""
-    monkeypatch.setattr("mood_submission.threads._asked", threading.Event())
+    monkeypatch.setattr("mood_submission.runtime.stopping._asked", threading.Event())
     with_threads(threads)
     done = []
 
@@ -113,7 +116,10 @@ def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, wit
 @pytest.mark.parametrize("region", ["brain", "abdom"])
 def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weights, with_threads):
     generator = torch.Generator().manual_seed(0)
-    slices, position = torch.randn(20, 160, 160, generator=generator), torch.rand(20, 1, generator=generator) - 0.5
+    slices, position = (
+        torch.randn(20, 160, 160, generator=generator),
+        torch.rand(20, 1, generator=generator) - 0.5,
+    )
     results = []
     for threads, batch_size in ((1, None), (2, None), (5, 4), (2, 9)):
         with_threads(threads)
@@ -134,11 +140,36 @@ def test_shipped_weights_write_the_same_bytes_for_any_threads(task, blobs, tmp_p
     written = []
     for threads in (1, 2, 5):
         out = tmp_path / str(threads)
-        command = [sys.executable, "-m", "mood_submission", "predict", "--region", "brain", "--task", task, "-i", blobs,
-                   "-o", out, "--slices", "5", "--restorations", "3"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True,
-                       env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-                                         "OPENBLAS_NUM_THREADS": str(threads)})
+        command = [
+            sys.executable,
+            "-m",
+            "mood_submission",
+            "predict",
+            "--region",
+            "brain",
+            "--task",
+            task,
+            "-i",
+            blobs,
+            "-o",
+            out,
+            "--slices",
+            "5",
+            "--restorations",
+            "3",
+        ]
+        subprocess.run(
+            command,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),
+                "OPENBLAS_NUM_THREADS": str(threads),
+            },
+        )
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert len(written[0]) == 3 and written[0] == written[1] == written[2]
 

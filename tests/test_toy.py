@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mood_submission import toy  # noqa: E402
-from mood_submission.anomalies import KINDS  # noqa: E402
-from mood_submission.toy import abdom_phantom, brain_phantom, brain_template_subject, make_toy  # noqa: E402
+from mood_submission.synthetic import phantoms  # noqa: E402
+from mood_submission.synthetic.anomalies import KINDS  # noqa: E402
+from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom, brain_template_subject  # noqa: E402
+from mood_submission.synthetic.toy import make_toy  # noqa: E402
 
 
 def read(path: Path) -> np.ndarray:
@@ -85,7 +86,9 @@ def test_layout_and_labels(tmp_path: Path) -> None:
     names = {f"toy_{i}" for i in range(5)}
     assert {p.name for p in (base / "toy").iterdir()} == {f"{name}.nii.gz" for name in names}
     assert {p.name for p in (base / "toy_label" / "pixel").iterdir()} == {f"{name}.nii.gz" for name in names}
-    assert {p.name for p in (base / "toy_label" / "sample").iterdir()} == {f"{name}.nii.gz.txt" for name in names}
+    assert {p.name for p in (base / "toy_label" / "sample").iterdir()} == {
+        f"{name}.nii.gz.txt" for name in names
+    }
     assert json.loads((base / "toy_label" / "anomalies.json").read_text()) == records
     assert sum(record["kind"] is None for record in records.values()) == 2
     for name in names:
@@ -131,14 +134,18 @@ def test_a_case_does_not_depend_on_its_company(tmp_path: Path) -> None:
     make_toy("brain", tmp_path / "one", names=["b"], **settings)
     assert [p.name for p in (tmp_path / "one/brain/toy").iterdir()] == ["b.nii.gz"]
     for part in ("toy", "toy_label/pixel"):
-        np.testing.assert_array_equal(*(read(tmp_path / run / "brain" / part / "b.nii.gz") for run in ("all", "one")))
+        np.testing.assert_array_equal(
+            *(read(tmp_path / run / "brain" / part / "b.nii.gz") for run in ("all", "one"))
+        )
     make_toy("brain", tmp_path / "other", names=["b"], **{**settings, "seed": 5})
     toys = [read(tmp_path / run / "brain/toy/b.nii.gz") for run in ("one", "other")]
     assert (toys[0] != toys[1]).any()
     healthy = {"size": 16, "healthy_fraction": 1.0}
     make_toy("abdom", tmp_path / "few", 1, **healthy)
     make_toy("abdom", tmp_path / "many", 3, **healthy)
-    np.testing.assert_array_equal(*(read(tmp_path / run / "abdom/toy/toy_0.nii.gz") for run in ("few", "many")))
+    np.testing.assert_array_equal(
+        *(read(tmp_path / run / "abdom/toy/toy_0.nii.gz") for run in ("few", "many"))
+    )
 
 
 def test_labels_lie_on_the_files_own_grid(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_labels_lie_on_the_files_own_grid(tmp_path: Path) -> None:
 def test_without_nilearn_brains_are_phantoms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("nilearn", "nilearn.datasets"):
         monkeypatch.setitem(sys.modules, module, None)  # importing them raises ImportError
-    toy._template.cache_clear()
+    phantoms._template.cache_clear()
     records = make_toy("brain", tmp_path, 2, 32)
     assert {record["origin"] for record in records.values()} == {"brain phantom"}
 
@@ -206,7 +213,9 @@ def test_command_line(tmp_path: Path) -> None:
 def test_command_line_chooses_by_name(tmp_path: Path) -> None:
     source = healthy_folder(tmp_path / "healthy", "abc")
     (tmp_path / "held_out.txt").write_text("a\nc\n")
-    done = command("--region", "brain", "-o", tmp_path, "--from", source, "--names-file", tmp_path / "held_out.txt")
+    done = command(
+        "--region", "brain", "-o", tmp_path, "--from", source, "--names-file", tmp_path / "held_out.txt"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert {p.name for p in (tmp_path / "brain" / "toy").iterdir()} == {"a.nii.gz", "c.nii.gz"}
 

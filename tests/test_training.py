@@ -14,21 +14,31 @@ import torch
 from conftest import ROOT, write_nifti
 
 from mood_submission import load_model
-from mood_submission.preprocessing import (Preprocessing, intensity_statistics, normalise, relative_positions,
-                                           slice_indices, volume_to_slices)
+from mood_submission.networks.vae import divergence
+from mood_submission.networks.vqvae import VQVAESettings
+from mood_submission.preprocessing import (
+    Preprocessing,
+    intensity_statistics,
+    normalise,
+    relative_positions,
+    slice_indices,
+    volume_to_slices,
+)
 from mood_submission.training.augment import Augmentation, augment_geometry, augment_intensity
 from mood_submission.training.cache import CacheError, build_cache, load_cache, split_names
 from mood_submission.training.run import load_prior, load_vae, load_vqvae
 from mood_submission.training.stages import VQVAEStage, nll_percentiles
 from mood_submission.training.trainer import Budget, Schedule
-from mood_submission.vae import divergence
 from mood_submission.volumes import read_volume
-from mood_submission.vqvae import VQVAESettings
 
 
 def script(name: str, *words, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True,
-                          text=True, **kwargs)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)],
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +69,9 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
         done = script("train.py", stage, *common, "--steps", 3, *sizes)
         assert done.returncode == 0, done.stderr
-        assert {p.name for p in run.glob(f"{stage}*")} == {f"{stage}{end}" for end in
-                                                           (".pt", ".csv", "_curves.png", "_pictures.png")}
+        assert {p.name for p in run.glob(f"{stage}*")} == {
+            f"{stage}{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")
+        }
     with open(run / "vqvae.csv") as log:
         rows = list(csv.DictReader(log))
     assert rows[-1]["step"] == "3" and {"l1", "validation_l1", "codes_used", "perplexity"} <= set(rows[0])
@@ -72,7 +83,9 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     assert 0 < about.pixel_threshold < about.sample_threshold
     assert about.training["data"] == "made up" and about.training["licence"] == "CC0-1.0"
     assert about.training["prior"]["slices_seen"] == 12 and about.training["vqvae"]["revision"]
-    assert not set(about.training["vqvae"]["volumes"]["train"]) & set(about.training["vqvae"]["volumes"]["test"])
+    assert not set(about.training["vqvae"]["volumes"]["train"]) & set(
+        about.training["vqvae"]["volumes"]["test"]
+    )
     codes = model.encode(torch.zeros(1, 160, 160), torch.zeros(1, 1))
     assert model.nll(codes, torch.zeros(1, 1)).shape == (1, 20, 20)
     again = script("train.py", "vqvae", *common, "--steps", 3, *TINY_VQVAE)
@@ -80,11 +93,33 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
 
 
 def test_vae_is_trained_beside_them(cache, tmp_path):
-    words = ("vae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", "--batch", 4,
-             "--channels", 4, 4, 4, 8, "--latent", 6, "--res-blocks", 1)
+    words = (
+        "vae",
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--batch",
+        4,
+        "--channels",
+        4,
+        4,
+        4,
+        8,
+        "--latent",
+        6,
+        "--res-blocks",
+        1,
+    )
     done = script("train.py", *words, "--steps", 3)
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in tmp_path.glob("vae*")} == {f"vae{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")}
+    assert {p.name for p in tmp_path.glob("vae*")} == {
+        f"vae{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")
+    }
     vae, about = load_vae(tmp_path)
     slices, position = torch.randn(2, 160, 160), torch.zeros(2, 1)
     mean, log_variance = vae.encode(slices, position)
@@ -105,25 +140,47 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
     first = tmp_path / "first"
     for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
         assert script("train.py", stage, *common, "--steps", 2, *sizes, "--out", first).returncode == 0
-    assert script("export.py", first, "-o", tmp_path / "model.safetensors", "--dtype", "float32").returncode == 0
+    assert (
+        script("export.py", first, "-o", tmp_path / "model.safetensors", "--dtype", "float32").returncode == 0
+    )
     expected = load_model(tmp_path / "model.safetensors", device="cpu")
     for source in (first, tmp_path / "model.safetensors"):  # at a rate of 0 the second run ends as it began
         run = tmp_path / f"from_{source.name}"
         for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
-            done = script("train.py", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source)
+            done = script(
+                "train.py", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source
+            )
             assert done.returncode == 0, done.stderr
         assert torch.equal(load_vqvae(run)[0].codebook, expected.vqvae.codebook)
         prior, about = load_prior(run)
-        assert (about["steps"], about["started_from"]["steps"]) == (1, 2) and "volumes" not in about["started_from"]
+        assert (about["steps"], about["started_from"]["steps"]) == (1, 2) and "volumes" not in about[
+            "started_from"
+        ]
         for name, value in prior.state_dict().items():
             assert torch.allclose(value, expected.prior.state_dict()[name], atol=1e-6), name
 
 
-@pytest.mark.parametrize("stage, sizes", [("vqvae", ("--channels", 4, 4, 4, 16)), ("vqvae", ("--stem-padding", 0)),
-                                          ("vae", ())])
+@pytest.mark.parametrize(
+    "stage, sizes", [("vqvae", ("--channels", 4, 4, 4, 16)), ("vqvae", ("--stem-padding", 0)), ("vae", ())]
+)
 def test_starting_from_other_sizes_is_refused_in_one_line(cache, tiny_weights, tmp_path, stage, sizes):
-    done = script("train.py", stage, "--region", "brain", "--data", cache, "--out", tmp_path / "run", "--device", "cpu",
-                  "--steps", 1, *sizes, "--start-from", tiny_weights["brain"])
+    done = script(
+        "train.py",
+        stage,
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--steps",
+        1,
+        *sizes,
+        "--start-from",
+        tiny_weights["brain"],
+    )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tiny_weights["brain"]) in done.stderr
     assert not (tmp_path / "run" / f"{stage}.pt").exists()
 
@@ -133,14 +190,16 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
     base = ("vqvae", "--region", "brain", "--data", cache, "--device", "cpu", *TINY_VQVAE)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert script("train.py", *base, "--out", whole, "--steps", 8).returncode == 0
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
-            "from mood_submission.training import trainer\n"
-            "inner = trainer.Trainer._step\n"
-            "def step(self, *a):\n"
-            "    if self.step == 4: self.save(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return inner(self, *a)\n"
-            "trainer.Trainer._step = step\n"
-            f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
+        "from mood_submission.training import trainer\n"
+        "inner = trainer.Trainer._step\n"
+        "def step(self, *a):\n"
+        "    if self.step == 4: self.save(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return inner(self, *a)\n"
+        "trainer.Trainer._step = step\n"
+        f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+    )
     words = [*map(str, base), "--out", str(parts), "--steps", "8"]
     assert subprocess.run([sys.executable, "-c", code, *words]).returncode == -signal.SIGKILL
     assert script("train.py", *base, "--out", parts, "--steps", 8, "--resume").returncode == 0
@@ -151,26 +210,64 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache, tmp_path):
-    words = ("vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE, "--resume")
+    words = (
+        "vqvae",
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        *TINY_VQVAE,
+        "--resume",
+    )
     assert script("train.py", *words, "--steps", 2).returncode == 0
     stored = torch.load(tmp_path / "vqvae.pt", weights_only=True)
     own = json.loads(stored["about"])["revision"]
-    torch.save(stored | {"about": json.dumps(json.loads(stored["about"]) | {"revision": "older"})}, tmp_path / "vqvae.pt")
-    for steps, expected in ((2, "older"), (3, f"older, {own}"), (3, f"older, {own}")):  # only a step adds a revision
+    torch.save(
+        stored | {"about": json.dumps(json.loads(stored["about"]) | {"revision": "older"})},
+        tmp_path / "vqvae.pt",
+    )
+    for steps, expected in (
+        (2, "older"),
+        (3, f"older, {own}"),
+        (3, f"older, {own}"),
+    ):  # only a step adds a revision
         assert script("train.py", *words, "--steps", steps).returncode == 0
-        assert json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
+        assert (
+            json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
+        )
 
 
 def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     """A kill while a checkpoint is being written leaves the one before it."""
-    words = ("vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE, "--resume")
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from mood_submission.training import trainer\n"
-            "from functools import partialmethod\n"
-            "trainer.Trainer.train = partialmethod(trainer.Trainer.train, save_seconds=0)\n"
-            f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n")
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words), "--steps", "100000"],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = (
+        "vqvae",
+        "--region",
+        "brain",
+        "--data",
+        cache,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        *TINY_VQVAE,
+        "--resume",
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from mood_submission.training import trainer\n"
+        "from functools import partialmethod\n"
+        "trainer.Trainer.train = partialmethod(trainer.Trainer.train, save_seconds=0)\n"
+        f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words), "--steps", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while not (tmp_path / "vqvae.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -190,8 +287,11 @@ def test_cached_slices_are_what_prediction_sees(healthy, cache):
     volume = read_volume(path)
     indices = slice_indices(volume.data.shape[2])
     rounded = np.round(volume.data * 255) / np.float32(255)  # uint8 in the cache
-    expected = normalise(volume_to_slices(rounded, volume.spacing, indices, preprocessing),
-                         *intensity_statistics(volume.data, preprocessing), preprocessing)
+    expected = normalise(
+        volume_to_slices(rounded, volume.spacing, indices, preprocessing),
+        *intensity_statistics(volume.data, preprocessing),
+        preprocessing,
+    )
     index = torch.arange(len(indices))
     slices, position = data.plain(index)
     assert torch.allclose(slices, expected, atol=1e-4)
@@ -276,7 +376,9 @@ def test_thresholds_are_percentiles():
 
 
 def test_training_imports_neither_nibabel_nor_simpleitk():
-    code = ("import sys; sys.modules['nibabel'] = sys.modules['SimpleITK'] = None\n"
-            f"sys.path.insert(0, {str(ROOT)!r})\n"
-            "import mood_submission.training.run, mood_submission.training.plots")
+    code = (
+        "import sys; sys.modules['nibabel'] = sys.modules['SimpleITK'] = None\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import mood_submission.training.run, mood_submission.training.plots"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,9 +7,10 @@ from conftest import write_nifti
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.anomalies import plant
-from mood_submission.model import PIXEL_METHODS, REGIONS, SAMPLE_METHODS, WEIGHTS, networks_sha256
-from mood_submission.toy import abdom_phantom, brain_template_subject
+from mood_submission.model import networks_sha256
+from mood_submission.model_file import PIXEL_METHODS, REGIONS, SAMPLE_METHODS, WEIGHTS
+from mood_submission.synthetic.anomalies import plant
+from mood_submission.synthetic.phantoms import abdom_phantom, brain_template_subject
 from mood_submission.volumes import read_volume
 
 
@@ -33,17 +34,24 @@ def test_they_say_where_they_come_from(model):
 
 def test_the_detector_is_of_these_networks_and_saw_no_held_out_volume(model):
     about = model.about.training["detector"]
-    assert about["networks"] == networks_sha256(model) and about["volumes"] == model.about.training["vqvae"]["volumes"]
+    assert (
+        about["networks"] == networks_sha256(model)
+        and about["volumes"] == model.about.training["vqvae"]["volumes"]
+    )
     assert len(about["revision"]) >= 40 and about["kinds"] and about["slices_seen"] and about["minutes"]
 
 
 def test_defaults_won_on_the_validation_half(model):
     """Of the ways that are there to choose from, by the figures that the file carries."""
     figures = model.about.training["comparison"]["validation"]
-    for task, methods, default in (("pixel", PIXEL_METHODS, model.about.pixel_method),
-                                   ("sample", SAMPLE_METHODS, model.about.sample_method)):
+    for task, methods, default in (
+        ("pixel", PIXEL_METHODS, model.about.pixel_method),
+        ("sample", SAMPLE_METHODS, model.about.sample_method),
+    ):
         name = {"sample": {"learned": "learned without sampling"}}.get(task, {})
-        assert figures[task][name.get(default, default)] == max(figures[task][name.get(m, m)] for m in methods)
+        assert figures[task][name.get(default, default)] == max(
+            figures[task][name.get(m, m)] for m in methods
+        )
 
 
 def test_parameters_are_finite_in_half_precision(model):

@@ -10,5 +10,19 @@ from .settings import Preprocessing
 from .slices import relative_positions, slice_indices, slices_to_volume, volume_to_slices
 from .view import View, harmonise, look
 
-__all__ = ["Frame", "Preprocessing", "Tone", "View", "frame_of", "harmonise", "intensity_statistics", "look", "normalise",
-           "relative_positions", "slice_indices", "slices_to_volume", "to_unit_range", "volume_to_slices"]
+__all__ = [
+    "Frame",
+    "Preprocessing",
+    "Tone",
+    "View",
+    "frame_of",
+    "harmonise",
+    "intensity_statistics",
+    "look",
+    "normalise",
+    "relative_positions",
+    "slice_indices",
+    "slices_to_volume",
+    "to_unit_range",
+    "volume_to_slices",
+]

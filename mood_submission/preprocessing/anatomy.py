@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-COARSE_MM = 2.5     # no voxel of the coarse grid is made longer than this by averaging
-MOST_COARSE = 160   # voxels along an axis of the coarse grid; longer ones are averaged more
-TISSUE = 0.1        # share of the bright tissue's median below which a voxel is air
-FEWEST = 64         # coarse voxels; what is smaller is no anatomy
+COARSE_MM = 2.5  # no voxel of the coarse grid is made longer than this by averaging
+MOST_COARSE = 160  # voxels along an axis of the coarse grid; longer ones are averaged more
+TISSUE = 0.1  # share of the bright tissue's median below which a voxel is air
+FEWEST = 64  # coarse voxels; what is smaller is no anatomy
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,10 @@ class Anatomy:
 
     def inner(self, depth: float) -> np.ndarray:
         """The part of the mask that lies more than `depth` mm below its surface; the mask itself where nothing does."""
-        deep = ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1] > depth
+        deep = (
+            ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1]
+            > depth
+        )
         return deep if np.count_nonzero(deep) >= FEWEST else self.mask
 
 

@@ -22,15 +22,19 @@ class Frame:
     @property
     def inner(self) -> tuple[slice, slice]:
         """Rows and columns of the square that lie on the slice."""
-        return (slice(max(0, self.top), max(0, min(self.padded_height, self.top + self.height))),
-                slice(max(0, self.left), max(0, min(self.padded_width, self.left + self.width))))
+        return (
+            slice(max(0, self.top), max(0, min(self.padded_height, self.top + self.height))),
+            slice(max(0, self.left), max(0, min(self.padded_width, self.left + self.width))),
+        )
 
     @property
     def seen(self) -> tuple[slice, slice]:
         """Rows and columns of the slice that lie in the square: those that `inner` shows."""
         rows, columns = self.inner
-        return (slice(rows.start - self.top, max(rows.start, rows.stop) - self.top),
-                slice(columns.start - self.left, max(columns.start, columns.stop) - self.left))
+        return (
+            slice(rows.start - self.top, max(rows.start, rows.stop) - self.top),
+            slice(columns.start - self.left, max(columns.start, columns.stop) - self.left),
+        )
 
 
 def frame_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Frame:

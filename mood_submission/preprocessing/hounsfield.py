@@ -11,18 +11,20 @@ from .intensity import AIR_HU, Tone
 # there is differs from scan to scan and is fitted
 PEAKS = {"air": (-990.0, 15.0), "fat": (-103.0, 18.0), "muscle": (50.0, 18.0), "organs": (85.0, 40.0)}
 SPREADS = {"lung and gas": (-960.0, -150.0), "between": (-80.0, 30.0), "contrast and bone": (100.0, 1500.0)}
-FAT, SOFT_PARTS = [1], [2, 3]   # places of these among the parts
-SOFT = 50.0             # Hounsfield units of soft tissue
-LEAST_SOFT = 0.25       # of fat and soft tissue together
+FAT, SOFT_PARTS = [1], [2, 3]  # places of these among the parts
+SOFT = 50.0  # Hounsfield units of soft tissue
+LEAST_SOFT = 0.25  # of fat and soft tissue together
 BINS = 256
-ROUNDS = 12             # of fitting the shares
-WIDE_ZEROS = (-1024.0, -1000.0)                 # units of the value 0 in a scaling that begins at air
-WIDE_SHARE = 0.76       # of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it: with a wide scaling
-                        # more, since fat and soft tissue lie close together there (0.85 and more), in a window less (0.67)
-CENTRES = np.linspace(-30.0, 90.0, 33)          # Hounsfield units that the middle of these may be
-WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)   # the same for clinical windows
+ROUNDS = 12  # of fitting the shares
+WIDE_ZEROS = (-1024.0, -1000.0)  # units of the value 0 in a scaling that begins at air
+WIDE_SHARE = (
+    0.76  # of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it: with a wide scaling
+)
+# more, since fat and soft tissue lie close together there (0.85 and more), in a window less (0.67)
+CENTRES = np.linspace(-30.0, 90.0, 33)  # Hounsfield units that the middle of these may be
+WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)  # the same for clinical windows
 WINDOW_ONES = np.arange(120.0, 420.0, 15.0)
-FAT_BLACK = -125.0      # a window that begins above this shows fat as black as air
+FAT_BLACK = -125.0  # a window that begins above this shows fat as black as air
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,15 @@ def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
         lines = [(zero, one, "windowed") for zero in WINDOW_ZEROS for one in WINDOW_ONES]
     zero, one, kind = _likeliest(counts, lines)
     steps = np.linspace(-1, 1, 9)
-    near = [(zero + 12 * a if kind == "windowed" else zero, one + (one - zero) * (0.04 if kind == "windowed" else 0.004) * b, kind) for a in steps for b in steps]
+    near = [
+        (
+            zero + 12 * a if kind == "windowed" else zero,
+            one + (one - zero) * (0.04 if kind == "windowed" else 0.004) * b,
+            kind,
+        )
+        for a in steps
+        for b in steps
+    ]
     zero, one, kind = _likeliest(counts, near)
     units = (one - zero) / (high - low)  # Hounsfield units for one of the file's
     if kind == "windowed" and zero > FAT_BLACK:
@@ -66,7 +76,9 @@ def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
     tone = Tone(float(low + (window[0] - zero) / units), float(units / (window[1] - window[0])))
     if kind == "windowed" and tone.low < low:  # black stays black, and soft tissue comes to its place
         tone = Tone(low, float((SOFT - window[0]) / (window[1] - window[0]) / ((SOFT - zero) / units)))
-    if kind == "windowed" and not 0.7 < tone.scale * (high - low) < 1.4:  # another window than any that is in use
+    if (
+        kind == "windowed" and not 0.7 < tone.scale * (high - low) < 1.4
+    ):  # another window than any that is in use
         tone = Tone(low, 1 / (high - low))
     return Scaling(tone, kind, float(zero), float(one))
 
@@ -79,14 +91,18 @@ def _closest(counts: np.ndarray) -> tuple[float, float]:
     greys = np.linspace(0.15, 0.8, 200)
     brighter = 1 - share_below(0.45 * greys)
     enough = brighter > 0.3 * (1 - share_below(0.06))
-    shares = np.where(enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0)
+    shares = np.where(
+        enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0
+    )
     return float(shares.max()), float(greys[shares >= shares.max() - 0.01].mean())
 
 
 def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tuple[float, float, str]:
-    zeros, ones = (np.array(values)[:, None] for values in ([line[0] for line in lines], [line[1] for line in lines]))
-    edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)        # (lines, BINS + 1), in Hounsfield units
-    parts = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)      # (lines, parts, BINS)
+    zeros, ones = (
+        np.array(values)[:, None] for values in ([line[0] for line in lines], [line[1] for line in lines])
+    )
+    edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)  # (lines, BINS + 1), in Hounsfield units
+    parts = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)  # (lines, parts, BINS)
     weight = np.full((len(lines), parts.shape[1], 1), 1 / parts.shape[1])
     share = counts / max(counts.sum(), 1)
     for _ in range(ROUNDS):  # expectation and maximisation of how much of each part there is
@@ -94,7 +110,9 @@ def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tup
         weight = (of_part / of_part.sum(1, keepdims=True) * share).sum(2, keepdims=True)
     likelihood = (share * np.log((weight * parts).sum(1))).sum(1)
     fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_PARTS, 0].sum(1)
-    likelihood[soft < LEAST_SOFT * (fat + soft)] -= 10  # no abdomen is all fat: that is soft tissue taken for it
+    likelihood[soft < LEAST_SOFT * (fat + soft)] -= (
+        10  # no abdomen is all fat: that is soft tissue taken for it
+    )
     return lines[int(likelihood.argmax())]
 
 

@@ -18,8 +18,10 @@ AIR_HU = -200.0  # an abdomen with values below this is in Hounsfield units
 
 
 PERCENTILES = (25, 50, 75)  # of the inner brain, the landmarks
-INNER_MM = 10.0     # depth below the brain's surface at which landmarks begin: no rim of dura, sinuses or bad stripping
-BLOCK_MM = 40.0     # side of the blocks whose percentiles the landmarks are medians of
+INNER_MM = (
+    10.0  # depth below the brain's surface at which landmarks begin: no rim of dura, sinuses or bad stripping
+)
+BLOCK_MM = 40.0  # side of the blocks whose percentiles the landmarks are medians of
 BLOCK_SHARE = 0.25  # of a block that must be inner brain
 EXPONENTS = (0.4, 2.5)  # the least and the largest that a tone curve may have
 
@@ -43,7 +45,9 @@ class Tone:
         return np.clip(result, 0, 1, out=result)
 
 
-def brain_tone(anatomy: Anatomy, low: float, landmarks: tuple[float, float, float], size: float = 1.0) -> Tone:
+def brain_tone(
+    anatomy: Anatomy, low: float, landmarks: tuple[float, float, float], size: float = 1.0
+) -> Tone:
     """The tone curve that brings a brain's landmarks to `landmarks`, as nearly as scale and exponent can.
 
     The landmarks are percentiles of the inner brain: each the median, over blocks of BLOCK_MM, of the block's own, so that
@@ -55,8 +59,10 @@ def brain_tone(anatomy: Anatomy, low: float, landmarks: tuple[float, float, floa
     sides = [max(1, round(BLOCK_MM * size / d)) for d in anatomy.spacing]
     centre = ndimage.center_of_mass(anatomy.mask)
     places = [(np.flatnonzero(np.ones(n)) - c) // side for n, c, side in zip(inner.shape, centre, sides)]
-    block = sum((place - place.min()).astype(np.int64).reshape([-1 if a == axis else 1 for a in range(3)]) * 64**axis
-                for axis, place in enumerate(places))
+    block = sum(
+        (place - place.min()).astype(np.int64).reshape([-1 if a == axis else 1 for a in range(3)]) * 64**axis
+        for axis, place in enumerate(places)
+    )
     block = np.broadcast_to(block, inner.shape)[inner]
     order = np.argsort(block, kind="stable")
     starts = np.flatnonzero(np.diff(block[order], prepend=-1))
@@ -129,7 +135,9 @@ def intensity_statistics(data: np.ndarray, prep: Preprocessing) -> tuple[float, 
         foreground = slab[slab >= prep.foreground_threshold].astype(np.float64)
         count += foreground.size
         total += float(foreground.sum())
-        squares += float(np.einsum("i,i", foreground, foreground))  # no BLAS, whose threads would be seen in the sum
+        squares += float(
+            np.einsum("i,i", foreground, foreground)
+        )  # no BLAS, whose threads would be seen in the sum
     if count == 0:
         return 0.0, 1.0
     mean = total / count

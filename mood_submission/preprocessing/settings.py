@@ -50,18 +50,30 @@ class Preprocessing:
         if self.region not in ("brain", "abdom"):
             raise ValueError(f"preprocessing: expected region brain or abdom, found {self.region!r}")
         if self.intensity not in INTENSITIES:
-            raise ValueError(f"preprocessing: expected intensity {' or '.join(INTENSITIES)}, found {self.intensity!r}")
+            raise ValueError(
+                f"preprocessing: expected intensity {' or '.join(INTENSITIES)}, found {self.intensity!r}"
+            )
         if self.frame not in FRAMES:
             raise ValueError(f"preprocessing: expected frame {' or '.join(FRAMES)}, found {self.frame!r}")
         if self.image_size < 1 or self.slices < 1:
-            raise ValueError(f"preprocessing: expected positive sizes, found {self.image_size} and {self.slices}")
-        if not (self.field_of_view > 0 and self.spread > 0 and self.slice_distance >= 0 and self.resolution >= 0):
-            raise ValueError(f"preprocessing: expected field_of_view and spread above 0, slice_distance and resolution of "
-                             f"at least 0, found {self.field_of_view}, {self.spread}, {self.slice_distance}, {self.resolution}")
+            raise ValueError(
+                f"preprocessing: expected positive sizes, found {self.image_size} and {self.slices}"
+            )
+        if not (
+            self.field_of_view > 0 and self.spread > 0 and self.slice_distance >= 0 and self.resolution >= 0
+        ):
+            raise ValueError(
+                f"preprocessing: expected field_of_view and spread above 0, slice_distance and resolution of "
+                f"at least 0, found {self.field_of_view}, {self.spread}, {self.slice_distance}, {self.resolution}"
+            )
         if len(self.hounsfield_window) != 2 or self.hounsfield_window[0] >= self.hounsfield_window[1]:
-            raise ValueError(f"preprocessing: expected a rising hounsfield_window, found {self.hounsfield_window}")
+            raise ValueError(
+                f"preprocessing: expected a rising hounsfield_window, found {self.hounsfield_window}"
+            )
         if len(self.landmarks) != 3 or not 0 < self.landmarks[0] < self.landmarks[1] < self.landmarks[2] <= 1:
-            raise ValueError(f"preprocessing: expected three rising landmarks in 0 .. 1, found {self.landmarks}")
+            raise ValueError(
+                f"preprocessing: expected three rising landmarks in 0 .. 1, found {self.landmarks}"
+            )
 
     @classmethod
     def published(cls, region: str) -> "Preprocessing":
@@ -72,13 +84,24 @@ class Preprocessing:
     def harmonised(cls, region: str) -> "Preprocessing":
         """Settings under which scans of different scanners, crops and scalings look alike."""
         if region == "brain":
-            return cls(region, intensity="landmarks", frame="anatomy", slice_distance=2.0, resolution=2.0,
-                       centre=0.444, spread=0.153)
+            return cls(
+                region,
+                intensity="landmarks",
+                frame="anatomy",
+                slice_distance=2.0,
+                resolution=2.0,
+                centre=0.444,
+                spread=0.153,
+            )
         return cls(region, intensity="landmarks", frame="anatomy", slice_distance=4.0)
 
     def to_dict(self) -> dict:
         """Plain numbers, strings and lists, for JSON."""
-        return {**asdict(self), "hounsfield_window": list(self.hounsfield_window), "landmarks": list(self.landmarks)}
+        return {
+            **asdict(self),
+            "hounsfield_window": list(self.hounsfield_window),
+            "landmarks": list(self.landmarks),
+        }
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":
@@ -92,4 +115,10 @@ class Preprocessing:
         return cls(**{**values, **lists})
 
 
-BEFORE_FRAMES = ("image_size", "slices", "intensity", "foreground_threshold", "hounsfield_window")  # in every model file
+BEFORE_FRAMES = (
+    "image_size",
+    "slices",
+    "intensity",
+    "foreground_threshold",
+    "hounsfield_window",
+)  # in every model file

@@ -4,24 +4,26 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-
 from scipy import ndimage
 
-from ..anomalies import body_mask
 from .anatomy import FEWEST, Anatomy, Body, block_means, coarse_steps, find_anatomy
+from .body import body_mask
 from .frame import MAX_ANISOTROPY, Frame, frame_of, frame_round
 from .hounsfield import find_scaling
 from .intensity import Tone, brain_tone, to_unit_range
 from .settings import Preprocessing
 from .slices import relative_positions, slice_indices
 
-BRAIN_MM = 154.0            # root of length x width of an adult brain
-BRAIN_RANGE = (100.0, 190.0)  # of the same; where the header's spacing says otherwise, it is taken to be wrong
-BODY_SHARE = 0.86           # of the field of view that an abdomen's longer side in the plane fills
-FEWEST_SLICES = 24          # of an abdomen, before any are left out
-AROUND_BODY = 2             # coarse voxels round the body that are looked at too
+BRAIN_MM = 154.0  # root of length x width of an adult brain
+BRAIN_RANGE = (
+    100.0,
+    190.0,
+)  # of the same; where the header's spacing says otherwise, it is taken to be wrong
+BODY_SHARE = 0.86  # of the field of view that an abdomen's longer side in the plane fills
+FEWEST_SLICES = 24  # of an abdomen, before any are left out
+AROUND_BODY = 2  # coarse voxels round the body that are looked at too
 PLANE = np.array([[[False, True, False]] * 3] * 3)  # only neighbours in the plane: slices may be far apart
-BLUR = 0.3                  # standard deviation, in voxels, of what a voxel averages: makes 1 mm scans as sharp as 2 mm ones
+BLUR = 0.3  # standard deviation, in voxels, of what a voxel averages: makes 1 mm scans as sharp as 2 mm ones
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class View:
         return place.clip(-0.5, 0.5).astype(np.float32)
 
 
-def harmonise(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing) -> tuple[np.ndarray, View]:
+def harmonise(
+    data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing
+) -> tuple[np.ndarray, View]:
     """A volume's data as `volume_to_slices` takes it, and its view. data: (X, Y, Z) float32, finite, RAS order, any scale.
 
     Where the view has a tone curve, that brings the data to [0, 1] slice by slice, and it is returned as it is; else by
@@ -84,7 +88,12 @@ def look(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocess
     Where nothing stands out in the volume it is the array's own field of view.
     """
     plain = View(frame_of(data.shape, spacing), data.shape[2])
-    if prep.frame == "array" and prep.intensity != "landmarks" and not prep.slice_distance and not prep.resolution:
+    if (
+        prep.frame == "array"
+        and prep.intensity != "landmarks"
+        and not prep.slice_distance
+        and not prep.resolution
+    ):
         return plain
     spacing = _usable(spacing)
     if prep.region == "abdom":
@@ -107,21 +116,33 @@ def _at_body(data: np.ndarray, spacing: tuple[float, float, float], prep: Prepro
     box = ndimage.find_objects(body.astype(np.uint8))[0]
     frame = plain.frame
     if prep.frame == "anatomy":
-        low, high = ([end * step for end, step in zip(ends, steps)] for ends in
-                     ([side.start for side in box], [side.stop for side in box]))
+        low, high = (
+            [end * step for end, step in zip(ends, steps)]
+            for ends in ([side.start for side in box], [side.stop for side in box])
+        )
         centre = tuple((a + b) / 2 - 0.5 for a, b in zip(low, high))
         longer = max((b - a) * d for a, b, d in zip(low[:2], high[:2], spacing[:2]))
         frame = frame_round(data.shape, spacing, centre[:2], longer / BODY_SHARE)
     around = ndimage.binary_dilation(body, ndimage.generate_binary_structure(3, 1) & PLANE, AROUND_BODY)
     step = max(1, round(prep.slice_distance / spacing[2])) if prep.slice_distance else 1
     step = max(1, min(step, data.shape[2] // FEWEST_SLICES))  # a short stack is looked at whole
-    return View(frame, data.shape[2], scaling.tone if prep.intensity == "landmarks" else None, step=step,
-                centre=data.shape[2] // 2, body=Body(around, steps))
+    return View(
+        frame,
+        data.shape[2],
+        scaling.tone if prep.intensity == "landmarks" else None,
+        step=step,
+        centre=data.shape[2] // 2,
+        body=Body(around, steps),
+    )
 
 
-def _at_brain(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy) -> View:
+def _at_brain(
+    data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy
+) -> View:
     length = math.sqrt(anatomy.extent[0] * anatomy.extent[1])
-    size = 1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM  # times too large by the header
+    size = (
+        1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM
+    )  # times too large by the header
     spacing, depth = tuple(d / size for d in spacing), data.shape[2]
     frame, centre, span, first, last = frame_of(data.shape, spacing), 0.0, 0.0, 0, depth - 1
     if prep.frame == "anatomy":

@@ -19,14 +19,14 @@ class Augmentation:
     scale: tuple[float, float] = (-0.15, 0.10)
     degrees: float = 5.0
     shift: float = 0.03
-    elastic: float = 0.012      # standard deviation of the displacement of a control point
-    elastic_points: int = 8     # control points a side
-    flip: float = 0.5           # probability of left-right
+    elastic: float = 0.012  # standard deviation of the displacement of a control point
+    elastic_points: int = 8  # control points a side
+    flip: float = 0.5  # probability of left-right
     brightness: float = 0.10
     contrast: float = 0.15
-    noise: float = 0.05         # largest standard deviation
-    blur: float = 1.0           # largest standard deviation, pixels
-    share: float = 0.5          # of slices that get each of brightness and contrast, noise, blur
+    noise: float = 0.05  # largest standard deviation
+    blur: float = 1.0  # largest standard deviation, pixels
+    share: float = 0.5  # of slices that get each of brightness and contrast, noise, blur
 
 
 def sampling_grid(count: int, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
@@ -34,12 +34,16 @@ def sampling_grid(count: int, size: int, a: Augmentation, generator: torch.Gener
     device = generator.device
     rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)  # noqa: E731
     angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
-    zoom = 1 / (1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0]))  # a larger picture samples a smaller field
+    zoom = 1 / (
+        1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0])
+    )  # a larger picture samples a smaller field
     mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
-    theta = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1),
-                         torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)                  # (count, 2, 3)
+    theta = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)],
+        1,
+    )  # (count, 2, 3)
     grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)
     points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
     bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
@@ -49,10 +53,14 @@ def sampling_grid(count: int, size: int, a: Augmentation, generator: torch.Gener
 def augment_geometry(slices: Tensor, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
     """Cached slices (B, S, S) in [0, 1] -> deformed slices (B, size, size) in [0, 1]; zeros come in from outside."""
     grid = sampling_grid(len(slices), size, a, generator)
-    return F.grid_sample(slices[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+    return F.grid_sample(slices[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[
+        :, 0
+    ]
 
 
-def augment_intensity(slices: Tensor, background: Tensor, a: Augmentation, generator: torch.Generator) -> Tensor:
+def augment_intensity(
+    slices: Tensor, background: Tensor, a: Augmentation, generator: torch.Generator
+) -> Tensor:
     """Blur, contrast, brightness and noise of normalised slices (B, H, W); `background` (B, H, W) bool stays as it is."""
     device, b = slices.device, len(slices)
     rand = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, generator=generator, device=device)  # noqa: E731
@@ -81,7 +89,7 @@ def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
     """Gaussian blur with a width of its own for each slice, sigma (B, 1, 1) in pixels."""
     offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
     kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].clamp_min(1e-3).square()))
-    kernel = kernel / kernel.sum(1, keepdim=True)                                               # (B, 2 * half + 1)
-    x = F.pad(slices[None], (half, half, half, half), mode="replicate")                         # slices as channels
+    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, 2 * half + 1)
+    x = F.pad(slices[None], (half, half, half, half), mode="replicate")  # slices as channels
     x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
     return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]

@@ -28,8 +28,13 @@ class CacheError(ValueError):
     """A cache file that is missing, unreadable or of another kind than asked for."""
 
 
-def build_cache(folders: Path | Sequence[Path], file: Path, preprocessing: Preprocessing, max_slices: int | None = None,
-                leave_out: Sequence[str] = ()) -> None:
+def build_cache(
+    folders: Path | Sequence[Path],
+    file: Path,
+    preprocessing: Preprocessing,
+    max_slices: int | None = None,
+    leave_out: Sequence[str] = (),
+) -> None:
     """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz).
 
     The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
@@ -37,7 +42,7 @@ def build_cache(folders: Path | Sequence[Path], file: Path, preprocessing: Prepr
     such as "ucla*", of volumes that are not to be read.
     Raises VolumeError for a folder without volumes or a file that is not one, CacheError for two volumes of one name.
     """
-    from ..volumes import read_volume  # nibabel, needed only here
+    from ..volumes import read_volume
 
     paths = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
     side = preprocessing.image_size
@@ -53,7 +58,11 @@ def build_cache(folders: Path | Sequence[Path], file: Path, preprocessing: Prepr
         slices = volume_to_slices(data, volume.spacing, indices, framing, view=view)
         columns["slices"].append((slices * 255).round().clamp(0, 255).to(torch.uint8).numpy())
         columns["position"].append(view.positions(indices))
-        for name, value in (("volume", np.int32(number)), ("mean", np.float32(mean)), ("std", np.float32(std))):
+        for name, value in (
+            ("volume", np.int32(number)),
+            ("mean", np.float32(mean)),
+            ("std", np.float32(std)),
+        ):
             columns[name].append(np.full(len(indices), value))
     arrays = {name: np.concatenate(values) for name, values in columns.items()}
     names = [_name(path) for path in paths]
@@ -69,15 +78,23 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list
 
     paths = []
     for folder in folders:
-        found = [path for path in find_volumes(folder) if not any(fnmatch(_name(path), pattern) for pattern in leave_out)]
+        found = [
+            path
+            for path in find_volumes(folder)
+            if not any(fnmatch(_name(path), pattern) for pattern in leave_out)
+        ]
         if not found:
-            raise VolumeError(f"{folder}: expected .nii or .nii.gz volumes, found none"
-                              + (f" but those left out ({', '.join(leave_out)})" if leave_out else ""))
+            raise VolumeError(
+                f"{folder}: expected .nii or .nii.gz volumes, found none"
+                + (f" but those left out ({', '.join(leave_out)})" if leave_out else "")
+            )
         paths += found
     names = [_name(path) for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise CacheError(f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice")
+        raise CacheError(
+            f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice"
+        )
     return paths
 
 
@@ -98,8 +115,8 @@ def split_names(names: list[str], validation: float, test: float) -> dict[str, l
         n_validation = round(len(group) * validation) or int(validation > 0 and len(group) > 2)
         n_test = round(len(group) * test) or int(test > 0 and len(group) > 3)
         split["validation"] += ordered[:n_validation]
-        split["test"] += ordered[n_validation:n_validation + n_test]
-        split["train"] += ordered[n_validation + n_test:]
+        split["test"] += ordered[n_validation : n_validation + n_test]
+        split["train"] += ordered[n_validation + n_test :]
     return {name: sorted(values) for name, values in split.items()}
 
 
@@ -149,17 +166,23 @@ def cache_names(file: Path) -> list[str]:
         return json.loads(str(stored["about"]))["names"]
 
 
-def load_cache(file: Path, device: str | torch.device = "cpu", validation: float = 0.1, test: float = 0.1
-               ) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+def load_cache(
+    file: Path, device: str | torch.device = "cpu", validation: float = 0.1, test: float = 0.1
+) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
     """Splits of a cache file as `SliceData`, and the names in each. Raises CacheError when `file` is not a cache."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
-            arrays = {name: torch.from_numpy(stored[name]) for name in ("slices", "position", "volume", "mean", "std")}
+            arrays = {
+                name: torch.from_numpy(stored[name])
+                for name in ("slices", "position", "volume", "mean", "std")
+            }
     except FileNotFoundError:
         raise CacheError(f"{file}: expected a slice cache, found no such file") from None
     except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
-        raise CacheError(f"{file}: expected a slice cache (.npz of scripts/train.py cache), found {error!r}") from None
+        raise CacheError(
+            f"{file}: expected a slice cache (.npz of scripts/train.py cache), found {error!r}"
+        ) from None
     names = split_names(about["names"], validation, test)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     splits = {}
@@ -167,6 +190,12 @@ def load_cache(file: Path, device: str | torch.device = "cpu", validation: float
         numbers = torch.tensor([about["names"].index(name) for name in members], dtype=torch.int32)
         keep = torch.isin(arrays["volume"], numbers)
         chosen = {name: value[keep].to(device) for name, value in arrays.items()}
-        splits[split] = SliceData(chosen["slices"], chosen["position"], chosen["mean"][:, None, None],
-                                  chosen["std"][:, None, None], chosen["volume"], preprocessing)
+        splits[split] = SliceData(
+            chosen["slices"],
+            chosen["position"],
+            chosen["mean"][:, None, None],
+            chosen["std"][:, None, None],
+            chosen["volume"],
+            preprocessing,
+        )
     return splits, names

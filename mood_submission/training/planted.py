@@ -15,18 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..anomalies import KINDS, body_mask, plant
-from ..detector import STRIDE
 from ..model import Model, networks_sha256
+from ..networks.detector import STRIDE
 from ..preprocessing import intensity_statistics, normalise
+from ..preprocessing.body import body_mask
+from ..synthetic.anomalies import KINDS, plant
 from .augment import Augmentation, vary_volume
 from .cache import CacheError, SliceData
 from .order import BatchOrder
 
-RADII = (0.05, 0.2)     # of what is planted, shares of the field of view: a little more than the benchmark's
-CLEAR, AROUND = 6, 4    # slices that are kept of each copy: with an anomaly, and without
+RADII = (0.05, 0.2)  # of what is planted, shares of the field of view: a little more than the benchmark's
+CLEAR, AROUND = 6, 4  # slices that are kept of each copy: with an anomaly, and without
 VARIED = Augmentation(noise=0.03)
-DENSITY = 1 / 3         # of a varied copy's slices that are kept, where that is more
+DENSITY = 1 / 3  # of a varied copy's slices that are kept, where that is more
 
 
 @dataclass
@@ -67,8 +68,16 @@ class PlantedData:
 FIELDS = tuple(PlantedData.__dataclass_fields__)
 
 
-def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Path, copies: int, restorations: int,
-                 seed: int, varied: bool = False) -> PlantedData:
+def make_planted(
+    data: SliceData,
+    names: Sequence[str],
+    model: Model,
+    folder: Path,
+    copies: int,
+    restorations: int,
+    seed: int,
+    varied: bool = False,
+) -> PlantedData:
     """Each volume of `data` in `copies` copies, each with two anomalies of one kind; kinds in turn.
 
     names: of the volumes in the order of their numbers, for their files in `folder`. restorations: of each slice; with
@@ -77,8 +86,13 @@ def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Pa
     that were made otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"networks": networks_sha256(model), "precision": model.precision, "copies": copies,
-                "restorations": restorations, "seed": seed} | ({"varied": True} if varied else {})
+    settings = {
+        "networks": networks_sha256(model),
+        "precision": model.precision,
+        "copies": copies,
+        "restorations": restorations,
+        "seed": seed,
+    } | ({"varied": True} if varied else {})
     _check_settings(folder / "settings.json", settings)
     numbers, parts = data.volume.unique().tolist(), []
     for i, number in enumerate(tqdm(numbers, desc="planting", unit="volume", disable=None)):
@@ -86,30 +100,50 @@ def make_planted(data: SliceData, names: Sequence[str], model: Model, folder: Pa
         if not (folder / f"{name}.npz").exists():
             rng = np.random.default_rng([seed, zlib.crc32(name.encode()), *([1] if varied else [])])
             part = folder / f".{name}.part.npz"
-            np.savez(part, **_planted_volume(data, data.volume == number, model, kinds, restorations, rng, varied))
+            np.savez(
+                part, **_planted_volume(data, data.volume == number, model, kinds, restorations, rng, varied)
+            )
             part.replace(folder / f"{name}.npz")
         with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
             parts.append({field: torch.from_numpy(stored[field]) for field in FIELDS})
-    return PlantedData(*(torch.cat([part[field] for part in parts]).to(data.slices.device) for field in FIELDS))
+    return PlantedData(
+        *(torch.cat([part[field] for part in parts]).to(data.slices.device) for field in FIELDS)
+    )
 
 
 def _check_settings(file: Path, settings: dict) -> None:
     if file.exists() and json.loads(file.read_text()) != settings:
-        raise CacheError(f"{file}: expected planted slices of {settings}, found others; choose another folder")
+        raise CacheError(
+            f"{file}: expected planted slices of {settings}, found others; choose another folder"
+        )
     file.write_text(json.dumps(settings))
 
 
-def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Sequence[str], restorations: int,
-                    rng: np.random.Generator, varied: bool) -> dict[str, np.ndarray]:
+def _planted_volume(
+    data: SliceData,
+    members: Tensor,
+    model: Model,
+    kinds: Sequence[str],
+    restorations: int,
+    rng: np.random.Generator,
+    varied: bool,
+) -> dict[str, np.ndarray]:
     """Slices of all copies of one volume, as `PlantedData`'s arrays."""
-    raw, position = data.slices[members].cpu().float() / 255, data.position[members].cpu()  # (Z, y, x), anterior first
+    raw, position = (
+        data.slices[members].cpu().float() / 255,
+        data.position[members].cpu(),
+    )  # (Z, y, x), anterior first
     volume, body = None, None
     chosen = []
     for kind in kinds:
         if varied or volume is None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31))) if varied else None
-            slices = vary_volume(raw, VARIED, data.preprocessing.foreground_threshold, generator) if varied else raw
-            volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))       # (X, Y, Z)
+            slices = (
+                vary_volume(raw, VARIED, data.preprocessing.foreground_threshold, generator)
+                if varied
+                else raw
+            )
+            volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
             body = body_mask(volume)
         planted, mask = volume, np.zeros(volume.shape, bool)
         for _ in range(2):
@@ -126,19 +160,27 @@ def _planted_volume(data: SliceData, members: Tensor, model: Model, kinds: Seque
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     evidence = _evidence(slices, position, model, restorations, generator)
     return {field: values.cpu().numpy() for field, values in evidence.items()} | {
-        "position": position.float().numpy(), "label": label.numpy(), "kind": kind.numpy()}
+        "position": position.float().numpy(),
+        "label": label.numpy(),
+        "kind": kind.numpy(),
+    }
 
 
-def _choose(mask: np.ndarray, body: np.ndarray, rng: np.random.Generator, clear: int, around: int) -> np.ndarray:
+def _choose(
+    mask: np.ndarray, body: np.ndarray, rng: np.random.Generator, clear: int, around: int
+) -> np.ndarray:
     """Indices of up to `clear` slices with an anomaly and up to `around` with none, of those with a body."""
     inside, present = mask.any((0, 1)), body.any((0, 1))
-    picked = [rng.permutation(np.flatnonzero(which))[:count]
-              for which, count in ((inside, clear), (~inside & present, around))]
+    picked = [
+        rng.permutation(np.flatnonzero(which))[:count]
+        for which, count in ((inside, clear), (~inside & present, around))
+    ]
     return np.sort(np.concatenate(picked))
 
 
-def _as_network_sees(planted: np.ndarray, mask: np.ndarray, index: np.ndarray, data: SliceData
-                     ) -> tuple[Tensor, Tensor]:
+def _as_network_sees(
+    planted: np.ndarray, mask: np.ndarray, index: np.ndarray, data: SliceData
+) -> tuple[Tensor, Tensor]:
     """Slices (n, S, S), normalised by the statistics of the volume with its anomaly, and labels (n, S / 2, S / 2)."""
     prep = data.preprocessing
     mean, std = intensity_statistics(planted, prep)
@@ -152,8 +194,9 @@ def _as_network_sees(planted: np.ndarray, mask: np.ndarray, index: np.ndarray, d
 
 
 @torch.inference_mode()
-def _evidence(slices: Tensor, position: Tensor, model: Model, restorations: int, generator: torch.Generator
-              ) -> dict[str, Tensor]:
+def _evidence(
+    slices: Tensor, position: Tensor, model: Model, restorations: int, generator: torch.Generator
+) -> dict[str, Tensor]:
     """What the model makes of slices, float16 by name. On a CPU decoded in bfloat16, which is precise enough here."""
     codes = model.encode(slices, position)
     nll = model.nll(codes, position)
@@ -163,6 +206,8 @@ def _evidence(slices: Tensor, position: Tensor, model: Model, restorations: int,
         uniforms = torch.rand(len(codes), restorations, *codes.shape[1:], generator=generator)
         restored = model.restore(codes, position, uniforms, model.about.pixel_threshold)
         with torch.autocast(model.device.type, torch.bfloat16):
-            mean = torch.stack([model.decode(restored[:, s], position).float() for s in range(restorations)]).mean(0)
+            mean = torch.stack(
+                [model.decode(restored[:, s], position).float() for s in range(restorations)]
+            ).mean(0)
     columns = {"slices": slices, "reconstruction": decoded, "restoration": mean, "nll": nll}
     return {name: values.half() for name, values in columns.items()}

@@ -7,10 +7,10 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from ..pixelsnail import PixelSNAIL
-from ..sampler import restore
-from ..vae import VAE
-from ..vqvae import VQVAE
+from ..networks.pixelsnail import PixelSNAIL
+from ..networks.vae import VAE
+from ..networks.vqvae import VQVAE
+from ..restoration.restore import restore
 from .cache import SliceData
 
 matplotlib.use("Agg")
@@ -40,18 +40,22 @@ def reconstructions(model: VQVAE | VAE, data: SliceData, picture: Path, count: i
 
 
 @torch.inference_mode()
-def restorations(vqvae: VQVAE, prior: PixelSNAIL, data: SliceData, threshold: float, picture: Path,
-                 count: int = 6) -> None:
+def restorations(
+    vqvae: VQVAE, prior: PixelSNAIL, data: SliceData, threshold: float, picture: Path, count: int = 6
+) -> None:
     """Held-out slices with a bright square planted, their reconstruction, NLL, and two restorations."""
     slices, position = data.plain(_some_filled(data, count))
     middle = slices.shape[-1] // 2
-    slices[:, middle - 12: middle + 8, middle + 8: middle + 28] = slices.amax() * 0.9
+    slices[:, middle - 12 : middle + 8, middle + 8 : middle + 28] = slices.amax() * 0.9
     codes = vqvae.encode(slices, position)
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(len(codes), 2, *codes.shape[1:], generator=generator).to(slices.device)
     restored = restore(prior, codes, position, uniforms, threshold)
-    rows = {"slice, square planted": slices, "reconstruction": vqvae.decode(codes, position),
-            "NLL": prior.nll(codes, position)}
+    rows = {
+        "slice, square planted": slices,
+        "reconstruction": vqvae.decode(codes, position),
+        "NLL": prior.nll(codes, position),
+    }
     rows |= {f"restoration {i + 1}": vqvae.decode(restored[:, i], position) for i in range(2)}
     _grid(rows, picture)
 
@@ -66,7 +70,11 @@ def _grid(rows: dict[str, Tensor], picture: Path) -> None:
     figure, axes = plt.subplots(len(rows), columns, figsize=(2 * columns, 2 * len(rows)), squeeze=False)
     low, high = (float(f(next(iter(rows.values())))) for f in (torch.amin, torch.amax))
     for (name, images), line in zip(rows.items(), axes):
-        scale = {"cmap": "inferno"} if name in ("NLL", "difference") else {"cmap": "gray", "vmin": low, "vmax": high}
+        scale = (
+            {"cmap": "inferno"}
+            if name in ("NLL", "difference")
+            else {"cmap": "gray", "vmin": low, "vmax": high}
+        )
         for image, axis in zip(images, line):
             axis.imshow(image.float().cpu(), **scale)
             axis.set(xticks=[], yticks=[])

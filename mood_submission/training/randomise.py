@@ -46,9 +46,23 @@ class Randomisation:
     share: float = 0.5
 
 
-MILD = Randomisation(scale=0.1, proportions=0.05, degrees=7, gamma=1.2, tone=0.04, bias=0.2, noise=0.03, blur=0.6, sharpen=0.8,
-                     lines=0.01, rim=0.15, cut=0.05)
-BOLD = Randomisation(scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7)
+MILD = Randomisation(
+    scale=0.1,
+    proportions=0.05,
+    degrees=7,
+    gamma=1.2,
+    tone=0.04,
+    bias=0.2,
+    noise=0.03,
+    blur=0.6,
+    sharpen=0.8,
+    lines=0.01,
+    rim=0.15,
+    cut=0.05,
+)
+BOLD = Randomisation(
+    scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
+)
 RANDOMISATIONS = {"mild": MILD, "medium": Randomisation(), "bold": BOLD}
 
 
@@ -72,7 +86,10 @@ class Draw:
         if self.together:
             deep = max(2, round(points * self.count / size))
             knots = torch.randn(1, 1, deep, points, points, generator=self.generator, device=self.device)
-            return F.interpolate(knots, (self.count, size, size), mode="trilinear", align_corners=True)[0, 0] * 1.3
+            return (
+                F.interpolate(knots, (self.count, size, size), mode="trilinear", align_corners=True)[0, 0]
+                * 1.3
+            )
         knots = torch.randn(self.count, 1, points, points, generator=self.generator, device=self.device)
         return F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)[:, 0]
 
@@ -88,11 +105,18 @@ def deform(slices: Tensor, size: int, r: Randomisation, draw: Draw) -> Tensor:
     mirror = torch.where(draw.often(r.flip)[:, 0, 0], -1.0, 1.0)
     shift = [2 * draw.uniform(-r.shift, r.shift)[:, 0, 0] for _ in range(2)]
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack([torch.stack([cos * mirror * stretch, -sin, shift[0]], 1),
-                         torch.stack([sin * mirror * stretch, cos, shift[1]], 1)], 1)
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror * stretch, -sin, shift[0]], 1),
+            torch.stack([sin * mirror * stretch, cos, shift[1]], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False)
     bend = torch.stack([draw.field(size, 7) for _ in range(2)], -1) * (2 * r.elastic)
-    return F.grid_sample(slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+    return F.grid_sample(
+        slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False
+    )[:, 0]
 
 
 def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
@@ -102,7 +126,9 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     x = torch.where(draw.often(r.share), _bent(x.clamp_min(0), r, draw), x)
     x = torch.where(draw.often(r.share), x * (draw.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
     soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
-    amount = torch.where(draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen))  # -1: as soft as `soft`
+    amount = torch.where(
+        draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen)
+    )  # -1: as soft as `soft`
     x = torch.where(draw.often(r.share), x + amount * (x - soft), x)
     if r.lines:
         x = torch.where(draw.often(r.share / 2), x + _ripples(size, r, draw), x)
@@ -112,8 +138,14 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     return torch.where(air, 0, x.clamp(threshold, 1))
 
 
-def randomise(slices: Tensor, size: int, r: Randomisation, threshold: float, generator: torch.Generator,
-              together: bool = False) -> Tensor:
+def randomise(
+    slices: Tensor,
+    size: int,
+    r: Randomisation,
+    threshold: float,
+    generator: torch.Generator,
+    together: bool = False,
+) -> Tensor:
     """Slices (B, S, S) in [0, 1] -> (B, size, size) in [0, 1], deformed and with other greys. together: all alike."""
     draw = Draw(len(slices), together, generator)
     return recolour(deform(slices, size, r, draw), r, draw, threshold)
@@ -151,7 +183,7 @@ def _ripples(size: int, r: Randomisation, draw: Draw) -> Tensor:
     """Waves along one of the axes, strongest at a random place."""
     axis = torch.arange(size, device=draw.device, dtype=torch.float32)[None]
     wave = torch.sin(axis * draw.uniform(0.8, 2.2)[:, 0] + draw.uniform(0, 6.28)[:, 0])
-    hill = torch.exp(-((axis / size - draw.uniform(0, 1)[:, 0]) / 0.3) ** 2)
+    hill = torch.exp(-(((axis / size - draw.uniform(0, 1)[:, 0]) / 0.3) ** 2))
     wave = (wave * hill)[:, None] * draw.uniform(0, r.lines)
     return torch.where(draw.often(0.5), wave, wave.transpose(1, 2))
 

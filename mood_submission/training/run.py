@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ..anomalies import KINDS
-from ..context_detector import ContextDetector, build_detector
-from ..detector import Detector, DetectorSettings
 from ..model import Model, load_model, networks_sha256
-from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
+from ..networks.context_detector import ContextDetector, build_detector
+from ..networks.detector import Detector, DetectorSettings
+from ..networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
+from ..networks.vae import VAE, VAESettings
+from ..networks.vqvae import VQVAE, VQVAESettings
 from ..preprocessing import Preprocessing
-from ..scoring import top_score
-from ..vae import VAE, VAESettings
-from ..vqvae import VQVAE, VQVAESettings
+from ..scoring.paper import top_score
+from ..synthetic.anomalies import KINDS
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
 from .planted import make_planted
@@ -27,7 +27,10 @@ from .store import VALIDATION, Planter, PlantingSettings, Store, fill_store, sto
 from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
-PUBLISHED_ATTENTION = {"brain": {"first_kernel": 7, "downsample": 2}, "abdom": {"first_kernel": 3, "downsample": 1}}
+PUBLISHED_ATTENTION = {
+    "brain": {"first_kernel": 7, "downsample": 2},
+    "abdom": {"first_kernel": 3, "downsample": 1},
+}
 
 
 AUGMENTATIONS: dict[str, Augmentation | Randomisation] = {"published": Augmentation(), **RANDOMISATIONS}
@@ -53,7 +56,7 @@ class Run:
     schedule: Schedule
     device: torch.device
     resume: bool = False
-    start_from: Path | None = None      # another run, or a model file, whose weights to start from
+    start_from: Path | None = None  # another run, or a model file, whose weights to start from
     validation: float = 0.1
     test: float = 0.1
     max_slices: int | None = None
@@ -86,7 +89,9 @@ class Planting:
     seed: int = 0
 
 
-def plant_store(run: Run, model_file: Path, folder: Path, settings: PlantingSettings, count: int | None, keep: int | None) -> int:
+def plant_store(
+    run: Run, model_file: Path, folder: Path, settings: PlantingSettings, count: int | None, keep: int | None
+) -> int:
     """Fill a store for `train_context_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
     model = load_model(model_file, run.device)
     splits, names = _splits(run)
@@ -94,24 +99,32 @@ def plant_store(run: Run, model_file: Path, folder: Path, settings: PlantingSett
     return fill_store(Planter(splits["train"], model, settings), folder, count, run.budget.minutes, keep)
 
 
-def train_context_detector(run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int) -> None:
+def train_context_detector(
+    run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int
+) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
     the held-out volumes, planted in `folder`/validation where they are not yet."""
-    from . import plots
+    from ..training import plots
 
     model = load_model(model_file, run.device)
     splits, names = _splits(run)
     _check_volumes(run, names, model, model_file)
     held_out = folder / "validation"
-    fill_store(Planter(splits["validation"], model, VALIDATION), held_out, len(splits["validation"].volume.unique()))
+    fill_store(
+        Planter(splits["validation"], model, VALIDATION), held_out, len(splits["validation"].volume.unique())
+    )
     data = {"train": Store(folder, most), "validation": Store(held_out)}
     if not len(data["train"]):
-        raise RunError(f"{folder}: expected planted volumes, found none; run scripts/train.py plant first, or beside this")
+        raise RunError(
+            f"{folder}: expected planted volumes, found none; run scripts/train.py plant first, or beside this"
+        )
     stage = ContextStage(settings, run.schedule.precision)
     planted = store_settings(folder)
     if planted["networks"] != networks_sha256(model):
-        raise RunError(f"{folder}: expected volumes planted with the VQ-VAE and prior of {model_file}, found others")
+        raise RunError(
+            f"{folder}: expected volumes planted with the VQ-VAE and prior of {model_file}, found others"
+        )
     about = _about(run, splits, names) | {"detector": asdict(settings)} | planted
     trainer = _trainer(run, stage, data, about)
     trainer.train(validations=12)
@@ -122,12 +135,14 @@ def train_context_detector(run: Run, settings: DetectorSettings, model_file: Pat
 def _check_volumes(run: Run, names: dict[str, list[str]], model: Model, model_file: Path) -> None:
     trained = model.about.training.get("vqvae", {}).get("volumes", names)
     if names != trained:
-        raise RunError(f"{run.cache}: expected the volumes that {model_file} was trained on, split alike, found others")
+        raise RunError(
+            f"{run.cache}: expected the volumes that {model_file} was trained on, split alike, found others"
+        )
 
 
 def train_vqvae(run: Run, settings: VQVAESettings) -> None:
     """Train a VQ-VAE; leaves vqvae.pt, vqvae.csv, vqvae_curves.png and vqvae_pictures.png in `run.out`."""
-    from . import plots
+    from ..training import plots
 
     splits, names = _splits(run)
     stage = VQVAEStage(settings, AUGMENTATIONS[run.augment], run.schedule.precision)
@@ -139,7 +154,7 @@ def train_vqvae(run: Run, settings: VQVAESettings) -> None:
 
 def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     """Train a prior on the codes of the VQ-VAE in `vqvae_run`; leaves prior.pt and the like in `run.out`."""
-    from . import plots
+    from ..training import plots
 
     vqvae, vqvae_about = load_vqvae(vqvae_run)
     splits, names = _splits(run)
@@ -150,14 +165,19 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     measured = measure(stage, model, splits)
     _add_to_about(trainer.file, {"measured": measured})
     plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
-    plots.restorations(vqvae, fold_weight_norm(model).eval(), splits["validation"],
-                       measured["thresholds"]["pixel"], run.out / "prior_pictures.png")
+    plots.restorations(
+        vqvae,
+        fold_weight_norm(model).eval(),
+        splits["validation"],
+        measured["thresholds"]["pixel"],
+        run.out / "prior_pictures.png",
+    )
 
 
 def train_detector(run: Run, settings: DetectorSettings, model_file: Path, planting: Planting) -> None:
     """Train a detector on what the model of `model_file` makes of anomalies planted in the volumes it was trained on;
     leaves detector.pt, detector.csv and detector_curves.png in `run.out`, and the planted slices in `run.out`/planted."""
-    from . import plots
+    from ..training import plots
 
     model = load_model(model_file, run.device, precision=run.schedule.precision)
     splits, names = _splits(run)
@@ -165,17 +185,26 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, plant
     data, kinds = {}, planting.kinds
     for split, copies in (("train", planting.copies), ("validation", min(planting.copies, 2))):
         folder = (planting.folder or run.out / "planted") / split
-        data[split] = make_planted(splits[split], _names_by_number(run), model, folder, copies, planting.restorations,
-                                   planting.seed).of_kinds(kinds if split == "train" else KINDS)
+        data[split] = make_planted(
+            splits[split], _names_by_number(run), model, folder, copies, planting.restorations, planting.seed
+        ).of_kinds(kinds if split == "train" else KINDS)
     if planting.varied:
         folder = (planting.folder or run.out / "planted") / "varied"
-        data["train"] = data["train"].joined(make_planted(splits["train"], _names_by_number(run), model, folder,
-                                                          planting.varied, 0, planting.seed, True).of_kinds(kinds))
+        data["train"] = data["train"].joined(
+            make_planted(
+                splits["train"], _names_by_number(run), model, folder, planting.varied, 0, planting.seed, True
+            ).of_kinds(kinds)
+        )
     stage = DetectorStage(settings, run.schedule.precision)
-    about = _about(run, splits, names) | {"detector": asdict(settings), "kinds": list(kinds), "copies": planting.copies,
-                                          "restorations": planting.restorations, "varied": planting.varied,
-                                          "networks": networks_sha256(model),
-                                          "slices": {name: len(planted) for name, planted in data.items()}}
+    about = _about(run, splits, names) | {
+        "detector": asdict(settings),
+        "kinds": list(kinds),
+        "copies": planting.copies,
+        "restorations": planting.restorations,
+        "varied": planting.varied,
+        "networks": networks_sha256(model),
+        "slices": {name: len(planted) for name, planted in data.items()},
+    }
     trainer = _trainer(run, stage, data, about)
     measured = stage.by_kind(trainer.train(), data["validation"])
     _add_to_about(trainer.file, {"measured": {"validation_ap_by_kind": measured}})
@@ -184,7 +213,7 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, plant
 
 def train_vae(run: Run, settings: VAESettings) -> None:
     """Train the VAE that restoration is compared with; leaves vae.pt, vae.csv and pictures in `run.out`."""
-    from . import plots
+    from ..training import plots
 
     splits, names = _splits(run)
     settings = dataclasses.replace(settings, image_size=splits["train"].preprocessing.image_size)
@@ -205,19 +234,28 @@ def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) 
     """
     data = splits["validation"]
     index = torch.arange(len(data), device=data.slices.device)
-    nll = torch.cat([stage.nll(model, data, part).cpu() for part in index.split(32)])       # (N, h, w)
+    nll = torch.cat([stage.nll(model, data, part).cpu() for part in index.split(32)])  # (N, h, w)
     pixel, sample = nll_percentiles(nll)
     sums = torch.where(nll > sample, nll, 0).sum((1, 2))
     volumes = data.volume.cpu()
     healthy = [float(sums[volumes == v].mean()) * 32 for v in volumes.unique()]
     tops = [top_score(nll[volumes == v]) for v in volumes.unique()]  # a volume's slices are cached in order
     train = [stage.nll(model, splits["train"], part) for part in evenly(splits["train"], 192)]
-    return {"thresholds": {"pixel": pixel, "sample": sample},
-            "calibration": {"sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy)),
-                            "top_reference": sum(tops) / len(tops)},
-            "validation": {"nll": float(nll.mean()), "train_nll": float(torch.cat(train).mean()),
-                           "volumes": len(healthy), "slices": len(nll), "healthy_sums_per_32_slices":
-                           [round(value, 1) for value in healthy], "healthy_tops": [round(top, 3) for top in tops]}}
+    return {
+        "thresholds": {"pixel": pixel, "sample": sample},
+        "calibration": {
+            "sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy)),
+            "top_reference": sum(tops) / len(tops),
+        },
+        "validation": {
+            "nll": float(nll.mean()),
+            "train_nll": float(torch.cat(train).mean()),
+            "volumes": len(healthy),
+            "slices": len(nll),
+            "healthy_sums_per_32_slices": [round(value, 1) for value in healthy],
+            "healthy_tops": [round(top, 3) for top in tops],
+        },
+    }
 
 
 def load_vqvae(folder: Path) -> tuple[VQVAE, dict]:
@@ -255,13 +293,19 @@ def load_vae(folder: Path) -> tuple[VAE, dict]:
 def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
     file = folder / f"{name}.pt"
     if not file.exists():
-        raise RunError(f"{file}: expected a trained {name}, found no such file; run scripts/train.py {name} first")
+        raise RunError(
+            f"{file}: expected a trained {name}, found no such file; run scripts/train.py {name} first"
+        )
     stored = load_checkpoint(file)
     return stored, json.loads(stored["about"])
 
 
 def _averaged(stored: dict) -> dict:
-    return {name.removeprefix("module."): value for name, value in stored["average"].items() if name != "n_averaged"}
+    return {
+        name.removeprefix("module."): value
+        for name, value in stored["average"].items()
+        if name != "n_averaged"
+    }
 
 
 def _add_to_about(file: Path, more: dict) -> None:
@@ -274,14 +318,22 @@ def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
     run.out.mkdir(parents=True, exist_ok=True)
     file = run.cache
     if not file.exists():
-        build_cache(run.folders, file, run.preprocessing or Preprocessing.published(run.region), run.max_slices, run.leave_out)
+        build_cache(
+            run.folders,
+            file,
+            run.preprocessing or Preprocessing.published(run.region),
+            run.max_slices,
+            run.leave_out,
+        )
     splits, names = load_cache(file, run.device, run.validation, run.test)
     region = splits["train"].preprocessing.region
     if region != run.region:
         raise CacheError(f"{file}: expected slices of region {run.region}, found {region}")
     for split in ("train", "validation"):
         if not len(splits[split]):
-            raise CacheError(f"{file}: expected volumes to hold out for validation, found {sum(map(len, names.values()))} volumes")
+            raise CacheError(
+                f"{file}: expected volumes to hold out for validation, found {sum(map(len, names.values()))} volumes"
+            )
     return splits, names
 
 
@@ -310,34 +362,54 @@ def _start_from(source: Path, stage: Stage) -> dict:
             stage.model.load_state_dict(_averaged(found))
         else:
             stored = load_model(source, "cpu")
-            found = {"vqvae": stored.vqvae, "prior": stored.prior, "detector": stored.detector}.get(stage.name)
+            found = {"vqvae": stored.vqvae, "prior": stored.prior, "detector": stored.detector}.get(
+                stage.name
+            )
             if found is None:
                 raise RuntimeError("no such network")
-            if stage.name != "detector" and found.settings != dataclasses.replace(stage.model.settings, dropout=found.settings.dropout):
+            if stage.name != "detector" and found.settings != dataclasses.replace(
+                stage.model.settings, dropout=found.settings.dropout
+            ):
                 raise RuntimeError(f"one of {found.settings}")
             found = add_weight_norm(found) if isinstance(found, PixelSNAIL) else found
             stage.model.load_state_dict(found.state_dict())
             about = stored.about.training.get(stage.name, {})
     except RuntimeError as error:
-        raise RunError(f"{source}: expected a {stage.name} of {stage.model.settings}, found "
-                       f"{' '.join(str(error).split())[:300]}") from None
+        raise RunError(
+            f"{source}: expected a {stage.name} of {stage.model.settings}, found "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
     stage.started = True
     return {name: value for name, value in about.items() if name != "volumes"}
 
 
 def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:
-    return {"region": run.region, "preprocessing": splits["train"].preprocessing.to_dict(), "volumes": names,
-            "data": ", ".join(folder.stem for folder in run.folders), "augment": run.augment, "slices": {name: len(data) for name, data in splits.items()},
-            "schedule": asdict(run.schedule), "date": datetime.date.today().isoformat(), "revision": git_revision(),
-            "device": run.device.type, "torch": torch.__version__}
+    return {
+        "region": run.region,
+        "preprocessing": splits["train"].preprocessing.to_dict(),
+        "volumes": names,
+        "data": ", ".join(folder.stem for folder in run.folders),
+        "augment": run.augment,
+        "slices": {name: len(data) for name, data in splits.items()},
+        "schedule": asdict(run.schedule),
+        "date": datetime.date.today().isoformat(),
+        "revision": git_revision(),
+        "device": run.device.type,
+        "torch": torch.__version__,
+    }
 
 
 def git_revision() -> str:
     """The commit of this code, with "+changes" when files differ from it; "unknown" outside a checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

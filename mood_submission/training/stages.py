@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anomalies import KINDS
-from ..context_detector import ContextDetector, VolumeEvidence
-from ..detector import STRIDE, Detector, DetectorSettings, at_size, soften_logits
-from ..metrics import average_precision, score_counts
-from ..pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
-from ..vae import VAE, VAESettings, divergence
-from ..vqvae import VQVAE, VQVAESettings
+from ..evaluation.metrics import average_precision, score_counts
+from ..networks.context_detector import ContextDetector, VolumeEvidence
+from ..networks.detector import STRIDE, Detector, DetectorSettings, at_size
+from ..networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm
+from ..networks.vae import VAE, VAESettings, divergence
+from ..networks.vqvae import VQVAE, VQVAESettings
+from ..scoring.learned import soften_logits
+from ..synthetic.anomalies import KINDS
 from .augment import Augmentation, augment_geometry, augment_intensity, sampling_grid
 from .cache import SliceData
 from .planted import PlantedData
@@ -25,8 +26,9 @@ def autocast(tensor: Tensor, precision: str) -> torch.autocast:
     return torch.autocast(tensor.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def augmented_batch(data: SliceData, index: Tensor, a: Augmentation | Randomisation, generator: torch.Generator
-                    ) -> tuple[Tensor, Tensor]:
+def augmented_batch(
+    data: SliceData, index: Tensor, a: Augmentation | Randomisation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Slices (B, S, S) as the network gets them, augmented, and their positions (B, 1)."""
     if isinstance(a, Randomisation):
         prep = data.preprocessing
@@ -51,18 +53,26 @@ class VQVAEStage:
     name = "vqvae"
     channels_last_on_cpu = False
 
-    def __init__(self, settings: VQVAESettings, augmentation: Augmentation | Randomisation, precision: str, restart_every: int = 50):
+    def __init__(
+        self,
+        settings: VQVAESettings,
+        augmentation: Augmentation | Randomisation,
+        precision: str,
+        restart_every: int = 50,
+    ):
         self.model, self.augmentation, self.precision = VQVAE(settings), augmentation, precision
         self.restart_every = restart_every
-        self.usage = torch.zeros(settings.codebook_size)            # codes drawn since the last restart
+        self.usage = torch.zeros(settings.codebook_size)  # codes drawn since the last restart
         self.started = False
 
-    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: SliceData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = augmented_batch(data, index, self.augmentation, generator)
         with autocast(slices, self.precision):
             z_e = self.model.features(slices, position)
-        z_e = z_e.float()                                           # distances need the precision
-        self.recent = z_e.detach().movedim(1, -1).flatten(0, -2)    # (B * h * w, C), for restarts
+        z_e = z_e.float()  # distances need the precision
+        self.recent = z_e.detach().movedim(1, -1).flatten(0, -2)  # (B * h * w, C), for restarts
         if not self.started:
             self._restart(torch.ones(len(self.model.codebook), dtype=torch.bool, device=z_e.device))
             self.usage, self.started = self.usage.to(z_e.device), True
@@ -101,8 +111,11 @@ class VQVAEStage:
             used += torch.bincount(codes.flatten(), minlength=len(used))
             total += len(index)
         share = used / used.sum()
-        return {"validation_l1": l1 / total, "codes_used": int((used > 0).sum()),
-                "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum()))}
+        return {
+            "validation_l1": l1 / total,
+            "codes_used": int((used > 0).sum()),
+            "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())),
+        }
 
     def state(self) -> dict:
         return {"usage": self.usage, "started": self.started}
@@ -117,13 +130,21 @@ class PriorStage:
     name = "prior"
     channels_last_on_cpu = True
 
-    def __init__(self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation | Randomisation, precision: str,
-                 device: torch.device):
+    def __init__(
+        self,
+        settings: PixelSNAILSettings,
+        vqvae: VQVAE,
+        augmentation: Augmentation | Randomisation,
+        precision: str,
+        device: torch.device,
+    ):
         self.model = add_weight_norm(PixelSNAIL(settings))
         self.vqvae = vqvae.to(device).eval().requires_grad_(False)
         self.augmentation, self.precision = augmentation, precision
 
-    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: SliceData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = augmented_batch(data, index, self.augmentation, generator)
         with torch.no_grad(), autocast(slices, self.precision):
             codes = self.vqvae.encode(slices, position)
@@ -173,7 +194,9 @@ class DetectorStage:
         with torch.no_grad():  # anomalies are rare
             self.model.head[-1].bias.fill_(-3.0)
 
-    def loss(self, data: PlantedData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: PlantedData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         maps, position = self._augmented(data, index, generator)
         slices, decoded, restored, nll, label = maps.unbind(1)
         skip = torch.rand(len(index), 1, 1, generator=generator, device=maps.device) < self.unsampled
@@ -182,12 +205,19 @@ class DetectorStage:
         label = F.avg_pool2d(label[:, None], STRIDE)[:, 0]
         return F.binary_cross_entropy_with_logits(logits.float(), label), {}
 
-    def _augmented(self, data: PlantedData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _augmented(
+        self, data: PlantedData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Slice, reconstruction, restoration, NLL and label of a batch, (B, 5, S, S), and positions."""
         size = data.slices.shape[-2:]
-        maps = torch.stack([at_size(getattr(data, name)[index].float(), size)
-                            for name in ("slices", "reconstruction", "restoration", "nll")]
-                           + [at_size(data.label[index].float() / 255, size)], dim=1)
+        maps = torch.stack(
+            [
+                at_size(getattr(data, name)[index].float(), size)
+                for name in ("slices", "reconstruction", "restoration", "nll")
+            ]
+            + [at_size(data.label[index].float() / 255, size)],
+            dim=1,
+        )
         flip = torch.rand(len(index), 1, 1, 1, generator=generator, device=maps.device) < 0.5
         maps = torch.where(flip, maps.flip(-1), maps)
         if torch.rand(1, generator=generator, device=maps.device) < 0.5:
@@ -199,12 +229,16 @@ class DetectorStage:
         pass
 
     @torch.inference_mode()
-    def logits(self, model: nn.Module, data: PlantedData, field: str = "restoration") -> tuple[Tensor, Tensor]:
+    def logits(
+        self, model: nn.Module, data: PlantedData, field: str = "restoration"
+    ) -> tuple[Tensor, Tensor]:
         """Logits (N, h, w) and labels, 0 .. 1, of all slices. field: what stands for the restoration."""
         model.eval()
         logits = []
         for index in torch.arange(len(data), device=data.slices.device).split(32):
-            inputs = [getattr(data, name)[index].float() for name in ("slices", "reconstruction", field, "nll")]
+            inputs = [
+                getattr(data, name)[index].float() for name in ("slices", "reconstruction", field, "nll")
+            ]
             with autocast(inputs[0], self.precision):
                 logits.append(model(*inputs, data.position[index]).float())
         return torch.cat(logits), data.label.float() / 255
@@ -239,24 +273,41 @@ class ContextStage:
     name = "detector"
     channels_last_on_cpu = True
 
-    def __init__(self, settings: DetectorSettings, precision: str, healthy: float = 0.2, strides: tuple[int, ...] = (1, 1, 1, 2),
-                 refresh_every: int = 20):
-        self.model, self.precision, self.healthy, self.strides = ContextDetector(settings), precision, healthy, strides
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        precision: str,
+        healthy: float = 0.2,
+        strides: tuple[int, ...] = (1, 1, 1, 2),
+        refresh_every: int = 20,
+    ):
+        self.model, self.precision, self.healthy, self.strides = (
+            ContextDetector(settings),
+            precision,
+            healthy,
+            strides,
+        )
         self.refresh_every, self.store = refresh_every, None
         with torch.no_grad():  # anomalies are rare
             self.model.head[-1].bias.fill_(-4.0)
 
-    def loss(self, data: Store, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: Store, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.store = data
         drawn = torch.Generator().manual_seed(generator.initial_seed())
-        maps, nll, label = data.batch(len(index), self.model.settings.context, self.healthy, self.strides, drawn)
+        maps, nll, label = data.batch(
+            len(index), self.model.settings.context, self.healthy, self.strides, drawn
+        )
         device = next(self.model.parameters()).device
         maps, nll, label = maps.to(device), nll.to(device), label.to(device)
         if self.channels_last_on_cpu or device.type != "cpu":
             maps = maps.to(memory_format=torch.channels_last)
         with autocast(maps, self.precision):
             logits = self.model(maps, nll)
-        return F.binary_cross_entropy_with_logits(logits.float(), label), {"volumes": torch.tensor(float(len(data)))}
+        return F.binary_cross_entropy_with_logits(logits.float(), label), {
+            "volumes": torch.tensor(float(len(data)))
+        }
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.refresh_every == 0 and self.store is not None:
@@ -284,8 +335,10 @@ class ContextStage:
                     logits.append(self.logits(model, evidence, index)[:, ::2, ::2])
                     labels.append(label[index][:, ::2, ::2].float())
         logits, label = torch.cat(logits), torch.cat(labels)
-        return {"validation_ap": places_ap(logits, label),
-                "validation_loss": float(F.binary_cross_entropy_with_logits(logits, label))}
+        return {
+            "validation_ap": places_ap(logits, label),
+            "validation_loss": float(F.binary_cross_entropy_with_logits(logits, label)),
+        }
 
     def state(self) -> dict:
         return {}
@@ -303,7 +356,9 @@ class VAEStage:
     def __init__(self, settings: VAESettings, augmentation: Augmentation | Randomisation, precision: str):
         self.model, self.augmentation, self.precision = VAE(settings), augmentation, precision
 
-    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: SliceData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = augmented_batch(data, index, self.augmentation, generator)
         with autocast(slices, self.precision):
             mean, log_variance = self.model.encode(slices, position)
@@ -311,7 +366,9 @@ class VAEStage:
             reconstruction = self.model.decode(mean + (log_variance / 2).exp() * noise, position)
         l1 = (reconstruction.float() - slices).abs().mean()
         kl = divergence(mean, log_variance).mean()
-        loss = l1 + self.model.settings.kl_weight * kl / slices[0].numel()  # a mean over pixels: the scale of the rates
+        loss = (
+            l1 + self.model.settings.kl_weight * kl / slices[0].numel()
+        )  # a mean over pixels: the scale of the rates
         return loss, {"l1": l1.detach(), "kl": kl.detach()}
 
     def after_step(self, step: int, progress: float) -> None:
@@ -340,7 +397,9 @@ class VAEStage:
 
 def places_ap(logits: Tensor, label: Tensor) -> float:
     """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
-    ap = average_precision(*score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy()))
+    ap = average_precision(
+        *score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy())
+    )
     return float(ap) if math.isfinite(ap) else 0.0
 
 

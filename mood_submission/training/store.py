@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..anomalies import KINDS, body_mask, plant
-from ..context_detector import VolumeEvidence
 from ..model import Model, networks_sha256
+from ..networks.context_detector import VolumeEvidence
 from ..preprocessing import normalise
+from ..preprocessing.body import body_mask
+from ..synthetic.anomalies import KINDS, plant
+from ..synthetic.varied import PASTED, TRAINING_KINDS, Host, plant_varied
 from .cache import CacheError, SliceData
-from .planting import PASTED, TRAINING_KINDS, Host, plant_varied
 from .randomise import BOLD, MILD, Randomisation, randomise
 
-MIXTURE = (None, MILD, Randomisation(), BOLD)   # how volumes are randomised, and how often
+MIXTURE = (None, MILD, Randomisation(), BOLD)  # how volumes are randomised, and how often
 SHARES = (0.15, 0.35, 0.3, 0.2)
-COUNTS = (1, 1, 1, 2, 3)                        # anomalies in a variant, drawn from these
-CHANGED = 2e-3                                  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
+COUNTS = (1, 1, 1, 2, 3)  # anomalies in a variant, drawn from these
+CHANGED = 2e-3  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
 ARRAYS = ("slices", "reconstruction", "restoration", "nll", "label")
 
 
@@ -55,7 +56,7 @@ class Planter:
     def __init__(self, data: SliceData, model: Model, settings: PlantingSettings):
         self.data, self.settings, self.model = data, settings, model
         self.numbers = data.volume.unique().tolist()
-        self.prior = copy.deepcopy(model.prior).bfloat16()      # precise enough here, and twice as fast on a CPU
+        self.prior = copy.deepcopy(model.prior).bfloat16()  # precise enough here, and twice as fast on a CPU
         self.vqvae = copy.deepcopy(model.vqvae).bfloat16()
 
     def volume(self, number: int) -> dict[str, np.ndarray]:
@@ -63,7 +64,9 @@ class Planter:
         s = self.settings
         rng = np.random.default_rng([s.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        members = self._members(self.numbers[number % len(self.numbers)] if s.benchmark else int(rng.choice(self.numbers)))
+        members = self._members(
+            self.numbers[number % len(self.numbers)] if s.benchmark else int(rng.choice(self.numbers))
+        )
         restored = rng.random() < s.restored
         if restored and len(members) > s.short:
             start = int(rng.integers(len(members) - s.short + 1))
@@ -71,20 +74,38 @@ class Planter:
         slices = self._randomised(members, rng, generator)
         position = self.data.position[members].cpu()
         evidence = self._evidence(slices, members, position, restored, generator)
-        parts, rows, kinds, row = [evidence | {"label": torch.zeros(slices.shape, dtype=torch.bool)}], [], [], len(slices)
+        parts, rows, kinds, row = (
+            [evidence | {"label": torch.zeros(slices.shape, dtype=torch.bool)}],
+            [],
+            [],
+            len(slices),
+        )
         rows.append(np.arange(len(slices)))
         for planted, mask, names in self._variants(slices, number, rng):
-            changed = torch.from_numpy(np.flatnonzero((np.abs(planted - slices.numpy()) > CHANGED).any((1, 2)) | mask.any((1, 2))))
-            new = self._evidence(torch.from_numpy(planted)[changed], members[changed], position[changed], restored, generator)
+            changed = torch.from_numpy(
+                np.flatnonzero((np.abs(planted - slices.numpy()) > CHANGED).any((1, 2)) | mask.any((1, 2)))
+            )
+            new = self._evidence(
+                torch.from_numpy(planted)[changed], members[changed], position[changed], restored, generator
+            )
             parts.append(new | {"label": torch.from_numpy(mask)[changed]})
             rows.append(np.arange(len(slices)))
             rows[-1][changed.numpy()] = row + np.arange(len(changed))
             row += len(changed)
             kinds.append(names)
         scales = [_scales(parts, row, position) for row in rows]
-        arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in ARRAYS if name in evidence or name == "label"}
-        return arrays | {"rows": np.stack(rows), "scales": np.array(scales, np.float32), "position": position.float().numpy(), "kinds": np.array(json.dumps(["", *kinds])),
-                         "volume": np.array(int(self.data.volume[members[0]]))}
+        arrays = {
+            name: torch.cat([part[name] for part in parts]).numpy()
+            for name in ARRAYS
+            if name in evidence or name == "label"
+        }
+        return arrays | {
+            "rows": np.stack(rows),
+            "scales": np.array(scales, np.float32),
+            "position": position.float().numpy(),
+            "kinds": np.array(json.dumps(["", *kinds])),
+            "volume": np.array(int(self.data.volume[members[0]])),
+        }
 
     def _members(self, number: int) -> Tensor:
         return (self.data.volume == number).nonzero()[:, 0]
@@ -92,25 +113,35 @@ class Planter:
     def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         prep, raw = self.data.preprocessing, self.data.raw(members).cpu()
         how = None if self.settings.benchmark else MIXTURE[rng.choice(len(MIXTURE), p=SHARES)]
-        return raw if how is None else randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
+        return (
+            raw
+            if how is None
+            else randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
+        )
 
     def _variants(self, slices: Tensor, number: int, rng: np.random.Generator):
         """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
         s = self.settings
-        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))      # (X, Y, Z)
+        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
         body = body_mask(volume)
         host = Host.of(volume, body, self._height())
         for v in range(s.variants):
             planted, mask, names = host.volume, np.zeros(body.shape, bool), []
             count = 1 if s.benchmark else int(rng.choice(COUNTS))
             for _ in range(count):
-                kind = s.kinds[(number * s.variants + v) % len(s.kinds)] if s.benchmark else str(rng.choice(s.kinds))
+                kind = (
+                    s.kinds[(number * s.variants + v) % len(s.kinds)]
+                    if s.benchmark
+                    else str(rng.choice(s.kinds))
+                )
                 try:
                     if s.benchmark:
                         planted, new = plant(planted, kind, rng, body=body)
                     else:
                         donor = self._donor(volume.shape, rng) if kind in PASTED else None
-                        planted, new = plant_varied(Host(planted, body, host.places, host.height), kind, rng, donor)
+                        planted, new = plant_varied(
+                            Host(planted, body, host.places, host.height), kind, rng, donor
+                        )
                     mask, names = mask | new, [*names, kind]
                 except ValueError:  # no place for this one
                     pass
@@ -120,7 +151,11 @@ class Planter:
 
     def _height(self) -> float:
         prep = self.data.preprocessing
-        return prep.field_of_view / prep.slice_distance if prep.slice_distance else len(self.data) / len(self.numbers)
+        return (
+            prep.field_of_view / prep.slice_distance
+            if prep.slice_distance
+            else len(self.data) / len(self.numbers)
+        )
 
     def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
         """Another volume, as high: its slices beyond the top or bottom repeated."""
@@ -132,10 +167,13 @@ class Planter:
         return raw[:, ::-1].transpose(2, 1, 0)
 
     @torch.inference_mode()
-    def _evidence(self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
-                  ) -> dict[str, Tensor]:
+    def _evidence(
+        self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """float16 by name."""
-        x = normalise(slices, self.data.mean[members].cpu(), self.data.std[members].cpu(), self.data.preprocessing)
+        x = normalise(
+            slices, self.data.mean[members].cpu(), self.data.std[members].cpu(), self.data.preprocessing
+        )
         parts = []
         for chunk in torch.arange(len(x)).split(8):
             features = self.vqvae.features(x[chunk].bfloat16(), position[chunk].bfloat16())
@@ -144,10 +182,16 @@ class Planter:
             decoded = self.vqvae.decode(codes, position[chunk].bfloat16())
             part = {"slices": x[chunk], "reconstruction": decoded, "nll": nll}
             if restored:
-                uniforms = torch.rand(len(codes), self.settings.restorations, *codes.shape[1:], generator=generator)
+                uniforms = torch.rand(
+                    len(codes), self.settings.restorations, *codes.shape[1:], generator=generator
+                )
                 drawn = self.model.restore(codes, position[chunk], uniforms, self.model.about.pixel_threshold)
-                mean = torch.stack([self.vqvae.decode(drawn[:, i], position[chunk].bfloat16()).float()
-                                    for i in range(drawn.shape[1])]).mean(0)
+                mean = torch.stack(
+                    [
+                        self.vqvae.decode(drawn[:, i], position[chunk].bfloat16()).float()
+                        for i in range(drawn.shape[1])
+                    ]
+                ).mean(0)
                 part["restoration"] = mean
             parts.append({name: value.half() for name, value in part.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
@@ -155,12 +199,16 @@ class Planter:
 
 def _scales(parts: list[dict[str, Tensor]], rows: np.ndarray, position: Tensor) -> tuple[float, float, float]:
     """What is usual in the variant whose slices stand in `rows` of the parts together."""
-    slices, decoded, nll = (torch.cat([part[name] for part in parts])[rows] for name in ("slices", "reconstruction", "nll"))
+    slices, decoded, nll = (
+        torch.cat([part[name] for part in parts])[rows] for name in ("slices", "reconstruction", "nll")
+    )
     found = VolumeEvidence.of(slices, decoded, decoded, nll, position)
     return found.residual, found.usual, found.high
 
 
-def fill_store(planter: Planter, folder: Path, count: int | None, minutes: float | None = None, keep: int | None = None) -> int:
+def fill_store(
+    planter: Planter, folder: Path, count: int | None, minutes: float | None = None, keep: int | None = None
+) -> int:
     """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room. Returns how many
     were made. Raises CacheError for a store that was made with other networks or settings."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +231,9 @@ def fill_store(planter: Planter, folder: Path, count: int | None, minutes: float
 
 def _check_settings(file: Path, settings: dict) -> None:
     if file.exists() and json.loads(file.read_text()) != settings:
-        raise CacheError(f"{file}: expected a store of {settings}, found one of others; choose another folder")
+        raise CacheError(
+            f"{file}: expected a store of {settings}, found one of others; choose another folder"
+        )
     file.write_text(json.dumps(settings))
 
 
@@ -240,15 +290,21 @@ class Store:
         return lambda step: torch.arange(batch)
 
     def refresh(self) -> None:
-        files = stored_files(self.folder)[-self.most:]
+        files = stored_files(self.folder)[-self.most :]
         for file in files:
             if file.name not in self.volumes:
                 self.volumes[file.name] = StoredVolume.read(file)
         for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
             del self.volumes[name]
 
-    def batch(self, count: int, context: Sequence[int], healthy: float, strides: Sequence[int], generator: torch.Generator
-              ) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(
+        self,
+        count: int,
+        context: Sequence[int],
+        healthy: float,
+        strides: Sequence[int],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps, NLL (see `VolumeEvidence.inputs`) and labels (B, S, S) of random slices: a share of them of healthy volumes,
         of the others most with an anomaly or near one; half of them turned left to right."""
         members, columns = list(self.volumes.values()), []

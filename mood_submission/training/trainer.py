@@ -41,16 +41,18 @@ class Schedule:
 
     batch: int = 16
     rate: float = 1e-3
-    warmup: float = 0.03        # share of the budget
+    warmup: float = 0.03  # share of the budget
     clip_norm: float = 1.0
-    average: float = 0.999      # EMA decay of the weights, reached gradually
-    precision: str = "bf16"     # autocast dtype: "bf16" or "float32"
+    average: float = 0.999  # EMA decay of the weights, reached gradually
+    precision: str = "bf16"  # autocast dtype: "bf16" or "float32"
     seed: int = 0
 
     def rate_at(self, progress: float) -> float:
         if progress < self.warmup:
             return self.rate * (progress + 1e-3) / (self.warmup + 1e-3)
-        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))))
+        return self.rate * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        )
 
 
 class Stage(Protocol):
@@ -60,7 +62,9 @@ class Stage(Protocol):
     model: nn.Module
     channels_last_on_cpu: bool
 
-    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, data: SliceData, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch and detached numbers for the log."""
 
     def after_step(self, step: int, progress: float) -> None:
@@ -110,8 +114,16 @@ def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
 class Trainer:
     """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model."""
 
-    def __init__(self, stage: Stage, splits: dict[str, SliceData], out: Path, budget: Budget, schedule: Schedule,
-                 device: torch.device, about: dict):
+    def __init__(
+        self,
+        stage: Stage,
+        splits: dict[str, SliceData],
+        out: Path,
+        budget: Budget,
+        schedule: Schedule,
+        device: torch.device,
+        about: dict,
+    ):
         self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
         self.schedule, self.device, self.about = schedule, device, about
         self.file = out / f"{stage.name}.pt"
@@ -119,7 +131,9 @@ class Trainer:
         if device.type != "cpu" or stage.channels_last_on_cpu:
             stage.model.to(memory_format=torch.channels_last)
         stage.model.to(device)
-        self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            stage.model, use_buffers=True, multi_avg_fn=self._blend
+        )
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
         self.step, self.seconds = 0, 0.0
 
@@ -140,24 +154,44 @@ class Trainer:
         before = json.loads(stored["about"])
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
-        if self.budget.progress(self.step, self.seconds) >= 1:  # no step is left: they were all taken by that code
+        if (
+            self.budget.progress(self.step, self.seconds) >= 1
+        ):  # no step is left: they were all taken by that code
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
 
     def save(self) -> None:
-        save_checkpoint(self.file, {
-            "about": json.dumps(self.about | {"steps": self.step, "minutes": round(self.seconds / 60, 2),
-                                              "slices_seen": self.step * self.schedule.batch}),
-            "model": self.stage.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "stage": self.stage.state(),
-            "step": self.step, "seconds": self.seconds})
+        save_checkpoint(
+            self.file,
+            {
+                "about": json.dumps(
+                    self.about
+                    | {
+                        "steps": self.step,
+                        "minutes": round(self.seconds / 60, 2),
+                        "slices_seen": self.step * self.schedule.batch,
+                    }
+                ),
+                "model": self.stage.model.state_dict(),
+                "average": self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "stage": self.stage.state(),
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+        )
 
     def train(self, save_seconds: float = 60.0, validations: int = 20) -> nn.Module:
         order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
         log = Log(self.out / f"{self.stage.name}.csv", self.step)
-        bar = tqdm(total=100, desc=self.stage.name, unit="%", disable=None,
-                   bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}")
+        bar = tqdm(
+            total=100,
+            desc=self.stage.name,
+            unit="%",
+            disable=None,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
+        )
         progress = self.budget.progress(self.step, self.seconds)
         saved, validated, sums, since = time.monotonic(), math.floor(progress * validations), {}, self.step
         while progress < 1:
@@ -169,8 +203,14 @@ class Trainer:
                 validated = math.floor(progress * validations)
                 row = {name: float(value) / (self.step - since) for name, value in sums.items()}
                 row |= self.stage.validate(self.average.module, self.splits["validation"])
-                log.write({"step": self.step, "minutes": round(self.seconds / 60, 2),
-                           "rate": self.schedule.rate_at(progress)} | row)
+                log.write(
+                    {
+                        "step": self.step,
+                        "minutes": round(self.seconds / 60, 2),
+                        "rate": self.schedule.rate_at(progress),
+                    }
+                    | row
+                )
                 sums, since = {}, self.step
                 bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
                 print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None

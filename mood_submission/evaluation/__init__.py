@@ -1,0 +1,1 @@
+"""The challenge's evaluation, comparison of ways of scoring, calibration, benchmark."""

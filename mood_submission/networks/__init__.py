@@ -1,0 +1,1 @@
+"""The networks: VQ-VAE, prior (PixelSNAIL), VAE and detectors."""

@@ -1,0 +1,61 @@
+"""Building blocks that the VQ-VAE and the prior share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with padding kernel // 2 a side whose output is as large as its input.
+
+    An axis with an even kernel yields one row (column) too many; the last one is dropped, so that a kernel of 2 sees
+    its own place and the one above it (to its left), never the one below (to its right).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int | tuple[int, int]):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        super().__init__(in_channels, out_channels, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H, W)
+        return super().forward(x)[:, :, : x.shape[2], : x.shape[3]]
+
+
+class GatedResidualUnit(nn.Module):
+    """x + GLU(conv2(dropout(ELU(conv1(ELU(cat[x, cond])) + conv1x1(ELU(aux))))))), with optional batch norms.
+
+    `norm`: batch norm before the first and after the second convolution (the VQ-VAE has it, the prior has not).
+    `aux_channels`: width of a second input that is added after the first convolution; 0 for none.
+    `cond_channels`: width of a conditioning image that is concatenated to the input; 0 for none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: int | tuple[int, int],
+        norm: bool = False,
+        aux_channels: int = 0,
+        cond_channels: int = 0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels + cond_channels) if norm else None
+        self.conv1 = SameConv2d(channels + cond_channels, channels, kernel)
+        self.conv1_aux = SameConv2d(aux_channels, channels, 1) if aux_channels else None
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv2 = SameConv2d(channels, 2 * channels, kernel)
+        self.norm2 = nn.BatchNorm2d(2 * channels) if norm else None
+
+    def forward(self, x: Tensor, aux: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        h = x if cond is None else torch.cat([x, cond], dim=1)
+        h = self.norm1(h) if self.norm1 is not None else h
+        h = self.conv1(F.elu(h))
+        if self.conv1_aux is not None and aux is not None:
+            h = h + self.conv1_aux(F.elu(aux))
+        h = self.conv2(self.dropout(F.elu(h)))
+        h = self.norm2(h) if self.norm2 is not None else h
+        return x + F.glu(h, dim=1)  # GLU: first half of the channels x sigmoid(second half)
+
+
+def broadcast_position(position: Tensor, like: Tensor) -> Tensor:
+    """(B, 1) relative positions -> (B, 1, H, W) constant image of the size and dtype of `like` (B, C, H, W)."""
+    return position.to(like.dtype)[:, :, None, None].expand(-1, -1, like.shape[2], like.shape[3])

@@ -1,0 +1,184 @@
+"""The prior: a PixelSNAIL that says how likely each code is, given the codes before it in raster order.
+
+Marimont & Tarroni, 2020, section 2 (autoregressive modelling); the network is that of Chen et al., 2017.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from .layers import GatedResidualUnit, SameConv2d, broadcast_position
+
+ATTENTION_KERNEL = 5  # of the masked convolutions before the attention
+
+
+@dataclass(frozen=True)
+class PixelSNAILSettings:
+    """Sizes of a prior.
+
+    codebook_size: number of codes, the VQ-VAE's. n_channels: width throughout; published 128.
+    n_block, n_res_block: blocks, and pairs of residual units a block; published 4 and 4.
+    first_kernel: kernel of the first masked convolution; published 7 (brain), 3 (abdomen).
+    downsample: stride of the attention's grid; published 2 (brain), 1 (abdomen).
+    key_size: width of the attention's keys and queries; published 16.
+    dropout: probability that a unit drops a channel in training; published 0.1.
+    """
+
+    codebook_size: int = 128
+    n_channels: int = 128
+    n_block: int = 4
+    n_res_block: int = 4
+    first_kernel: int = 7
+    downsample: int = 2
+    key_size: int = 16
+    dropout: float = 0.1
+
+
+class MaskedConv2d(nn.Module):
+    """Convolution that sees only earlier places in raster order (type A), or those and its own (type B).
+
+    Only the unmasked taps are stored, in raster order: (out, in, taps).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, centre: bool):
+        super().__init__()
+        self.kernel, self.stride, self.taps = (
+            kernel,
+            stride,
+            kernel * (kernel // 2) + kernel // 2 + int(centre),
+        )
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.taps))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.kaiming_uniform_(
+            self.weight, a=math.sqrt(5)
+        )  # what nn.Conv2d does, for the taps that are there
+
+    def full_weight(self) -> Tensor:
+        """(out, in, kernel // 2 + 1, kernel): the rows below the centre would be all zeros and are left out."""
+        rows = self.kernel // 2 + 1
+        return F.pad(self.weight, (0, rows * self.kernel - self.taps)).unflatten(2, (rows, self.kernel))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))
+        half = self.kernel // 2
+        return F.conv2d(F.pad(x, (half, half, half, 0)), self.full_weight(), self.bias, self.stride)
+
+
+class PointwiseMap(nn.Module):
+    """A gated unit of kernel 1 and a linear map, at every position: (B, C, h, w) -> (B, h * w, out)."""
+
+    def __init__(self, channels: int, out: int, dropout: float):
+        super().__init__()
+        self.unit = GatedResidualUnit(channels, 1, dropout=dropout)
+        self.linear = nn.Linear(channels, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.unit(x).flatten(2).transpose(1, 2))
+
+
+class CausalAttention(nn.Module):
+    """One head; each position attends to strictly earlier positions in raster order, the first gets zeros."""
+
+    def __init__(self, s: PixelSNAILSettings):
+        super().__init__()
+        self.query = PointwiseMap(s.n_channels, s.key_size, s.dropout)
+        self.key = PointwiseMap(s.n_channels, s.key_size, s.dropout)
+        self.value = PointwiseMap(s.n_channels, s.n_channels, s.dropout)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:  # (B, C, h, w) twice -> (B, C, h, w)
+        q, k, v = self.query(query), self.key(key), self.value(key)  # (B, L, 16), (B, L, 16), (B, L, C)
+        # query i sees keys 0 .. i-1, which is plain causal attention of queries 1 .. L-1 over keys 0 .. L-2
+        seen = F.scaled_dot_product_attention(
+            q[:, None, 1:], k[:, None, :-1], v[:, None, :-1], is_causal=True
+        )[:, 0]
+        return F.pad(seen, (0, 0, 1, 0)).transpose(1, 2).unflatten(2, query.shape[2:])
+
+
+class Block(nn.Module):
+    """`n_res_block` pairs of vertical and horizontal units, then causal attention, then a unit that takes it in."""
+
+    def __init__(self, s: PixelSNAILSettings):
+        super().__init__()
+        c = s.n_channels
+        self.vertical = nn.ModuleList(
+            GatedResidualUnit(c, (2, 3), cond_channels=1, dropout=s.dropout) for _ in range(s.n_res_block)
+        )
+        self.horizontal = nn.ModuleList(
+            GatedResidualUnit(c, (2, 2), aux_channels=c, cond_channels=1, dropout=s.dropout)
+            for _ in range(s.n_res_block)
+        )
+        self.downsample_key = MaskedConv2d(2 * c + 2, c, ATTENTION_KERNEL, s.downsample, centre=True)
+        self.downsample_query = MaskedConv2d(c + 2, c, ATTENTION_KERNEL, s.downsample, centre=True)
+        self.attention = CausalAttention(s)
+        self.upsample = nn.ConvTranspose2d(c, c, s.downsample, stride=s.downsample)
+        self.out = GatedResidualUnit(c, 1, aux_channels=c, dropout=s.dropout)
+
+    def forward(self, x: Tensor, cond: Tensor, background: Tensor) -> Tensor:
+        v = h = x
+        for vertical, horizontal in zip(self.vertical, self.horizontal):
+            v = vertical(v, cond=cond)
+            above = F.pad(v, (0, 0, 1, 0))[:, :, :-1]  # v of the row above: v itself has seen its whole row
+            h = horizontal(h, aux=above, cond=cond)
+        key = F.elu(self.downsample_key(torch.cat([x, h, background], dim=1)))
+        query = F.elu(self.downsample_query(torch.cat([h, background], dim=1)))
+        attended = self.upsample(F.elu(self.attention(query, key)))
+        return self.out(
+            h, aux=attended[:, :, : h.shape[2], : h.shape[3]]
+        )  # an odd grid is one too large here
+
+
+class PixelSNAIL(nn.Module):
+    """Codes (B, h, w) int64 and positions (B, 1) to logits (B, K, h, w): those of a place depend on earlier codes only."""
+
+    def __init__(self, settings: PixelSNAILSettings):
+        super().__init__()
+        s = self.settings = settings
+        self.first = MaskedConv2d(s.codebook_size, s.n_channels, s.first_kernel, centre=False)
+        self.blocks = nn.ModuleList(Block(s) for _ in range(s.n_block))
+        self.upsample = nn.ConvTranspose2d(s.n_channels, s.n_channels, 1)
+        self.out = SameConv2d(s.n_channels, s.codebook_size, 1)
+
+    def forward(self, codes: Tensor, position: Tensor) -> Tensor:
+        one_hot = F.one_hot(codes, self.settings.codebook_size).to(self.first.weight.dtype)
+        x = self.first(one_hot.movedim(-1, 1))
+        cond = broadcast_position(position, x)
+        background = background_of(*codes.shape[1:], like=x).expand(len(x), -1, -1, -1)
+        for block in self.blocks:
+            x = block(x, cond, background)
+        return self.out(F.elu(self.upsample(F.elu(x))))
+
+    def nll(self, codes: Tensor, position: Tensor) -> Tensor:
+        """Negative log-likelihood (nats) of each code given the earlier ones, (B, h, w)."""
+        return F.cross_entropy(self(codes, position), codes, reduction="none")
+
+
+def background_of(height: int, width: int, like: Tensor) -> Tensor:
+    """(1, 2, H, W): each place's row and column, -0.5 .. 0.5; in float32 first, as in the published checkpoints."""
+    rows = (torch.arange(height, dtype=torch.float32, device=like.device) - height / 2) / height
+    columns = (torch.arange(width, dtype=torch.float32, device=like.device) - width / 2) / width
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None].to(like.dtype)
+
+
+def weight_normed_layers(prior: PixelSNAIL) -> list[nn.Module]:
+    """The layers that are trained with weight norm: those of the units, the attention's linear maps, the output."""
+    units = [m for m in prior.modules() if isinstance(m, GatedResidualUnit)]
+    convs = [m for unit in units for m in (unit.conv1, unit.conv1_aux, unit.conv2) if m is not None]
+    return convs + [m.linear for m in prior.modules() if isinstance(m, PointwiseMap)] + [prior.out]
+
+
+def add_weight_norm(prior: PixelSNAIL) -> PixelSNAIL:
+    """Train `weight = g * v / |v|` per output channel instead of `weight` (in place)."""
+    for layer in weight_normed_layers(prior):
+        parametrizations.weight_norm(layer, dim=0)
+    return prior
+
+
+def fold_weight_norm(prior: PixelSNAIL) -> PixelSNAIL:
+    """Turn `g` and `v` back into a plain `weight` (in place); the function computed stays the same."""
+    for layer in weight_normed_layers(prior):
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight")
+    return prior

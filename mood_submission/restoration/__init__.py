@@ -1,0 +1,1 @@
+"""Restoration: unlikely codes are redrawn from the prior."""

@@ -1,0 +1,87 @@
+"""Restoration as plainly as can be: what it is, and what the fast version is tested against."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..networks.pixelsnail import PixelSNAIL
+from ..runtime.precision import exact_float32
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Inverse CDF: the smallest k with cumsum(softmax(logits))[k] > u, at most K-1. (N, K), (N,) in [0, 1) -> (N,)."""
+    cdf = logits.softmax(-1).cumsum(-1)
+    return (cdf <= uniforms[:, None]).sum(-1).clamp_(max=logits.shape[-1] - 1)
+
+
+def replace_unlikely(logits: Tensor, codes: Tensor, uniforms: Tensor, thresholds: Tensor) -> Tensor:
+    """Codes (N,), those whose negative log-likelihood under logits (N, K) is above thresholds (N,) drawn anew."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    unlikely = F.cross_entropy(logits, codes, reduction="none") > thresholds
+    return torch.where(unlikely, draw(logits, uniforms), codes)
+
+
+@torch.no_grad()
+@exact_float32()
+def restore_plain(
+    prior: PixelSNAIL,
+    codes: Tensor,
+    position: Tensor,
+    uniforms: Tensor,
+    threshold: float | Tensor,
+    batch_size: int | None = None,
+) -> Tensor:
+    """What `restore` computes, as plainly as can be: one forward of the prior for each place. For tests.
+
+    Arguments, result and errors are those of `restore`; `batch_size` rows a forward, all of them by default.
+    """
+    _check(prior, codes, position, uniforms, threshold, batch_size)
+    batch, restorations, height, width = uniforms.shape
+    thresholds = _thresholds(prior, codes, threshold).repeat_interleave(restorations)
+    restored = codes.repeat_interleave(restorations, dim=0)
+    position, uniforms = position.repeat_interleave(restorations, dim=0), uniforms.flatten(0, 1)
+    for rows in torch.arange(len(restored), device=codes.device).split(batch_size or max(1, len(restored))):
+        grid = restored[rows]
+        for r in range(height):
+            for c in range(width):
+                logits = prior(grid, position[rows])[:, :, r, c]
+                grid[:, r, c] = replace_unlikely(
+                    logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows]
+                )
+        restored[rows] = grid
+    return restored.unflatten(0, (batch, restorations))
+
+
+def _check(
+    prior: PixelSNAIL,
+    codes: Tensor,
+    position: Tensor,
+    uniforms: Tensor,
+    threshold: float | Tensor,
+    batch_size: int | None,
+) -> None:
+    if prior.training:
+        raise ValueError("the prior is in training mode: call prior.eval() first")
+    if codes.ndim != 3 or codes.dtype != torch.int64:
+        raise ValueError(f"codes: expected (B, h, w) int64, got {tuple(codes.shape)} {codes.dtype}")
+    if position.shape != (len(codes), 1):
+        raise ValueError(f"position: expected {(len(codes), 1)}, got {tuple(position.shape)}")
+    if uniforms.ndim != 4 or uniforms[:, 0:0].shape != (len(codes), 0, *codes.shape[1:]):
+        raise ValueError(
+            f"uniforms: expected (B, S, h, w) for codes {tuple(codes.shape)}, got {tuple(uniforms.shape)}"
+        )
+    if not uniforms.is_floating_point():
+        raise ValueError(f"uniforms: expected floating point, got {uniforms.dtype}")
+    threshold = torch.as_tensor(threshold)
+    if threshold.shape not in ((), codes.shape[:1]):
+        raise ValueError(f"threshold: expected a number or {(len(codes),)}, got {tuple(threshold.shape)}")
+    if threshold.isnan().any():
+        raise ValueError("threshold: expected a number, got NaN")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+
+
+def _thresholds(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
+    """The threshold of each grid, (B,), in the precision that the NLL has."""
+    dtype = torch.promote_types(prior.first.weight.dtype, torch.float32)
+    return torch.as_tensor(threshold, dtype=dtype, device=codes.device).expand(len(codes))

@@ -1,0 +1,171 @@
+"""Restoration at about the cost of one forward of the prior: what `plain.restore_plain` computes, through the caches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..networks.pixelsnail import PixelSNAIL
+from ..runtime.memory import in_batches
+from ..runtime.precision import float32_as
+from .cached_prior import CachedPrior, State
+from .plain import _check, _thresholds
+
+
+@torch.no_grad()
+def restore(
+    prior: PixelSNAIL,
+    codes: Tensor,
+    position: Tensor,
+    uniforms: Tensor,
+    threshold: float | Tensor,
+    batch_size: int | None = None,
+    cached: "CachedPrior | None" = None,
+    tf32: bool = False,
+) -> Tensor:
+    """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
+
+    prior: in eval mode, float32, float64 or bfloat16. Not to be used by another thread meanwhile (hooks are set).
+    codes: (B, h, w) int64, 0 .. K-1. position: (B, 1), -0.5 .. 0.5. All tensors on the prior's device.
+    uniforms: (B, S, h, w) floating point in [0, 1); S restorations of each grid.
+    threshold: a code is replaced where its negative log-likelihood in nats, given the codes before it (those already
+        replaced included), is above this. One number, or one for each grid, (B,).
+    batch_size: restorations at a time; chosen by memory when None, and halved when memory runs out. Never seen in
+        the result, beyond the rounding of sums.
+    cached: what an earlier call with the same prior and grid size took, to be used again; by default a new one. On CUDA
+        its work is recorded as graphs when it is first used again.
+    tf32: let CUDA multiply float32 in TF32. As with a bfloat16 prior, the draws are then others where a uniform number
+        falls between two codes' sums, of the same distribution up to rounding.
+
+    Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
+    out-of-memory errors only when a single restoration does not fit.
+    """
+    _check(prior, codes, position, uniforms, threshold, batch_size)
+    batch, restorations, height, width = uniforms.shape
+    result = codes[:, None].repeat(1, restorations, 1, 1)
+    if result.numel():
+        with float32_as("tf32" if tf32 else "ieee"):
+            _restore(
+                prior,
+                codes,
+                position,
+                uniforms,
+                _thresholds(prior, codes, threshold),
+                batch_size,
+                cached or CachedPrior(prior, height, width),
+                result,
+            )
+    return result
+
+
+def _restore(
+    prior: PixelSNAIL,
+    codes: Tensor,
+    position: Tensor,
+    uniforms: Tensor,
+    thresholds: Tensor,
+    batch_size: int | None,
+    cached: "CachedPrior",
+    result: Tensor,
+) -> None:
+    """Fill `result` (B, S, h, w), which starts as the codes."""
+    batch, restorations = uniforms.shape[:2]
+    rows = batch * restorations
+    batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
+    start, slices, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
+    row_state = torch.arange(len(slices), device=codes.device).repeat_interleave(restorations)
+    row_slice, row_copy = (
+        slices[row_state],
+        torch.arange(restorations, device=codes.device).repeat(len(slices)),
+    )
+
+    def run(first: int, last: int, size: int) -> None:
+        cached.reserve(size)
+        of, copy = row_slice[first:last], row_copy[first:last]
+        result[of, copy] = cached.sample(
+            codes[of],
+            position[of],
+            uniforms[of, copy],
+            thresholds[of],
+            start[of],
+            states,
+            row_state[first:last],
+        )
+
+    in_batches(run, len(row_slice), batch_size)
+
+
+# ---- The one forward that all restorations of a slice share --------------------------------------------------------
+
+
+def _first_forward(
+    prior: PixelSNAIL,
+    cached: "CachedPrior",
+    codes: Tensor,
+    position: Tensor,
+    thresholds: Tensor,
+    batch_size: int,
+) -> tuple[Tensor, Tensor, list[State]]:
+    """First place to replace of each slice, and the activations that sampling from there on starts with.
+
+    Returns start (B,), h * w where nothing is to be replaced; the slices that have a start, earliest first, (N,); the
+    state of each of `cached.parts`, whose tensors have those N slices as first axis.
+    """
+    places = codes[0].numel()
+    start = codes.new_full((len(codes),), places)
+    slices: list[Tensor] = []
+    states: list[list[State]] = []
+
+    def run(first: int, last: int, _: int) -> None:
+        with _captured(prior) as seen:
+            logits = prior(codes[first:last], position[first:last])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(logits, codes[first:last], reduction="none").flatten(1)
+        unlikely = nll > thresholds[first:last, None]
+        found = unlikely.any(1).nonzero()[:, 0]
+        at = unlikely[found].int().argmax(1)  # the first of the largest
+        state = [part.state(seen, found, at // cached.width) for part in cached.parts] if len(found) else None
+        if state is not None:  # all that can run out of memory is done
+            start[first + found] = at
+            slices.append(first + found)
+            states.append(state)
+
+    in_batches(
+        run, len(codes), max(1, batch_size // cached.height)
+    )  # a slice keeps `height` rows of each layer
+    if not slices:
+        return start, start.new_empty(0), []
+    order = torch.argsort(start[torch.cat(slices)], stable=True)
+    joined = [
+        {name: torch.cat([chunk[i][name] for chunk in states])[order] for name in states[0][i]}
+        for i in range(len(cached.parts))
+    ]
+    return start, torch.cat(slices)[order], joined
+
+
+@contextmanager
+def _captured(prior: PixelSNAIL) -> Iterator[dict[nn.Module, Tensor]]:
+    """While open, the prior's forward notes what `state` reads: some layers' inputs, and others' outputs."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def note_input(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[layer] = args[0]
+
+    def note_output(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer] = output
+
+    hooks = []
+    for block in prior.blocks:
+        for unit in (*block.vertical, *block.horizontal):
+            layers = [layer for layer in (unit.conv1, unit.conv1_aux, unit.conv2) if layer is not None]
+            hooks += [layer.register_forward_pre_hook(note_input) for layer in layers]
+        hooks.append(block.downsample_key.register_forward_pre_hook(note_input))
+        outputs = (block.attention.key, block.attention.value, block.out.conv1_aux)
+        hooks += [layer.register_forward_hook(note_output) for layer in outputs]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""A folder of files through the predictor: time budget, report."""

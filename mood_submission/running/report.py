@@ -1,0 +1,70 @@
+"""What became of each volume, as a JSON file that is whole at every moment."""
+
+import argparse
+import json
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .. import __version__
+from ..model import Model
+from ..runtime.files import write_whole
+from .run_folder import STATUSES, Outcome
+
+OPTIONS = (
+    "region",
+    "task",
+    "slices",
+    "restorations",
+    "sample_method",
+    "pixel_method",
+    "precision",
+    "seed",
+    "resume",
+    "time_budget",
+)
+
+
+class Report:
+    """The report of a run, written when it is made and after each volume; nothing is, where no file is asked for.
+
+    args: the command's (see `__main__`). files: the volumes in order. Raises OSError where it cannot be written.
+
+    The file holds: version; weights (file and sha256); options, None for what the model file says; device; input,
+    output; started (UTC); seconds so far; counts by status; volumes, each as `folder.Outcome.to_dict`.
+    """
+
+    def __init__(self, args: argparse.Namespace, model: Model, files: list[Path]):
+        self.path, self.begin = args.report, time.monotonic()
+        self.outcomes = {file: Outcome(file) for file in files}
+        self.head = {
+            "version": __version__,
+            "weights": {"file": str(model.file), "sha256": model.sha256},
+            "options": {name: getattr(args, name) for name in OPTIONS},
+            "device": str(model.device),
+            "input": str(args.input),
+            "output": str(args.output),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self.write()
+
+    def add(self, outcome: Outcome) -> str | None:
+        """Take a volume in. Returns a line where the report cannot be written: no reason to lose predictions."""
+        self.outcomes[outcome.file] = outcome
+        try:
+            self.write()
+        except OSError as error:
+            return f"{self.path}: expected to write the report, found: {error.strerror}"
+
+    def write(self) -> None:
+        if self.path is None:
+            return
+        statuses = [outcome.status for outcome in self.outcomes.values()]
+        content = self.head | {
+            "seconds": time.monotonic() - self.begin,
+            "counts": {status: statuses.count(status) for status in STATUSES},
+            "volumes": [outcome.to_dict() for outcome in self.outcomes.values()],
+        }
+        with write_whole(self.path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+            file.write(b"\n")

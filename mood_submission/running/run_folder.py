@@ -1,0 +1,223 @@
+"""A folder of volumes: each is read, computed and written, and nothing that happens to one keeps the others from it."""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..predictor import Predictor, Prepared
+from ..runtime.memory import is_gpu_failure
+from ..runtime.stopping import check_stopped
+from ..volumes import VolumeError, read_grid, read_volume
+from .time_budget import Result, compute_within
+
+STATUSES = ("predicted", "resumed", "failed", "not reached")
+
+
+@dataclass
+class Outcome:
+    """What became of a file.
+
+    status: one of STATUSES. device: that its networks ran on. seconds: reading, computing and writing it.
+    score: the sample score, or the highest voxel's, 0 .. 1. slices, restorations: what it was made of.
+    message: why it failed, or what was not as usual; one line that names the file, or empty. notes: of reading it.
+    """
+
+    file: Path
+    status: str = "not reached"
+    device: str = ""
+    seconds: float = 0.0
+    score: float | None = None
+    slices: int | None = None
+    restorations: int | None = None
+    message: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for JSON."""
+        names = ("status", "seconds", "device", "score", "slices", "restorations")
+        message = "; ".join(filter(None, (self.message, *self.notes)))
+        return {"file": self.file.name} | {name: getattr(self, name) for name in names} | {"message": message}
+
+
+def predict_files(
+    predictor: Predictor,
+    sources: Iterable[Path],
+    task: str,
+    out: Path,
+    done: Callable[[Outcome], object] = lambda outcome: None,
+    resume: bool = False,
+    seconds: float | None = None,
+) -> list[Outcome]:
+    """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
+
+    While the networks run on one file, the next is read and the last one written, each in a thread: no more than one
+    waits on either side. A file that a GPU fails at is computed on the CPU.
+    done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
+    `finished`). seconds: for each file, from reading to writing it (see `budget`); None for as long as it takes.
+
+    An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
+    one that is being written are done; nothing else is begun.
+    """
+    return FolderRun(predictor, task, out, done, resume, seconds).run(list(sources))
+
+
+def finished(source: Path, task: str, out: Path) -> float | None:
+    """The score (see `Outcome`) of a prediction that is there and whole: scores in [0, 1], for each voxel of the
+    source's grid. None where it is not. With which options it was made is not known."""
+    try:
+        if task == "sample":
+            score = float((out / f"{source.name}.txt").read_text())
+            return score if 0 <= score <= 1 else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scores, grid = read_volume(out / source.name), read_grid(source)
+    except (OSError, ValueError):  # VolumeError is one
+        return None
+    same = scores.grid.shape == grid.shape and np.array_equal(scores.grid.affine, grid.affine, equal_nan=True)
+    low, high = float(scores.data.min()), float(scores.data.max())
+    return high if same and not scores.missing and low >= 0 and high <= 1 else None
+
+
+@dataclass
+class FolderRun:
+    """See `predict_files`."""
+
+    predictor: Predictor
+    task: str
+    out: Path
+    done: Callable[[Outcome], object]
+    resume: bool
+    seconds: float | None
+    cpu: Predictor | None = field(default=None, init=False)
+
+    def run(self, sources: list[Path]) -> list[Outcome]:
+        outcomes = [Outcome(source) for source in sources]
+        reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        writing: tuple[Outcome, Future[None]] | None = None
+        try:
+            for outcome, reading in _ahead(reader, self.read, outcomes):
+                check_stopped()
+                prepared = self.attempt(outcome, reading.result)
+                check_stopped()
+                result = None if prepared is None else self.attempt(outcome, self.compute, outcome, prepared)
+                if writing is not None:
+                    self.settle(*writing)
+                writing = None if result is None else (outcome, writer.submit(self.write, outcome, result))
+                if result is None:
+                    self.done(outcome)
+            if writing is not None:
+                self.settle(*writing)
+                writing = None
+        finally:
+            for executor in (reader, writer):
+                executor.shutdown(cancel_futures=True)
+            if writing is not None:
+                self.settle(*writing)
+        return outcomes
+
+    def attempt(self, outcome: Outcome, step: Callable, *arguments: object):
+        """The step's result, or None where it fails, which is noted."""
+        try:
+            return step(*arguments)
+        except Exception as error:  # whatever it is, the other files must not suffer
+            if self.predictor.model.device.type != "cpu" and is_gpu_failure(error):
+                return self.attempt_on_cpu(outcome, error)
+            outcome.status, outcome.message = "failed", _message(outcome.file, error)
+
+    def attempt_on_cpu(self, outcome: Outcome, error: Exception) -> None:
+        """All of the file again: what there is of it may be on the GPU."""
+        failure = _message(outcome.file, error)
+        try:
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        except RuntimeError:  # of a GPU that is gone
+            pass
+        try:
+            self.cpu = self.cpu or self.predictor.on_cpu()
+            prepared = self.cpu.read(outcome.file)
+            self.write(outcome, self.compute(outcome, prepared, self.cpu), self.cpu)
+            outcome.message = f"{failure}; computed on the CPU instead"
+        except Exception as second:
+            outcome.status, outcome.message = (
+                "failed",
+                f"{failure}; then on the CPU: {_message(outcome.file, second)}",
+            )
+
+    def settle(self, outcome: Outcome, future: Future[None]) -> None:
+        """Wait for the writing, and pass the outcome on."""
+        if not future.cancelled():
+            self.attempt(outcome, future.result)
+            self.done(outcome)
+
+    # --- the three steps, each in a thread of its own; each adds its time to the outcome ------------------------------
+
+    def read(self, outcome: Outcome) -> Prepared | None:
+        begin = time.monotonic()
+        try:
+            if self.resume:
+                outcome.score = finished(outcome.file, self.task, self.out)
+                if outcome.score is not None:
+                    outcome.status = "resumed"
+                    return None
+            prepared = self.predictor.read(outcome.file)
+            outcome.notes = prepared.notes
+            return prepared
+        finally:
+            outcome.seconds += time.monotonic() - begin
+
+    def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Result:
+        predictor, begin = predictor or self.predictor, time.monotonic()
+        if self.seconds is None:
+            copies = predictor.restorations if self.task == "pixel" else 0
+            result = Result(prepared, predictor.compute(prepared, self.task), copies)
+        else:  # writing takes about as long as reading
+            result = compute_within(predictor, prepared, self.task, self.seconds - 2 * outcome.seconds)
+            outcome.message = _shortage(predictor, prepared, result, self.task)
+        outcome.slices, outcome.restorations = len(result.prepared.indices), result.restorations
+        outcome.device = str(predictor.model.device)
+        outcome.seconds += time.monotonic() - begin
+        return result
+
+    def write(self, outcome: Outcome, result: Result, predictor: Predictor | None = None) -> None:
+        begin = time.monotonic()
+        outcome.score = (predictor or self.predictor).write(result.prepared, result.scores, self.out)
+        outcome.seconds += time.monotonic() - begin
+        outcome.status = "predicted"
+
+
+def _ahead(
+    reader: Executor, read: Callable[[Outcome], Prepared | None], outcomes: Iterable[Outcome]
+) -> Iterator[tuple[Outcome, "Future[Prepared | None]"]]:
+    """Each file and its volume to come. When one is handed out, the next is to be read, and no more."""
+    waiting: deque[tuple[Outcome, Future[Prepared | None]]] = deque()
+    for outcome in outcomes:
+        waiting.append((outcome, reader.submit(read, outcome)))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _message(source: Path, error: Exception) -> str:
+    """One line that names the file."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, (VolumeError, OSError)):  # whose texts say by themselves what it is
+        text = f"{type(error).__name__}: {text}"
+    return text if str(source) in text else f"{source}: {text}"
+
+
+def _shortage(predictor: Predictor, prepared: Prepared, result: Result, task: str) -> str:
+    """What the time budget cost, if anything."""
+    slices, of = len(result.prepared.indices), len(prepared.indices)
+    copies, wanted = result.restorations, predictor.restorations if task == "pixel" else 0
+    if (slices, copies) == (of, wanted):
+        return ""
+    restorations = f", {copies} of {wanted} restorations" if wanted else ""
+    return f"{prepared.path}: {slices} of {of} slices{restorations} within the time budget"

@@ -1,0 +1,128 @@
+"""A volume's prediction within some seconds: with fewer restorations, then fewer slices, rather than none.
+
+A few slices with one restoration are timed first. That time for each slice and restoration is more than many take
+together, so what is planned by it does not overrun.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..predictor import Predictor, Prepared
+
+PILOT = 8  # slices; the least that a prediction is made of
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A volume's scores (see `Predictor.compute`), the slices that they are of, and how many restorations each had."""
+
+    prepared: Prepared
+    scores: float | Tensor
+    restorations: int
+
+
+class Lap:
+    """Seconds since the last call, by `clock`, with the device's work done."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float]):
+        self.device, self.clock, self.at = device, clock, clock()
+
+    def __call__(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        last, self.at = self.at, self.clock()
+        return self.at - last
+
+
+def compute_within(
+    predictor: Predictor,
+    prepared: Prepared,
+    task: str,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
+    """`predictor.compute` with as many slices and restorations as `seconds` allow; where they allow all, just that.
+
+    At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising.
+    """
+    end, pilot = clock() + seconds, prepared.part(PILOT)
+    with predictor.alone():
+        if task == "pixel" and predictor.restorations:
+            return _pixel_within(predictor, prepared, pilot, end, clock)
+        return _undrawn_within(predictor, prepared, task, pilot, end, clock)
+
+
+def _undrawn_within(
+    predictor: Predictor,
+    prepared: Prepared,
+    task: str,
+    pilot: Prepared,
+    end: float,
+    clock: Callable[[], float],
+) -> Result:
+    lap = Lap(predictor.model.device, clock)
+    scores = predictor.compute(pilot, task)
+    each = lap() / len(pilot.indices)
+    chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
+    if len(chosen.indices) <= len(pilot.indices):
+        return Result(pilot, scores, 0)
+    return Result(chosen, predictor.compute(chosen, task), 0)
+
+
+def _pixel_within(
+    predictor: Predictor, prepared: Prepared, pilot: Prepared, end: float, clock: Callable[[], float]
+) -> Result:
+    lap, count = Lap(predictor.model.device, clock), len(pilot.indices)
+    codes = predictor.model.encode(pilot.slices, pilot.position)
+    fixed = lap()
+    restored = predictor.restore(pilot, codes, 0, 1)
+    sampling = lap() / count
+    compared = predictor.compare(pilot, restored)
+    decoding = lap() / count
+    scores = predictor.pixel_scores_of(pilot, codes, *compared)
+    fixed = (fixed + lap()) / count
+    left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
+    if slices * (fixed + copies * (sampling + decoding)) <= left:
+        return Result(prepared, predictor.compute(prepared, "pixel"), copies)
+    chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
+    if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
+        return Result(pilot, scores, 1)
+    return _in_rounds(predictor, chosen, end, (fixed, sampling, decoding), clock)
+
+
+def _in_rounds(
+    predictor: Predictor,
+    prepared: Prepared,
+    end: float,
+    each: tuple[float, float, float],
+    clock: Callable[[], float],
+) -> Result:
+    """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
+
+    each: seconds a slice takes but for restorations, to sample one, and to decode one.
+    """
+    fixed, sampling, decoding = (seconds * len(prepared.indices) for seconds in each)
+    lap, parts, done = Lap(predictor.model.device, clock), [], 0
+    codes = predictor.model.encode(prepared.slices, prepared.position)
+    while done < predictor.restorations:
+        left = end - clock() - fixed - done * decoding
+        more = min(
+            _share(left, sampling + decoding, predictor.restorations - done), predictor.restorations - done
+        )
+        if more == 0 and done:
+            break
+        more = max(1, more)
+        lap()
+        parts.append(predictor.restore(prepared, codes, done, done + more))
+        sampling, done = lap() / more, done + more
+    compared = predictor.compare(prepared, torch.cat(parts, dim=1))
+    return Result(prepared, predictor.pixel_scores_of(prepared, codes, *compared), done)
+
+
+def _share(seconds: float, each: float, most: int) -> int:
+    """How many of `each` seconds fit in `seconds`, 0 .. `most`."""
+    return most if each * most <= seconds else max(0, int(seconds / each))

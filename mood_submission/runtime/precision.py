@@ -1,0 +1,33 @@
+"""Float32 that is float32: TF32 is switched off, or on, for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def float32_as(precision: str) -> Iterator[None]:
+    """While open (or as a decorator: while it runs), CUDA multiplies float32 as such ("ieee") or rounded to TF32's 10
+    bits ("tf32").
+
+    The setting is the process's; afterwards it is what it was. Where it is so already, nothing is set: threads within
+    one such context do not undo it for each other.
+    """
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [kind.fp32_precision for kind in kinds]
+    if before == [precision] * len(kinds):
+        yield
+        return
+    try:
+        for kind in kinds:
+            kind.fp32_precision = precision
+        yield
+    finally:
+        for kind, value in zip(kinds, before):
+            kind.fp32_precision = value
+
+
+def exact_float32():
+    """`float32_as("ieee")`."""
+    return float32_as("ieee")

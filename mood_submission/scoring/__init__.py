@@ -1,0 +1,1 @@
+"""Ways of scoring, and what they share."""

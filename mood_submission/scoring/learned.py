@@ -1,0 +1,30 @@
+"""Scores from a detector's logits: smoothed in 3D, then softened so that float16 can still tell high ones apart."""
+
+import torch
+from torch import Tensor
+
+from ..networks.detector import DetectorSettings
+from .smoothing import smooth_along, top_mean
+
+SOFTENING = (
+    4.0  # that smoothed logits are divided by before the logistic function: float16 must tell scores apart
+)
+TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
+
+
+def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
+    """Logits of a volume's slices in order, (N, H, W), smoothed in 3D: what lies alone goes, what coheres stays."""
+    for axis, share in enumerate((settings.along, settings.in_plane, settings.in_plane)):
+        if share > 0:
+            logits = smooth_along(logits, axis, share * logits.shape[axis])
+    return logits
+
+
+def soften_logits(logits: Tensor) -> Tensor:
+    """Pixel scores of smoothed logits, any shape: 0 .. 1, rising everywhere."""
+    return (logits / SOFTENING).sigmoid()
+
+
+def sample_of(logits: Tensor) -> float:
+    """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them."""
+    return float(torch.tensor(top_mean(logits, TOP_SHARE) / SOFTENING, dtype=torch.float64).sigmoid())

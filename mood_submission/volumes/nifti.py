@@ -1,0 +1,276 @@
+"""NIfTI files in and out: any orientation to right-anterior-superior (RAS) arrays, and back to the file's own grid.
+
+Axes are only permuted and flipped, never resampled, so that a score belongs to exactly one voxel of the file.
+"""
+
+import math
+import os
+import stat
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+import torch
+from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice and written ten times as fast
+
+from ..runtime.files import write_whole
+from ..runtime.memory import free_memory
+from .folder import SUFFIXES
+from .grid import Grid, Volume, VolumeError, one_line
+
+SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
+UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what they should be
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,  # of an infinite data offset
+    MemoryError,
+    zlib.error,
+    isal_zlib.error,
+)
+MOST_PACKED = 1032  # bytes that one byte of a .gz file can hold: deflate's own limit
+OTHER_FORMATS = (  # where in the file, what stands there, what that says
+    (128, b"DICM", "a DICOM file"),
+    (0, b"\x1f\x8b", "a packed file without .gz in its name"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"NRRD", "an NRRD file"),
+    (0, b"<", "a page of HTML or XML"),
+)
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
+
+    Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
+    the array is taken to be in RAS order already; NaN and infinite voxels are missing and read as the lowest of the
+    others, as background is: both with a warning.
+    Beside the float32 array only a small slab of the file is held in memory, and nothing before the file's size and the
+    free memory are seen to fit what the header says.
+
+    Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
+    """
+    path = Path(path)
+    with _as_volume_error(path):
+        file_size = _size_of(path)
+        image = _image_of(path)
+        grid, spacing, notes = _grid_of(image, path)
+        _check_size(image.dataobj, path, file_size)
+        data, missing = _read_ras(image.dataobj, grid)
+    if missing:
+        notes += (f"{path}: {missing} NaN or infinite voxels read as the lowest of the others",)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return Volume(data, spacing, grid, path, missing, notes)
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_volume` raises for headers."""
+    path = Path(path)
+    with _as_volume_error(path):
+        _size_of(path)
+        return _grid_of(_image_of(path), path)[0]
+
+
+def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
+    """Write scores on the grid of the file they belong to: its axes, shape, affine, codes and units; float32, unscaled.
+
+    scores: (X, Y, Z) in RAS order, every value in [0, 1].
+    The file is written under a hidden name beside `path` and moved into place, so `path` is never half written.
+
+    Raises VolumeError where the shape is not the grid's or `path` does not end in .nii or .nii.gz, ValueError where a
+    score is not finite or not in [0, 1], OSError where the folder cannot be written to.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{path}: expected a name ending in .nii or .nii.gz")
+    if scores.shape != grid.ras_shape:
+        raise VolumeError(f"{path}: expected scores of shape {grid.ras_shape}, found {scores.shape}")
+    low, high = float(scores.min()), float(scores.max())  # a NaN makes both NaN
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"{path}: expected scores in [0, 1], found {low:g} to {high:g}")
+
+    with (
+        write_whole(path) as file,
+        _packed(file) if path.name.lower().endswith(".gz") else nullcontext(file) as inner,
+    ):
+        _score_image(grid.to_file(scores), grid.header).to_stream(inner)
+
+
+def _packed(file: BinaryIO) -> BinaryIO:
+    """Neither time nor name goes in, so that equal scores make equal files."""
+    return igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
+
+
+def _open_to_read(path: str) -> BinaryIO:
+    """The file, unpacked as it is read. What goes wrong is among UNREADABLE."""
+    return igzip.open(path) if path.lower().endswith(".gz") else nib.openers.ImageOpener(path)
+
+
+@contextmanager
+def _as_volume_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except VolumeError:
+        raise
+    except UNREADABLE as error:
+        found = _other_format(path) or one_line(error)
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found {found}") from error
+
+
+def _image_of(path: Path) -> nib.Nifti1Image:
+    """The image by its header, whatever case its name's ending is in (`nib.load` knows lower and upper)."""
+    start = _start_of(path, nib.Nifti2Header.sizeof_hdr)
+    kind = next(
+        (kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.header_class.may_contain_header(start)),
+        None,
+    )
+    if kind is None:
+        raise ValueError("no NIfTI header")
+    file_map = kind.make_file_map()
+    file_map["image"].filename = str(path)
+    return kind.from_file_map(file_map)
+
+
+def _other_format(path: Path) -> str | None:
+    """What a file that cannot be read is, by its first bytes, where it is something that is often taken for NIfTI."""
+    try:
+        start = _start_of(path)
+    except UNREADABLE:
+        return None
+    return next((name for at, mark, name in OTHER_FORMATS if start[at:].startswith(mark)), None)
+
+
+def _start_of(path: Path, count: int = 132) -> bytes:
+    """The file's first bytes, unpacked where it is a .gz file."""
+    with open(path, "rb") as file:
+        start = file.read(count)
+    if start.startswith(b"\x1f\x8b") and path.name.lower().endswith(".gz"):
+        with igzip.open(path) as file:
+            start = file.read(count)
+    return start
+
+
+def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float], tuple[str, ...]]:
+    """The file's grid, its RAS spacing in mm, and what is odd about it. Raises VolumeError for what is no 3D volume of real numbers."""
+    if image.get_data_dtype().kind not in "iuf":
+        raise VolumeError(
+            f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}"
+        )
+    if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
+        raise VolumeError(f"{path}: expected a 3D volume, found shape {image.shape}")
+    shape = tuple(int(size) for size in image.shape[:3])
+    if min(shape) < 1:
+        raise VolumeError(f"{path}: expected a volume with voxels, found shape {shape}")
+
+    header, affine = image.header.copy(), np.array(image.affine)
+    sizes, notes = np.linalg.norm(affine[:3, :3], axis=0), ()
+    if _orientation_is_known(header, affine):
+        orientation = nib.orientations.io_orientation(affine)
+        ras_axes = tuple(int(axis) for axis in orientation[:, 0])
+        flipped = tuple(bool(sign < 0) for sign in orientation[:, 1])
+    else:
+        notes = (f"{path}: no usable orientation in the header; array taken as it is for RAS",)
+        ras_axes, flipped = (0, 1, 2), (False, False, False)
+        sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
+    sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    sizes = np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0)
+    spacing = tuple(float(sizes[ras_axes.index(axis)]) for axis in range(3))
+    return Grid(shape, affine, header, ras_axes, flipped), spacing, notes
+
+
+def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
+    """False for NaN or singular affines, and for headers with neither sform nor qform (nibabel would flip x there)."""
+    axes = affine[:3, :3]
+    if header["sform_code"] == 0 and header["qform_code"] == 0 or not np.isfinite(axes).all():
+        return False
+    sizes = np.linalg.norm(axes, axis=0)
+    return bool(sizes.min() > 0) and abs(np.linalg.det(axes / sizes)) > 1e-3
+
+
+def _size_of(path: Path) -> int:
+    """The file's size in bytes. Raises VolumeError for what is no regular file: reading a pipe could wait for ever."""
+    status = os.stat(path)  # follows links
+    if not stat.S_ISREG(status.st_mode):
+        kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
+        raise VolumeError(f"{path}: expected a readable NIfTI volume, found a {kind}")
+    return status.st_size
+
+
+def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) -> None:
+    """Raises VolumeError where the header says more than the file can hold, or than there is memory for."""
+    voxels = math.prod(int(size) for size in proxy.shape)
+    needed = int(proxy.offset) + voxels * proxy.dtype.itemsize
+    packed = path.name.lower().endswith(".gz")
+    if needed > file_size * (MOST_PACKED if packed else 1):
+        raise VolumeError(
+            f"{path}: expected {needed} bytes for shape {proxy.shape} at {proxy.offset}, found a file of "
+            f"{file_size}{' (packed)' if packed else ''}"
+        )
+    free = free_memory(torch.device("cpu"))
+    if 4 * voxels > free:
+        raise VolumeError(
+            f"{path}: expected {4 * voxels >> 20} MB of free memory for shape {proxy.shape}, "
+            f"found {free >> 20} MB"
+        )
+
+
+def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:
+    """The file's voxels as (X, Y, Z) float32, Fortran order, and how many were not finite.
+
+    Reading by slab keeps nibabel from making a float64 copy of the whole array when there is a scaling.
+    """
+    data = np.empty(grid.ras_shape, dtype=np.float32, order="F")
+    in_file = grid.to_file(data)
+    slope, inter = float(proxy.slope), float(proxy.inter)
+    lowest, missing, start = np.inf, [], 0
+    for slab in _file_slabs(proxy, grid.shape):
+        if (slope, inter) != (1.0, 0.0):
+            slab = slab * np.float64(slope) + np.float64(inter)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
+            slab = slab.astype(np.float32)
+        finite = np.isfinite(slab)
+        lowest = min(lowest, float(slab.min(where=finite, initial=np.inf)))
+        if not finite.all():
+            missing.append((start, ~finite))
+        in_file[:, :, start : start + slab.shape[2]] = slab
+        start += slab.shape[2]
+    for start, where in missing:
+        in_file[:, :, start : start + where.shape[2]][where] = lowest if np.isfinite(lowest) else 0
+    return data, sum(int(where.sum()) for _, where in missing)
+
+
+def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """The file's raw numbers in its own axes and byte order, a few (I, J) planes at a time: (I, J, few)."""
+    plane = shape[0] * shape[1]
+    step = max(1, SLAB_VOXELS // plane)
+    with _open_to_read(str(proxy.file_like)) as file:
+        file.seek(proxy.offset)
+        for start in range(0, shape[2], step):
+            planes = min(step, shape[2] - start)
+            raw = file.read(planes * plane * proxy.dtype.itemsize)
+            if len(raw) < planes * plane * proxy.dtype.itemsize:
+                raise EOFError(f"the end of the file in plane {start} to {start + planes} of {shape[2]}")
+            yield np.frombuffer(raw, dtype=proxy.dtype).reshape((*shape[:2], planes), order="F")
+        file.read(1)  # at its end a gzip file checks its checksum
+
+
+def _score_image(scores: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
+    """A float32 image of scores (I, J, K) with the given header, less what was true of the scan's intensities only."""
+    header = header.copy()
+    header.set_data_shape(scores.shape)
+    header.set_data_dtype(np.float32)
+    header.set_intent("none")
+    header.extensions.clear()
+    header["cal_min"] = header["cal_max"] = 0
+    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    # without an affine nibabel leaves the header's sform and qform exactly as they were
+    return image_class(scores.astype(np.float32, copy=False), None, header)
