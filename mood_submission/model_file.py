@@ -22,7 +22,10 @@ from .preprocessing import Preprocessing
 from .runtime.integrity import content_sha256
 
 FORMAT = "mood-submission-1"
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+INSTALLED = (
+    Path(__file__).resolve().parent / "weights"
+)  # of a wheel; in a checkout they lie beside the package
+WEIGHTS = INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent / "weights"
 REGIONS = ("brain", "abdom")
 SAMPLE_METHODS = ("paper", "top", "learned")
 PIXEL_METHODS = ("paper", "rarity", "learned")

@@ -1,94 +1,11 @@
 #!/usr/bin/env python3
-"""Put a run's detector into the model file that it was trained for, and make the method "learned" the file's default."""
+"""The command `mood-submission add-detector`, from a checkout that is not installed."""
 
-import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+from mood_submission.cli.add_detector import main
 
-from mood_submission.__main__ import restorations_option  # noqa: E402
-from mood_submission.model import load_model, networks_sha256  # noqa: E402
-from mood_submission.model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector  # noqa: E402
-from mood_submission.networks.detector import DetectorSettings  # noqa: E402
-from mood_submission.training.run import RunError, load_detector  # noqa: E402
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of 'train.py detector'")
-    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file")
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="how its parameters are stored (default: "
-        "float32: variances of its batch norms may be too large for float16)",
-    )
-    parser.add_argument(
-        "--sample-method", choices=SAMPLE_METHODS, default="learned", help="from then on the file's default"
-    )
-    parser.add_argument(
-        "--pixel-method", choices=PIXEL_METHODS, default="learned", help="from then on the file's default"
-    )
-    parser.add_argument(
-        "--along",
-        type=float,
-        metavar="SHARE",
-        help="how far logits are smoothed from slice to slice: standard "
-        f"deviation, share of a volume's slices (default: {DetectorSettings.along})",
-    )
-    parser.add_argument(
-        "--in-plane",
-        type=float,
-        metavar="SHARE",
-        help=f"and within slices, share of the side (default: {DetectorSettings.in_plane})",
-    )
-    parser.add_argument(
-        "--restorations",
-        type=restorations_option,
-        metavar="N",
-        help=f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
-    )
-    args = parser.parse_args()
-    try:
-        detector, trained = load_detector(args.run)
-        model = load_model(args.model, "cpu")
-        if trained["networks"] != networks_sha256(model):
-            raise RunError(
-                f"{args.run / 'detector.pt'}: expected a detector for the VQ-VAE and prior of {args.model}, found "
-                f"one that was trained with others"
-            )
-        chosen = {
-            name: value
-            for name in ("along", "in_plane", "restorations")
-            if (value := getattr(args, name)) is not None
-        }
-        detector.settings = dataclasses.replace(detector.settings, **chosen)
-        about = dataclasses.replace(
-            model.about,
-            sample_method=args.sample_method,
-            pixel_method=args.pixel_method,
-            training=model.about.training | {"detector": trained},
-        )
-        add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
-    except (ValueError, OSError) as error:
-        print(f"add_detector.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    out = args.out or args.model
-    print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, detector of {trained['steps']} steps, kinds {', '.join(trained['kinds'])}"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -1,58 +1,11 @@
-"""Score predictions against labels by the challenge's rules."""
+#!/usr/bin/env python3
+"""The command `mood-submission evaluate`, from a checkout that is not installed."""
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.evaluation.challenge import EVALUATE, TASKS  # noqa: E402
+from mood_submission.cli.evaluate import main
 
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {value}")
-    return value
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--pred", type=Path, required=True, help="folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)"
-    )
-    parser.add_argument(
-        "--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder"
-    )
-    parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
-    parser.add_argument(
-        "--bootstrap", type=natural, default=1000, help="resamples of the volumes for the interval; 0: none"
-    )
-    parser.add_argument("--seed", type=natural, default=0, help="seed of the resampling")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
-    args = parser.parse_args()
-    try:
-        result = EVALUATE[args.task](args.pred, args.label, args.bootstrap, args.seed)
-        if args.json:
-            args.json.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    interval = f" (95% interval {result.low:.4f} to {result.high:.4f})" if args.bootstrap else ""
-    unit = "voxels" if args.task == "pixel" else "volumes"
-    lines = [
-        f"{result.task} average precision {result.ap:.4f}{interval}",
-        f"chance {result.chance:.4f}, {result.cases} cases, {result.positives} positive {unit}",
-        f"predictions counted as zeros: {len(result.missing)}",
-    ]
-    print("\n".join(lines + [f"  {line}" for line in result.missing]))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

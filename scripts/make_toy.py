@@ -1,98 +1,11 @@
-"""Make toy cases with planted anomalies and their labels, in the organisers' folder layout."""
+#!/usr/bin/env python3
+"""The command `mood-submission make-toy`, from a checkout that is not installed."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.synthetic.anomalies import KINDS  # noqa: E402
-from mood_submission.synthetic.phantoms import SMALLEST  # noqa: E402
-from mood_submission.synthetic.toy import REGIONS, make_toy  # noqa: E402
+from mood_submission.cli.make_toy import main
 
-
-def at_least(low: int):
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
-        return value
-
-    parse.__name__ = "int"  # argparse names it where the text is no number
-    return parse
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {value}")
-    return value
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Writes DATA/REGION/toy/NAME.nii.gz and DATA/REGION/toy_label/{pixel,sample,anomalies.json}. Without "
-        "--from, brains are deformed from nilearn's MNI152 template where nilearn is installed, else procedural.",
-    )
-    parser.add_argument("--region", choices=REGIONS, required=True)
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DATA", help="folder to write under")
-    parser.add_argument(
-        "--from", dest="source", type=Path, metavar="FOLDER", help="plant in these healthy volumes instead"
-    )
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--names", metavar="A,B", help="with --from: only the volumes NAME.nii.gz called so")
-    chosen.add_argument(
-        "--names-file", type=Path, metavar="FILE", help="with --from: the same, one name a line"
-    )
-    parser.add_argument("--volumes", type=at_least(1), help="how many (default: 4, with --from all)")
-    parser.add_argument(
-        "--size", type=at_least(SMALLEST), help="voxels a side of made-up volumes (default: 128)"
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS)
-    )
-    parser.add_argument(
-        "--healthy-fraction", type=share, default=0.5, help="share left healthy (default: 0.5)"
-    )
-    args = parser.parse_args()
-    if args.source is None and (args.names or args.names_file):
-        parser.error("--names and --names-file choose from the folder given with --from")
-    if args.source is not None and args.size is not None:
-        parser.error("--size is for made-up volumes; with --from volumes keep their own grid")
-    return args
-
-
-def main() -> int:
-    args = parse()
-    try:
-        names = args.names.split(",") if args.names else None
-        if args.names_file:
-            names = args.names_file.read_text().split()
-            if not names:
-                raise ValueError(f"{args.names_file}: expected names of volumes, found none")
-        records = make_toy(
-            args.region,
-            args.out,
-            args.volumes,
-            args.size,
-            args.seed,
-            args.source,
-            args.kinds,
-            args.healthy_fraction,
-            names,
-        )
-    except (ValueError, OSError) as error:
-        print(f"make_toy: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    origins = "volumes of " + args.source.name if args.source else next(iter(records.values()))["origin"]
-    planted = sum(record["kind"] is not None for record in records.values())
-    print(
-        f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fuzzing import fuzz  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mood_submission.__main__ import positive, quiet  # noqa: E402
+from mood_submission.cli.options import positive
+from mood_submission.cli.output import quiet  # noqa: E402
 from mood_submission.evaluation.benchmark import FreeNetworks  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 

@@ -1,0 +1,55 @@
+"""The command line: `mood-submission COMMAND ...`, the same as `python -m mood_submission COMMAND ...`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .. import __version__
+
+# what each command does, in the order in which a newcomer meets them; each is the module of that name
+COMMANDS = {
+    "predict": "score every volume of a folder",
+    "make-toy": "plant anomalies in healthy volumes, and keep the labels",
+    "evaluate": "judge predictions as the challenge does",
+    "show": "draw volumes beside their scores",
+    "train": "train the networks on healthy volumes",
+    "export": "make a model file of a training run",
+    "add-detector": "put a trained detector into a model file",
+    "calibrate": "measure what is rare among healthy voxels",
+    "compare": "compare ways of scoring on held-out volumes",
+    "benchmark": "measure how long each step takes",
+    "import-reference": "make a model file of the published checkpoints",
+}
+
+
+def help_text() -> str:
+    """What `mood-submission --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mood-submission COMMAND ...",
+            "",
+            "Find what does not belong in a brain MRI or an abdominal CT, having learnt from healthy ones only.",
+            "",
+            *lines,
+            "",
+            "mood-submission COMMAND --help tells a command's options; --version the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 2 for wrong usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:  # a command's module is imported only when it is asked for
+        return import_module(f".{words[0].replace('-', '_')}", __name__).main(words[1:])
+    if words and words[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if words and words[0] == "--version":
+        print(__version__)
+        return 0
+    found = f"found {words[0]!r}" if words else "found none"
+    print(f"mood-submission: expected a command ({', '.join(COMMANDS)}), {found}", file=sys.stderr)
+    return 2

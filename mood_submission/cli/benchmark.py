@@ -1,0 +1,123 @@
+"""Time a prediction on a made-up healthy volume, step by step, beside the naive loop and beside bare nibabel."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..evaluation.benchmark import FreeNetworks, benchmark, benchmark_io, machine
+from ..model import PRECISIONS, load_model
+from ..model_file import REGIONS, ModelError
+from ..predictor import Predictor
+from ..volumes import VolumeError
+from .options import positive, slices_option
+
+SIZE = {"brain": 256, "abdom": 512}  # the challenge's
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mood-submission benchmark", description=__doc__)
+    parser.add_argument("--region", choices=REGIONS, required=True)
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    )
+    parser.add_argument(
+        "--io",
+        action="store_true",
+        help="only reading, writing and all else that is no network, "
+        "beside a bare nibabel load and save (with --slices all by default)",
+    )
+    parser.add_argument(
+        "--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32"
+    )
+    parser.add_argument("--restorations", type=positive, default=15, metavar="N", help="default: 15")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
+    )
+    parser.add_argument(
+        "--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)"
+    )
+    parser.add_argument("--volume", type=Path, metavar="FILE", help="a healthy volume instead of the toy")
+    parser.add_argument(
+        "--naive-places",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="places of the code grid at which the naive loop is measured (default: 3)",
+    )
+    parser.add_argument("--json", type=Path, metavar="F", help="write all figures here")
+    args = parser.parse_args(argv)
+    args.slices = getattr(args, "slices", None if args.io else 32)
+    return args
+
+
+def toy(region: str, size: int, folder: Path) -> Path:
+    """A healthy made-up volume, from a process of its own: its memory is not this one's."""
+    words = [
+        "--region",
+        region,
+        "--volumes",
+        "1",
+        "--size",
+        str(size),
+        "--healthy-fraction",
+        "1",
+        "-o",
+        folder,
+    ]
+    here = str(Path(__file__).resolve().parents[2])  # where this package is, installed or not
+    subprocess.run(
+        [sys.executable, "-m", "mood_submission", "make-toy", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return folder / region / "toy" / "toy_0.nii.gz"
+
+
+def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str]:
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = (
+        FreeNetworks(args.region, device)
+        if args.io
+        else load_model(args.weights or args.region, device, precision=args.precision)
+    )
+    volume = args.volume or toy(args.region, args.size or SIZE[args.region], work)
+    predictor = Predictor(model, args.slices, args.restorations)
+    out = work / "out"
+    out.mkdir()
+    figures = (
+        benchmark_io(predictor, volume, out)
+        if args.io
+        else benchmark(predictor, volume, out, args.naive_places)
+    )
+    return {
+        "region": args.region,
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "precision": args.precision,
+        "slices": args.slices or "default",
+        "restorations": args.restorations,
+    } | figures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        with tempfile.TemporaryDirectory() as work:
+            figures = measure(args, Path(work))
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    except (ModelError, VolumeError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"mood-submission benchmark: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    for name, value in figures.items():
+        print(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")
+    return 0

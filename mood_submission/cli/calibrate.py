@@ -1,0 +1,101 @@
+"""Measure on healthy volumes how rare what a model sees is, and write the model file with that, for the method "rarity".
+
+Takes the volumes that the model's training held out for thresholds, where --data has them, or those named, or all.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..evaluation.calibration import calibrate
+from ..model import PRECISIONS, load_model
+from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
+from ..predictor import Predictor
+from ..volumes import VolumeError, named_volumes
+from .options import positive, slices_option
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mood-submission calibrate", description=__doc__)
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL.safetensors", help="model file, of mood-submission export"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="healthy volumes, of one or several scanners",
+    )
+    parser.add_argument(
+        "--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
+    )
+    parser.add_argument(
+        "--slices",
+        type=slices_option,
+        metavar="all|N",
+        help="a volume (default: those that prediction looks at)",
+    )
+    parser.add_argument(
+        "--restorations", type=positive, metavar="N", help="default: what the model file says"
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    )
+    parser.add_argument(
+        "--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)"
+    )
+    parser.add_argument(
+        "--pixel-method",
+        choices=PIXEL_METHODS,
+        help="from then on the file's default (default: rarity; learned where it was that)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    return parser.parse_args(argv)
+
+
+def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
+    files: dict[str, Path] = {}
+    for folder in args.data:
+        files |= named_volumes(folder)
+    if args.names_file:
+        names = args.names_file.read_text().split()
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise VolumeError(
+                f"{', '.join(map(str, args.data))}: expected a volume called {missing[0]}, found {len(files)} others"
+            )
+        return [files[name] for name in sorted(names)]
+    return [files[name] for name in held_out if name in files] or list(files.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        model = load_model(args.model, args.device, precision=args.precision)
+        predictor = Predictor(
+            model, args.slices, args.restorations, sample_method="paper", pixel_method="paper"
+        )
+        files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
+        with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
+            about = calibrate(predictor, files, bar.update)
+        kept = "learned" if model.about.pixel_method == "learned" else None
+        about = dataclasses.replace(
+            about,
+            sample_method=args.sample_method or about.sample_method,
+            pixel_method=args.pixel_method or kept or about.pixel_method,
+        )
+        rewrite_about(args.model, args.out or args.model, about)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mood-submission calibrate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{args.out or args.model}: calibrated on {len(files)} volumes")
+    return 0

@@ -1,0 +1,193 @@
+"""mood-submission predict: score every volume of a folder."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..model import PRECISIONS, load_model
+from ..model_file import PIXEL_METHODS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError
+from ..predictor import TASKS, Predictor
+from ..running.report import Report
+from ..running.run_folder import Outcome, predict_files
+from ..runtime.stopping import ask_to_stop, check_stopped
+from ..volumes import VolumeError, find_others, find_volumes
+from .options import json_option, restorations_option, seconds_option, slices_option
+from .output import quiet, say
+
+
+def parser() -> argparse.ArgumentParser:
+    predict = argparse.ArgumentParser(
+        prog="mood-submission predict",
+        description="Score every .nii and .nii.gz volume of a folder. Exit status: 0 when every volume has its prediction, "
+        "1 when some failed (each named on standard error), 2 for wrong usage.",
+    )
+    predict.add_argument("--region", choices=REGIONS, required=True)
+    predict.add_argument(
+        "--task",
+        choices=TASKS,
+        required=True,
+        help="sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz",
+    )
+    predict.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes"
+    )
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions"
+    )
+    predict.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
+    )
+    predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    predict.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of drawing restorations: tf32 (CUDA only) and bf16 are faster on many GPUs and draw "
+        "others, as likely (default: float32)",
+    )
+    predict.add_argument(
+        "--slices",
+        type=slices_option,
+        default=None,
+        metavar="all|N",
+        help="how many slices of a volume to look at; published: 32 (default: one every few mm, as "
+        "the model file says, or all)",
+    )
+    predict.add_argument(
+        "--restorations",
+        type=restorations_option,
+        metavar="N",
+        help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which takes a "
+        "tenth of the time (default: what the model file says; published: 15)",
+    )
+    predict.add_argument(
+        "--sample-method",
+        choices=SAMPLE_METHODS,
+        help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
+        "learned: where the detector is surest (default: what the model file says)",
+    )
+    predict.add_argument(
+        "--pixel-method",
+        choices=PIXEL_METHODS,
+        help="paper: the published difference from the restorations; rarity: how rare differences and "
+        "NLL like these are among healthy volumes; learned: the detector's (default: what the model "
+        "file says)",
+    )
+    predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
+    predict.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out volumes whose whole prediction is there already, made with the same options "
+        "(which is not checked)",
+    )
+    predict.add_argument(
+        "--time-budget",
+        type=seconds_option,
+        metavar="SECONDS",
+        help="for each volume: where there is too little for all restorations and slices, fewer of them "
+        "(default: as long as it takes)",
+    )
+    predict.add_argument(
+        "--report",
+        type=json_option,
+        metavar="FILE.json",
+        help="what became of each volume; written anew after each",
+    )
+    return predict
+
+
+def usage_error(message: str) -> int:
+    say(f"mood_submission: {message}")
+    return 2
+
+
+def prepare_output(folder: Path, source: Path) -> None:
+    """Make the folder and see that it can be written to, before anything is computed. Raises OSError, VolumeError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.samefile(source):
+        raise VolumeError(
+            f"{folder}: expected another folder for the predictions, found the one with the volumes"
+        )
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def names(paths: list[Path], most: int = 5) -> str:
+    return ", ".join(path.name for path in paths[:most]) + (
+        f" and {len(paths) - most} more" if len(paths) > most else ""
+    )
+
+
+def predict(args: argparse.Namespace) -> int:
+    try:
+        files, others = find_volumes(args.input), find_others(args.input)
+        if not files:
+            found = f"only {names(others)}" if others else "none"
+            return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found {found}")
+        prepare_output(args.output, args.input)
+        model = load_model(args.weights or args.region, args.device, precision=args.precision)
+        predictor = Predictor(
+            model, args.slices, args.restorations, args.seed, args.sample_method, args.pixel_method
+        )
+    except (VolumeError, ModelError) as error:
+        return usage_error(str(error))
+    except OSError as error:
+        return usage_error(f"{args.output}: expected a folder to write to, found: {error.strerror}")
+    except RuntimeError as error:  # no such device
+        return usage_error(f"--device {args.device}: {str(error).splitlines()[0]}")
+    check_stopped()
+    if model.about.region != args.region:
+        file = args.weights or WEIGHTS / f"{args.region}.safetensors"
+        return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
+    try:
+        report = Report(args, model, files)
+    except OSError as error:
+        return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
+    if others:
+        say(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}")
+    say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
+    with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
+
+        def done(outcome: Outcome) -> None:
+            for line in (outcome.message, report.add(outcome)):
+                if line:
+                    say(line)
+            bar.update()
+
+        outcomes = predict_files(
+            predictor, files, args.task, args.output, done, args.resume, args.time_budget
+        )
+    return conclude(outcomes)
+
+
+def conclude(outcomes: list[Outcome]) -> int:
+    """Says what is worth saying at the end. Returns the exit status."""
+    resumed = sum(outcome.status == "resumed" for outcome in outcomes)
+    if resumed:
+        say(f"{resumed} of {len(outcomes)} volumes had their prediction already")
+    failed = [outcome.file.name for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} volumes failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # closed by whoever started this
+    # tqdm's own lock would be for processes too, and leave a semaphore in /dev/shm if this one is killed
+    tqdm.set_lock(threading.RLock())
+    quiet()
+    args = parser().parse_args(argv)
+    for sent in (signal.SIGINT, signal.SIGTERM):  # a container's first process ignores them otherwise
+        signal.signal(sent, ask_to_stop)
+    try:
+        return predict(args)
+    except KeyboardInterrupt:
+        say("mood_submission: stopped")
+        return 130
