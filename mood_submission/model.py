@@ -101,7 +101,7 @@ class Model:
         Raises ModelError for a model without a detector."""
         if self.detector is None:
             raise ModelError(
-                "expected a model with a detector, found one without; see scripts/train.py detector"
+                "expected a model with a detector, found one without; see mood-submission train detector"
             )
         context = self.about.detector.context
         if not context:

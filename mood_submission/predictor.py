@@ -1,4 +1,4 @@
-"""From files to files: read -> preprocess -> encode -> score or restore -> postprocess -> write."""
+"""One volume to its scores: read -> preprocess -> evidence -> score -> postprocess -> write."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .evidence import Evidence
 from .model import Model
 from .model_file import ModelError
 from .preprocessing import (
@@ -25,12 +26,10 @@ from .preprocessing import (
 )
 from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
-from .scoring.learned import sample_of, smooth_logits, soften_logits
-from .scoring.paper import pixel_score, sample_score, smooth, top_score
-from .scoring.rarity import EVIDENCE, combined_rarity, smooth_evidence, soften
+from .scoring.rarity import EVIDENCE
+from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
-PUBLISHED_SLICES = 32  # a volume: what the published sum over codes is a sum over
 TASKS = ("sample", "pixel")
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
 
@@ -97,12 +96,12 @@ class Predictor:
         if missing and self.pixel_method == "rarity":
             raise ModelError(
                 f"expected a calibrated model for the method rarity, found one without a table of "
-                f"{missing[0]}; see scripts/calibrate.py"
+                f"{missing[0]}; see mood-submission calibrate"
             )
         if "learned" in (self.pixel_method, self.sample_method) and model.detector is None:
             raise ModelError(
                 "expected a model with a detector for the method learned, found one without; see "
-                "scripts/train.py detector"
+                "mood-submission train detector"
             )
 
     def sample_score(self, volume: Volume) -> float:
@@ -146,70 +145,26 @@ class Predictor:
     def compute(self, prepared: Prepared, task: str) -> float | Tensor:
         """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
         with self.alone():
-            codes = self.model.encode(prepared.slices, prepared.position)
             if task == "sample":
-                return self.sample_score_of(prepared, codes, self.model.nll(codes, prepared.position))
-            if self.restorations == 0:
-                return self.pixel_scores_of(prepared, codes)
-            return self.pixel_scores_of(
-                prepared, codes, *self.compare(prepared, self.restore(prepared, codes))
-            )
+                return self.score(self.evidence(prepared), task)
+            evidence = self.evidence(prepared)
+            if self.restorations:
+                evidence = evidence.with_restorations(self.restore(prepared, evidence.codes))
+            return self.score(evidence, task)
+
+    def score(self, evidence: Evidence, task: str) -> float | Tensor:
+        """The sample score, or the slices' scores, of evidence, by this predictor's method for the task."""
+        if task == "sample":
+            return SAMPLE_WAYS[self.sample_method](evidence)
+        return PIXEL_WAYS[self.pixel_method](evidence)
+
+    def evidence(self, prepared: Prepared, restored_codes: Tensor | None = None) -> Evidence:
+        """The evidence of a volume, of which nothing is computed yet."""
+        return Evidence(self.model, prepared.slices, prepared.position, restored_codes)
 
     def alone(self):
         """A context in which results have the same bits for any number of threads."""
         return one_thread_each() if self.model.device.type == "cpu" else nullcontext()
-
-    def sample_score_of(self, prepared: Prepared, codes: Tensor, nll: Tensor) -> float:
-        """The sample score, 0 .. 1, of a volume with these codes and NLL (N, h, w)."""
-        about = self.model.about
-        if self.sample_method == "top":  # monotone, 0.5 for a volume like the healthy ones, never 1
-            score = top_score(nll)
-            return score / (score + about.top_reference)
-        if self.sample_method == "learned":
-            return sample_of(self.detected(prepared, codes, nll))
-        total = float(sample_score(nll, about.sample_threshold).double().sum())  # as published
-        return min(total * PUBLISHED_SLICES / len(nll) / about.sample_scale, 1.0)
-
-    def pixel_scores_of(
-        self,
-        prepared: Prepared,
-        codes: Tensor,
-        published: Tensor | None = None,
-        restored: Tensor | None = None,
-    ) -> Tensor:
-        """The slices' scores, 0 .. 1, of a volume with these codes and what `compare` made of their restorations; of none
-        by "learned" alone."""
-        if self.pixel_method == "paper":
-            return smooth(published).clamp(0, 1)
-        nll = self.model.nll(codes, prepared.position)
-        if self.pixel_method == "learned":
-            return soften_logits(self.detected(prepared, codes, nll, restored))
-        evidence = self.evidence(prepared, codes, nll, restored)
-        return soften(combined_rarity(evidence, self.model.about.rarity_tables))
-
-    def evidence(
-        self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Smoothed evidence by kind, (N, H, H) each, on a grid half as fine as the slices: of a volume's codes and NLL
-        (N, h, w), and of its mean restorations (N, S', S') where they are given."""
-        decoded = self.model.decode(codes, prepared.position)
-        slices = prepared.slices.to(decoded)
-        maps = {"reconstruction": (slices - decoded).abs(), "likelihood": nll}
-        if restored is not None:
-            maps["restoration"] = (slices - restored.to(slices)).abs()
-        size = max(1, self.model.about.preprocessing.image_size // 2)
-        return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
-
-    def detected(
-        self, prepared: Prepared, codes: Tensor, nll: Tensor, restored: Tensor | None = None
-    ) -> Tensor:
-        """The detector's logits, smoothed in 3D, (N, H, H) on a grid half as fine as the slices: of a volume's codes and
-        NLL (N, h, w), and of its mean restorations (N, S', S'); without these, of its plain reconstructions."""
-        decoded = self.model.decode(codes, prepared.position)
-        logits = self.model.detect(
-            prepared.slices, decoded, decoded if restored is None else restored, nll, prepared.position
-        )
-        return smooth_logits(logits.float(), self.model.about.detector)
 
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""
@@ -225,28 +180,6 @@ class Predictor:
             parts.append(torch.rand(self.restorations, *grid, generator=generator))
         return torch.stack(parts)
 
-    def compare(self, prepared: Prepared, restored: Tensor) -> tuple[Tensor, Tensor]:
-        """Of slices and their restored codes (N, S, h, w): the published pixel scores, before smoothing, and the mean of
-        the restorations, (N, S', S') each.
-
-        Few slices at a time: the decoded restorations of all would be large. Restorations of a slice that came out
-        alike are decoded once.
-        """
-        parts = []
-        for chunk in torch.arange(len(restored)).split(8):
-            codes, position = restored[chunk], prepared.position[chunk]
-            owner = torch.arange(len(chunk), device=codes.device)[:, None].expand(codes.shape[:2])
-            rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)  # (n * S, 1 + h * w)
-            unique, back = rows.unique(dim=0, return_inverse=True)
-            position = position.to(codes.device)[unique[:, 0]]
-            decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position)
-            restorations = decoded[back].unflatten(0, codes.shape[:2])  # (n, S, S', S')
-            slices = prepared.slices[chunk].to(decoded)
-            published = pixel_score(slices, restorations, self.model.about.temperature)
-            parts.append(torch.stack([published, restorations.mean(1)]).float())
-        published, mean = torch.cat(parts, dim=1)
-        return published, mean
-
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
         """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""
         return slices_to_volume(
@@ -257,7 +190,7 @@ class Predictor:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.
 
         Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError
-        where `out` cannot be written to. For many files: `folder.predict_files`.
+        where `out` cannot be written to. For many files: `running.run_folder.predict_files`.
         """
         prepared = self.read(source)
         score = self.write(prepared, self.compute(prepared, task), out)

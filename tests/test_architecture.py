@@ -17,9 +17,10 @@ PACKAGE = ROOT / "mood_submission"
 FLOORS = [
     {"runtime"},
     {"volumes", "preprocessing", "networks"},
-    {"synthetic", "restoration", "scoring"},
+    {"synthetic", "restoration"},
     {"model_file"},
-    {"model"},
+    {"model", "scoring"},
+    {"evidence"},
     {"predictor"},
     {"running"},
     {"evaluation"},

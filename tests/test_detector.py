@@ -467,7 +467,7 @@ def test_another_model_s_detector_is_refused(detecting, tiny_weights, tmp_path):
 @pytest.mark.parametrize("option", ["pixel_method", "sample_method"])
 def test_a_model_without_a_detector_says_so(tiny_weights, option):
     model = load_model(tiny_weights["brain"], "cpu")
-    with pytest.raises(ModelError, match="train.py detector"):
+    with pytest.raises(ModelError, match="train detector"):
         Predictor(model, **{option: "learned"})
     with pytest.raises(ModelError, match="detector"):
         model.detect(*(x.float() for x in inputs(1, 160, 20)))

@@ -305,4 +305,4 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     scores = predictor.pixel_scores(volume)
     assert scores.shape == volume.data.shape and scores.max() > scores.min() >= 0
     missing = script("train.py", *train[:-2], "--steps", 9, "--resume", "--store", tmp_path / "none")
-    assert missing.returncode == 1 and "run scripts/train.py plant first" in missing.stderr
+    assert missing.returncode == 1 and "run mood-submission train plant first" in missing.stderr

@@ -86,7 +86,8 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     assert (restored != codes[:, None]).any(), "nothing was replaced: the test would show nothing"
     decoded = torch.stack([model.decode(restored[:, s], prepared.position) for s in range(3)], 1)
     expected = pixel_score(prepared.slices.double(), decoded, model.about.temperature)
-    published, mean = predictor.compare(prepared, restored)
+    evidence = predictor.evidence(prepared, restored)
+    published, mean = evidence.published, evidence.restored
     assert torch.allclose(published.double(), expected, atol=1e-6)
     assert torch.allclose(mean.double(), decoded.mean(1), atol=1e-6)
     on_volume = slices_to_volume(
@@ -225,3 +226,23 @@ def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_pat
         f"case_{i}{suffix}" for i in range(3)
     ]
     assert subprocess.run(["sh", ROOT / script], capture_output=True).returncode == 2
+
+
+def test_evidence_is_computed_once_and_shared_with_its_restorations(tiny_weights, blobs):
+    model = load_model(tiny_weights["brain"], device="cpu")
+    predictor = Predictor(model, slices=3, restorations=2)
+    prepared = predictor.prepare(read_volume(blobs / "case_0.nii.gz"))
+    calls = []
+    for name in ("encode", "nll", "decode"):
+        inner = getattr(model, name)
+        setattr(model, name, lambda *a, name=name, inner=inner: calls.append(name) or inner(*a))
+    evidence = predictor.evidence(prepared)
+    assert not calls and evidence.restored is None
+    with pytest.raises(ValueError, match="expected restorations, found none"):
+        _ = evidence.published
+    for _ in range(2):
+        _ = evidence.nll, evidence.decoded
+    assert calls == ["encode", "nll", "decode"]
+    drawn = evidence.with_restorations(predictor.restore(prepared, evidence.codes))
+    assert drawn.nll is evidence.nll and drawn.decoded is evidence.decoded and drawn.codes is evidence.codes
+    assert drawn.restored.shape == evidence.decoded.shape and calls.count("encode") == calls.count("nll") == 1

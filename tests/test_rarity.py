@@ -169,7 +169,7 @@ def test_scores_are_the_steps_one_by_one(calibrated, blobs):
 
 def test_a_model_without_tables_says_so(tiny_weights, blobs, tmp_path):
     model = load_model(tiny_weights["brain"], device="cpu")
-    with pytest.raises(ModelError, match="calibrate.py"):
+    with pytest.raises(ModelError, match="mood-submission calibrate"):
         Predictor(model, pixel_method="rarity")
     run = subprocess.run(
         [
@@ -194,7 +194,7 @@ def test_a_model_without_tables_says_so(tiny_weights, blobs, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "calibrate.py" in run.stderr
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "mood-submission calibrate" in run.stderr
 
 
 def test_calibration_needs_volumes(tiny_weights, tmp_path):

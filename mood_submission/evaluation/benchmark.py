@@ -87,7 +87,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     with clock("sampling"):
         restored = _restore(predictor, prepared, codes, thresholds)
     with clock("sampling_decode"):
-        predictor.compare(prepared, restored)
+        predictor.evidence(prepared, restored).decode_restorations()
     above = (nll > thresholds[:, None, None]).flatten(1)
     result |= {"changed": _changed(restored, codes), "skipped": float((above.cumsum(1) == 0).float().mean())}
     result["peak_rss_mb"] = peak_rss_mb()
@@ -112,31 +112,33 @@ def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
         return
     prepared, codes, _, _ = _predict(predictor, path, out, clock)
     for _ in range(2):
-        predictor.compare(prepared, _restore(predictor, prepared, codes, 0.0))
+        predictor.evidence(prepared, _restore(predictor, prepared, codes, 0.0)).decode_restorations()
 
 
 def _predict(
     predictor: Predictor, path: Path, out: Path, clock: Stopwatch
 ) -> tuple[Prepared, Tensor, Tensor, Tensor]:
     """`Predictor`'s steps of both tasks, one by one. Returns also codes (N, h, w), NLL and restored (N, S, h, w)."""
-    model = predictor.model
     with clock("read"):
         volume = read_volume(path)
     with clock("prepare"):
         prepared = predictor.prepare(volume)
+    evidence = predictor.evidence(prepared)
     with clock("encode"):
-        codes = model.encode(prepared.slices, prepared.position)
+        codes = evidence.codes
     with clock("nll"):
-        nll = model.nll(codes, prepared.position)
+        nll = evidence.nll
     with clock("healthy_sampling"):
-        restored = _restore(predictor, prepared, codes, model.about.pixel_threshold)
+        evidence = evidence.with_restorations(
+            _restore(predictor, prepared, codes, predictor.model.about.pixel_threshold)
+        )
     with clock("decode"):
-        compared = predictor.compare(prepared, restored)
+        evidence.decode_restorations()
     with clock("postprocess"):
-        scores = predictor.to_volume(prepared, predictor.pixel_scores_of(prepared, codes, *compared))
+        scores = predictor.to_volume(prepared, predictor.score(evidence, "pixel"))
     with clock("write"):
         write_volume(out / path.name, scores, prepared.grid)
-    return prepared, codes, nll, restored
+    return prepared, codes, nll, evidence.restored_codes
 
 
 def _restore(predictor: Predictor, prepared: Prepared, codes: Tensor, threshold: float | Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from ..volumes import read_volume
 def healthy_evidence(predictor: Predictor, path: Path) -> dict[str, Tensor]:
     """All kinds of smoothed evidence of a volume, (N, H, H) each."""
     prepared = predictor.prepare(read_volume(path))
-    codes = predictor.model.encode(prepared.slices, prepared.position)
-    _, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
-    return predictor.evidence(prepared, codes, predictor.model.nll(codes, prepared.position), restored)
+    evidence = predictor.evidence(prepared)
+    evidence = evidence.with_restorations(predictor.restore(prepared, evidence.codes))
+    return evidence.smoothed
 
 
 def calibrate(

@@ -17,10 +17,10 @@ from ..networks.vae import VAE, divergence
 from ..predictor import Predictor, Prepared
 from ..preprocessing import to_unit_range, volume_to_slices
 from ..preprocessing.body import body_mask
-from ..scoring.learned import sample_of, soften_logits
 from ..scoring.paper import smooth, top_score
 from ..scoring.rarity import combined_rarity, soften
 from ..scoring.smoothing import top_mean
+from ..scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from ..synthetic.anomalies import KINDS, plant
 from ..synthetic.toy import file_seed
 from ..volumes import Volume, read_volume
@@ -92,35 +92,31 @@ Ways = Callable[[Predictor, Prepared], Scores]
 def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
     """All that can be made of the model: as published, its parts, by rarity where it is calibrated, and by its detector
     where it has one. Without restorations only what needs none."""
-    model, tables = predictor.model, predictor.model.about.rarity_tables
-    codes = model.encode(prepared.slices, prepared.position)
-    nll = model.nll(codes, prepared.position)
-    decoded = model.decode(codes, prepared.position)
-    pixel, restored = (
-        {"vq-vae reconstruction": smooth((prepared.slices.to(decoded) - decoded).abs()).clamp(0, 1)},
-        None,
-    )
+    tables, undrawn = predictor.model.about.rarity_tables, predictor.evidence(prepared)
+    residual = (undrawn.slices.to(undrawn.decoded) - undrawn.decoded).abs()
+    pixel = {"vq-vae reconstruction": smooth(residual).clamp(0, 1)}
+    sample = {"paper": SAMPLE_WAYS["paper"](undrawn), "top": top_score(undrawn.nll)}
+    evidence = undrawn
     if predictor.restorations:
-        published, restored = predictor.compare(prepared, predictor.restore(prepared, codes))
-        pixel["paper"] = smooth(published).clamp(0, 1)
-    paper = Predictor(model, sample_method="paper", pixel_method="paper")
-    sample = {"paper": paper.sample_score_of(prepared, codes, nll), "top": top_score(nll)}
+        evidence = undrawn.with_restorations(predictor.restore(prepared, undrawn.codes))
+        pixel["paper"] = PIXEL_WAYS["paper"](evidence)
     if tables:
-        evidence = predictor.evidence(prepared, codes, nll, restored)
-        groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.items()}
-        groups["rarity without sampling"] = {n: maps for n, maps in evidence.items() if n != "restoration"}
-        if restored is not None:
-            groups["rarity"] = evidence
+        groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.smoothed.items()}
+        groups["rarity without sampling"] = {
+            name: maps for name, maps in evidence.smoothed.items() if name != "restoration"
+        }
+        if predictor.restorations:
+            groups["rarity"] = evidence.smoothed
         for name, members in groups.items():
             rare = combined_rarity(members, tables)
             pixel[name], sample[name] = soften(rare), top_mean(rare)
-    if model.detector is not None:
-        for name, maps in (("learned", restored), ("learned without sampling", None)):
-            if name == "learned" and maps is None:
-                continue
-            logits = predictor.detected(prepared, codes, nll, maps)
-            pixel[name], sample[name] = soften_logits(logits), sample_of(logits)
-    return Scores(pixel, sample, decoded if restored is None else restored)
+    if predictor.model.detector is not None:
+        ways = {"learned without sampling": undrawn}
+        if predictor.restorations:
+            ways = {"learned": evidence} | ways
+        for name, part in ways.items():
+            pixel[name], sample[name] = PIXEL_WAYS["learned"](part), SAMPLE_WAYS["learned"](part)
+    return Scores(pixel, sample, undrawn.decoded if evidence.restored is None else evidence.restored)
 
 
 def vae_ways(vae: VAE) -> Ways:

@@ -77,13 +77,14 @@ def _pixel_within(
     predictor: Predictor, prepared: Prepared, pilot: Prepared, end: float, clock: Callable[[], float]
 ) -> Result:
     lap, count = Lap(predictor.model.device, clock), len(pilot.indices)
-    codes = predictor.model.encode(pilot.slices, pilot.position)
+    evidence = predictor.evidence(pilot)
+    codes = evidence.codes
     fixed = lap()
-    restored = predictor.restore(pilot, codes, 0, 1)
+    evidence = evidence.with_restorations(predictor.restore(pilot, codes, 0, 1))
     sampling = lap() / count
-    compared = predictor.compare(pilot, restored)
+    evidence.decode_restorations()
     decoding = lap() / count
-    scores = predictor.pixel_scores_of(pilot, codes, *compared)
+    scores = predictor.score(evidence, "pixel")
     fixed = (fixed + lap()) / count
     left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
     if slices * (fixed + copies * (sampling + decoding)) <= left:
@@ -107,7 +108,7 @@ def _in_rounds(
     """
     fixed, sampling, decoding = (seconds * len(prepared.indices) for seconds in each)
     lap, parts, done = Lap(predictor.model.device, clock), [], 0
-    codes = predictor.model.encode(prepared.slices, prepared.position)
+    evidence = predictor.evidence(prepared)
     while done < predictor.restorations:
         left = end - clock() - fixed - done * decoding
         more = min(
@@ -117,10 +118,10 @@ def _in_rounds(
             break
         more = max(1, more)
         lap()
-        parts.append(predictor.restore(prepared, codes, done, done + more))
+        parts.append(predictor.restore(prepared, evidence.codes, done, done + more))
         sampling, done = lap() / more, done + more
-    compared = predictor.compare(prepared, torch.cat(parts, dim=1))
-    return Result(prepared, predictor.pixel_scores_of(prepared, codes, *compared), done)
+    evidence = evidence.with_restorations(torch.cat(parts, dim=1))
+    return Result(prepared, predictor.score(evidence, "pixel"), done)
 
 
 def _share(seconds: float, each: float, most: int) -> int:

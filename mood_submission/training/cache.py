@@ -181,7 +181,7 @@ def load_cache(
         raise CacheError(f"{file}: expected a slice cache, found no such file") from None
     except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
         raise CacheError(
-            f"{file}: expected a slice cache (.npz of scripts/train.py cache), found {error!r}"
+            f"{file}: expected a slice cache (.npz of mood-submission train cache), found {error!r}"
         ) from None
     names = split_names(about["names"], validation, test)
     preprocessing = Preprocessing.from_dict(about["preprocessing"])

@@ -117,7 +117,7 @@ def train_context_detector(
     data = {"train": Store(folder, most), "validation": Store(held_out)}
     if not len(data["train"]):
         raise RunError(
-            f"{folder}: expected planted volumes, found none; run scripts/train.py plant first, or beside this"
+            f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
     stage = ContextStage(settings, run.schedule.precision)
     planted = store_settings(folder)
@@ -294,7 +294,7 @@ def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
     file = folder / f"{name}.pt"
     if not file.exists():
         raise RunError(
-            f"{file}: expected a trained {name}, found no such file; run scripts/train.py {name} first"
+            f"{file}: expected a trained {name}, found no such file; run mood-submission train {name} first"
         )
     stored = load_checkpoint(file)
     return stored, json.loads(stored["about"])
