@@ -14,6 +14,7 @@ WORKDIR /workspace
 COPY mood_submission mood_submission
 COPY scripts scripts
 COPY docker docker
+COPY LICENSE ./
 COPY run_sample_brain.sh run_sample_abdom.sh run_pixel_brain.sh run_pixel_abdom.sh ./
 RUN chmod -R u=rwX,go=rX /pins /weights /workspace \
  && python3 -m compileall -q mood_submission
@@ -57,11 +58,12 @@ ENV HOME=/dev/shm \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Last, so that a new revision makes no layer anew. No licence label: the repository states none.
-ARG VERSION=0.1.0
+# Last, so that a new revision makes no layer anew. The code is Apache-2.0, the weights are under the licences of their data.
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mood-submission" \
       org.opencontainers.image.description="Anomaly detection in brain MRI and abdominal CT by latent space restoration" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-3.0 AND CC-BY-3.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 

@@ -7,7 +7,7 @@ autoencoders", 2020. `load_model` gives a trained model; `Predictor` takes folde
 from .model import Model, load_model
 
 __all__ = ["Model", "Predictor", "load_model"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
