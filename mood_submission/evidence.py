@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .model import Model
 from .model_file import About
+from .networks.context_detector import usual_nll, usual_residual
 from .scoring.learned import smooth_logits
 from .scoring.paper import pixel_score
 from .scoring.rarity import smooth_evidence
@@ -90,6 +91,16 @@ class Evidence:
             parts.append(torch.stack([score, restorations.mean(1)]).float())
         score, mean = torch.cat(parts, dim=1)
         return score, mean
+
+    def bulk(self) -> dict[str, float]:
+        """What is usual in the anatomy, of the parts that are computed: "likelihood", the median NLL; "residual", the 75th
+        percentile of |slice - reconstruction|. An anomaly, which is small, hardly moves them; a strange scan does."""
+        found = {}
+        if "nll" in self.__dict__:
+            found["likelihood"] = usual_nll(self.slices, self.nll)[0]
+        if "decoded" in self.__dict__:
+            found["residual"] = usual_residual(self.slices, self.decoded)
+        return found
 
     @cached_property
     def smoothed(self) -> dict[str, Tensor]:

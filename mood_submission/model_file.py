@@ -47,6 +47,8 @@ class About:
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
     top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
     rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
+    usual: by kind of evidence, the lowest and the highest bulk (`evidence.Evidence.bulk`) of healthy hold-out volumes of all
+        sources; a volume beyond these looks unlike the scans that the weights know. Empty where it was not measured.
     restorations, temperature: published 15 and 3.
     detector: sizes of the detector; None where the model has none.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
@@ -63,6 +65,7 @@ class About:
     top_reference: float = 3.0
     pixel_method: str = "paper"
     rarity_tables: dict[str, list[float]] = field(default_factory=dict)
+    usual: dict[str, list[float]] = field(default_factory=dict)
     restorations: int = 15
     temperature: float = 3.0
     detector: DetectorSettings | None = None

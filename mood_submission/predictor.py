@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
 TASKS = ("sample", "pixel")
+MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
 
 
@@ -142,15 +144,34 @@ class Predictor:
                 f"{frame.padded_height} x {frame.padded_width}"
             )
 
-    def compute(self, prepared: Prepared, task: str) -> float | Tensor:
-        """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`."""
+    def compute(
+        self, prepared: Prepared, task: str, remark: Callable[[str], object] = lambda line: None
+    ) -> float | Tensor:
+        """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`.
+
+        remark: called with a line where the volume looks unlike the scans that the weights know.
+        """
         with self.alone():
-            if task == "sample":
-                return self.score(self.evidence(prepared), task)
             evidence = self.evidence(prepared)
-            if self.restorations:
+            if task == "pixel" and self.restorations:
                 evidence = evidence.with_restorations(self.restore(prepared, evidence.codes))
-            return self.score(evidence, task)
+            scores = self.score(evidence, task)
+            for line in self.remarks(evidence, prepared.path):
+                remark(line)
+            return scores
+
+    def remarks(self, evidence: Evidence, path: Path) -> list[str]:
+        """A line that names the file where its codes or residuals are more unlikely all over than any healthy hold-out volume's."""
+        strange = []
+        for name, value in evidence.bulk().items():
+            low, high = self.model.about.usual.get(name, (0.0, np.inf))
+            if value > high + max(MARGIN * (high - low), LEAST_MARGIN * high):
+                strange.append(f"{name} {value:.3g}, usual {low:.3g} .. {high:.3g}")
+        if not strange:
+            return []
+        return [
+            f"{path}: looks unlike the scans that these weights know ({'; '.join(strange)}): scores may be high everywhere"
+        ]
 
     def score(self, evidence: Evidence, task: str) -> float | Tensor:
         """The sample score, or the slices' scores, of evidence, by this predictor's method for the task."""

@@ -44,10 +44,10 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     predictor = Predictor(FreeNetworks("brain"), slices=2, restorations=1)
     compute = predictor.compute
 
-    def small_compute(prepared, task):
+    def small_compute(prepared, task, *more):
         if prepared.path.name == "too_large.nii.gz":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: \n you tried to allocate 8 bytes")
-        return compute(prepared, task)
+        return compute(prepared, task, *more)
 
     monkeypatch.setattr(predictor, "compute", small_compute)
     outcomes = predict_files(predictor, files, "pixel", out)

@@ -24,7 +24,7 @@ from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
 TINY = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
-STILL = Randomisation(0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+STILL = Randomisation(*[0] * 5, 1, *[0] * 13)
 
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
@@ -43,18 +43,20 @@ def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
 # randomisation
 
 
-@pytest.mark.parametrize("name", RANDOMISATIONS)
+@pytest.mark.parametrize(
+    "region, name", [(region, name) for region in RANDOMISATIONS for name in RANDOMISATIONS[region]]
+)
 @pytest.mark.parametrize("together", [False, True])
-def test_randomised_slices_are_slices(name, together):
-    slices = brain_slices()
+def test_randomised_slices_are_slices(region, name, together):
+    slices, r = brain_slices(), RANDOMISATIONS[region][name]
 
     def make():
-        return randomise(slices, 40, RANDOMISATIONS[name], 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
+        return randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
 
     first = make()
     assert first.shape == slices.shape and 0 <= float(first.min()) and float(first.max()) <= 1
     assert torch.equal(first, make()) and float((first - slices).abs().mean()) > 0.01
-    assert ((first == 0) | (first >= 0.05)).all()  # air, or above it
+    assert not r.floor or ((first == 0) | (first >= 0.05)).all()  # air, or above it
 
 
 def test_nothing_is_randomised_where_nothing_may_be():
@@ -306,3 +308,25 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     assert scores.shape == volume.data.shape and scores.max() > scores.min() >= 0
     missing = script("train.py", *train[:-2], "--steps", 9, "--resume", "--store", tmp_path / "none")
     assert missing.returncode == 1 and "run mood-submission train plant first" in missing.stderr
+
+
+def test_gas_may_become_contrast_and_fat_black():
+    """The parts of CT randomisation, one at a time."""
+    body = torch.full((1, 40, 40), 0.0)
+    body[:, 5:35, 5:35] = 0.15  # fat
+    body[:, 10:30, 10:30] = 0.5  # organs
+    body[:, 18:22, 18:22] = 0.0  # gas
+    apply = lambda r: randomise(body, 40, r, 0.05, torch.Generator().manual_seed(0))[0]  # noqa: E731
+    filled = apply(dataclasses.replace(STILL, filled=1.0, floor=False))
+    assert filled[20, 20] > 0.6 and torch.allclose(filled[12:16, 12:16], body[0, 12:16, 12:16], atol=1e-5)
+    seen = [
+        randomise(
+            body,
+            40,
+            dataclasses.replace(STILL, window=1.0, floor=False),
+            0.05,
+            torch.Generator().manual_seed(s),
+        )[0]
+        for s in range(12)
+    ]
+    assert all(abs(float(x[14, 14]) - 0.5) < 0.06 for x in seen) and min(float(x[7, 7]) for x in seen) == 0

@@ -12,7 +12,7 @@ from conftest import ROOT
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.model_file import ModelError
+from mood_submission.model_file import ModelError, rewrite_about
 from mood_submission.scoring.rarity import (
     ALONG,
     EVIDENCE,
@@ -226,3 +226,41 @@ def test_about_survives_the_file(calibrated):
     assert type(about).from_json(json.dumps(older)) == dataclasses.replace(
         about, rarity_tables={}, pixel_method="paper"
     )
+
+
+def test_a_volume_unlike_the_healthy_ones_is_told_by_name(calibrated, blobs, tmp_path):
+    """In the report and on standard error; a volume that the model was calibrated on is not."""
+    about = load_model(calibrated, device="cpu").about
+    assert set(about.usual) == {"likelihood", "residual"} and all(
+        low <= high for low, high in about.usual.values()
+    )
+    narrow = dataclasses.replace(
+        about, usual={"likelihood": [0.0, 0.01], "residual": about.usual["residual"]}
+    )
+    rewrite_about(calibrated, tmp_path / "narrow.safetensors", narrow)
+    for weights, strange in ((calibrated, 0), (tmp_path / "narrow.safetensors", 3)):
+        words = [
+            "--task",
+            "sample",
+            "-i",
+            blobs,
+            "-o",
+            tmp_path / f"out{strange}",
+            "--weights",
+            weights,
+            "--slices",
+            "5",
+        ]
+        words += ["--report", tmp_path / f"report{strange}.json", "--device", "cpu"]
+        run = subprocess.run(
+            [sys.executable, "-m", "mood_submission", "predict", "--region", "brain", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        report = json.loads((tmp_path / f"report{strange}.json").read_text())
+        messages = [volume["message"] for volume in report["volumes"]]
+        told = [m for m in messages if "looks unlike the scans that these weights know (likelihood" in m]
+        assert len(told) == strange == run.stderr.count("looks unlike")
+        assert all(volume["file"] in message for volume, message in zip(report["volumes"], told))

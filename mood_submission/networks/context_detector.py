@@ -49,26 +49,9 @@ class VolumeEvidence:
     def of(
         cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
     ) -> "VolumeEvidence":
-        some, decoded = (
-            slices[:, ::SAMPLED, ::SAMPLED].float(),
-            at_size(reconstruction, slices.shape[-2:])[:, ::SAMPLED, ::SAMPLED],
-        )
-        anatomy = some != 0  # air is exactly 0
-        residual = _quantile((some - decoded.float()).abs()[anatomy], 0.75, 1.0)
-        places = F.adaptive_avg_pool2d(anatomy.float()[:, None], nll.shape[-2:])[:, 0] > 0.5
-        usual, high = (
-            _quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0))
-        )
-        return cls(
-            slices,
-            reconstruction,
-            restoration,
-            nll,
-            position,
-            max(residual, 1e-3),
-            usual,
-            max(high, usual + 0.1),
-        )
+        usual, high = usual_nll(slices, nll)
+        residual = usual_residual(slices, reconstruction)
+        return cls(slices, reconstruction, restoration, nll, position, residual, usual, high)
 
     def inputs(self, index: Tensor, context: tuple[int, ...], stride: int = 1) -> tuple[Tensor, Tensor]:
         """What `ContextDetector` reads of the slices `index` (B,): maps (B, C, S, S) and NLL (B, len(context), h, w).
@@ -90,6 +73,23 @@ class VolumeEvidence:
             self.high - self.usual
         )
         return torch.cat([slices, residual.clamp(-8, 8), more.clamp(-8, 8), position], 1), nll.clamp(-2, 6)
+
+
+def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
+    """The 75th percentile of |slice - reconstruction| where the slices (N, S, S) show anatomy; above 0."""
+    decoded = at_size(reconstruction, slices.shape[-2:])[:, ::SAMPLED, ::SAMPLED].float()
+    some = slices[:, ::SAMPLED, ::SAMPLED].float()
+    return max(_quantile((some - decoded).abs()[some != 0], 0.75, 1.0), 1e-3)  # air is exactly 0
+
+
+def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
+    """The 50th and the 90th percentile of the NLL (N, h, w) where the slices (N, S, S) show anatomy, the second larger."""
+    anatomy = (slices[:, ::SAMPLED, ::SAMPLED] != 0).float()
+    places = F.adaptive_avg_pool2d(anatomy[:, None], nll.shape[-2:])[:, 0] > 0.5
+    usual, high = (
+        _quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0))
+    )
+    return usual, max(high, usual + 0.1)
 
 
 def _quantile(values: Tensor, share: float, default: float) -> float:

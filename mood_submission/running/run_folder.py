@@ -39,6 +39,11 @@ class Outcome:
     message: str = ""
     notes: tuple[str, ...] = ()
 
+    def remark(self, line: str) -> None:
+        """Add a line to the message; nothing where it is empty or there already."""
+        if line and line not in self.message:
+            self.message = "; ".join(filter(None, (self.message, line)))
+
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         names = ("status", "seconds", "device", "score", "slices", "restorations")
@@ -176,10 +181,11 @@ class FolderRun:
         predictor, begin = predictor or self.predictor, time.monotonic()
         if self.seconds is None:
             copies = predictor.restorations if self.task == "pixel" else 0
-            result = Result(prepared, predictor.compute(prepared, self.task), copies)
+            result = Result(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
         else:  # writing takes about as long as reading
-            result = compute_within(predictor, prepared, self.task, self.seconds - 2 * outcome.seconds)
-            outcome.message = _shortage(predictor, prepared, result, self.task)
+            seconds = self.seconds - 2 * outcome.seconds
+            result = compute_within(predictor, prepared, self.task, seconds, remark=outcome.remark)
+            outcome.remark(_shortage(predictor, prepared, result, self.task))
         outcome.slices, outcome.restorations = len(result.prepared.indices), result.restorations
         outcome.device = str(predictor.model.device)
         outcome.seconds += time.monotonic() - begin

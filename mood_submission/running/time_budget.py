@@ -44,16 +44,18 @@ def compute_within(
     task: str,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
+    remark: Callable[[str], object] = lambda line: None,
 ) -> Result:
     """`predictor.compute` with as many slices and restorations as `seconds` allow; where they allow all, just that.
 
-    At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising.
+    At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising. remark: see
+    `predictor.compute`.
     """
     end, pilot = clock() + seconds, prepared.part(PILOT)
     with predictor.alone():
         if task == "pixel" and predictor.restorations:
-            return _pixel_within(predictor, prepared, pilot, end, clock)
-        return _undrawn_within(predictor, prepared, task, pilot, end, clock)
+            return _pixel_within(predictor, prepared, pilot, end, clock, remark)
+        return _undrawn_within(predictor, prepared, task, pilot, end, clock, remark)
 
 
 def _undrawn_within(
@@ -63,18 +65,24 @@ def _undrawn_within(
     pilot: Prepared,
     end: float,
     clock: Callable[[], float],
+    remark: Callable[[str], object],
 ) -> Result:
     lap = Lap(predictor.model.device, clock)
-    scores = predictor.compute(pilot, task)
+    scores = predictor.compute(pilot, task, remark)
     each = lap() / len(pilot.indices)
     chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
     if len(chosen.indices) <= len(pilot.indices):
         return Result(pilot, scores, 0)
-    return Result(chosen, predictor.compute(chosen, task), 0)
+    return Result(chosen, predictor.compute(chosen, task, remark), 0)
 
 
 def _pixel_within(
-    predictor: Predictor, prepared: Prepared, pilot: Prepared, end: float, clock: Callable[[], float]
+    predictor: Predictor,
+    prepared: Prepared,
+    pilot: Prepared,
+    end: float,
+    clock: Callable[[], float],
+    remark: Callable[[str], object],
 ) -> Result:
     lap, count = Lap(predictor.model.device, clock), len(pilot.indices)
     evidence = predictor.evidence(pilot)
@@ -85,10 +93,12 @@ def _pixel_within(
     evidence.decode_restorations()
     decoding = lap() / count
     scores = predictor.score(evidence, "pixel")
+    for line in predictor.remarks(evidence, prepared.path):
+        remark(line)
     fixed = (fixed + lap()) / count
     left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
     if slices * (fixed + copies * (sampling + decoding)) <= left:
-        return Result(prepared, predictor.compute(prepared, "pixel"), copies)
+        return Result(prepared, predictor.compute(prepared, "pixel", remark), copies)
     chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
     if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
         return Result(pilot, scores, 1)

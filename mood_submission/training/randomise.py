@@ -5,7 +5,7 @@ alike, as one volume (what anomalies are planted in). Everything random comes fr
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class Randomisation:
     lines: largest amplitude of the ripples along an axis that stand for Gibbs ringing and motion.
     rim: probability of a bright rim round the anatomy, as bad skull-stripping leaves it. cut: probability that some of the
     anatomy's border is missing. flip: probability of left-right. share: of slices that get each of the other changes.
+    window: probability of another clinical window, in which fat may be black. phase: how far organs that take up contrast
+    get brighter or darker at most. filled: probability that gas in the bowel is bright contrast instead. floor: whether what
+    is no air stays above the threshold that tells air.
     """
 
     scale: float = 0.12
@@ -44,6 +47,10 @@ class Randomisation:
     cut: float = 0.1
     flip: float = 0.5
     share: float = 0.5
+    window: float = 0.0
+    phase: float = 0.0
+    filled: float = 0.0
+    floor: bool = True
 
 
 MILD = Randomisation(
@@ -63,7 +70,50 @@ MILD = Randomisation(
 BOLD = Randomisation(
     scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
 )
-RANDOMISATIONS = {"mild": MILD, "medium": Randomisation(), "bold": BOLD}
+CT_MILD = Randomisation(
+    scale=0.08,
+    proportions=0.05,
+    degrees=6,
+    gamma=1.12,
+    tone=0.03,
+    bias=0.05,
+    noise=0.03,
+    blur=0.6,
+    sharpen=0.8,
+    lines=0.01,
+    rim=0,
+    cut=0,
+    window=0.3,
+    phase=0.06,
+    filled=0.1,
+    floor=False,
+)
+CT_MEDIUM = replace(
+    CT_MILD,
+    scale=0.12,
+    proportions=0.08,
+    degrees=10,
+    gamma=1.25,
+    tone=0.05,
+    noise=0.05,
+    phase=0.1,
+    filled=0.2,
+)
+CT_BOLD = replace(
+    CT_MEDIUM,
+    scale=0.15,
+    proportions=0.1,
+    degrees=15,
+    gamma=1.4,
+    tone=0.08,
+    window=0.5,
+    phase=0.15,
+    filled=0.3,
+)
+RANDOMISATIONS = {
+    "brain": {"mild": MILD, "medium": Randomisation(), "bold": BOLD},
+    "abdom": {"mild": CT_MILD, "medium": CT_MEDIUM, "bold": CT_BOLD},
+}
 
 
 class Draw:
@@ -123,6 +173,7 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise; air stays air, and the rest above it."""
     air, size = open_air(slices < threshold), slices.shape[-1]
     x, air = _borders(slices, air, r, draw)
+    x = _ct(x, air, r, draw, threshold)
     x = torch.where(draw.often(r.share), _bent(x.clamp_min(0), r, draw), x)
     x = torch.where(draw.often(r.share), x * (draw.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
     soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
@@ -135,7 +186,7 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     white = draw.white(size)
     grain = torch.where(draw.often(0.5), white, 2.2 * _blur(white, draw.uniform(0.5, 1.0)))
     x = torch.where(draw.often(r.share), x + grain * draw.uniform(0, r.noise), x)
-    return torch.where(air, 0, x.clamp(threshold, 1))
+    return torch.where(air, 0, x.clamp(threshold if r.floor else 0, 1))
 
 
 def randomise(
@@ -158,6 +209,25 @@ def _bent(x: Tensor, r: Randomisation, draw: Draw) -> Tensor:
     for turns in (1, 2):
         curve = curve + draw.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
     return curve * draw.uniform(0.92, 1.08)
+
+
+def _ct(x: Tensor, air: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
+    """What differs between CT scans: contrast in the bowel and in organs, and the window."""
+    if r.filled:
+        gas = (x < threshold) & ~air
+        few = gas.float().mean((1, 2), keepdim=True) < 0.03 * (~air).float().mean(
+            (1, 2), keepdim=True
+        )  # else it is fat
+        bright = (draw.uniform(0.7, 1.1) + 0.05 * draw.field(x.shape[-1], 20)).clamp(0, 1)
+        x = torch.where(gas & few & draw.often(r.filled), bright, x)
+    if r.phase:
+        organs = torch.exp(-(((x - 0.55) / 0.07) ** 2))
+        x = x + draw.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * draw.field(x.shape[-1], 4)).clamp(0, 2)
+    if r.window:
+        low = draw.uniform(-0.08, 0.22)
+        other = 0.5 * (x - low) / (0.5 - low) * draw.uniform(0.9, 1.1)  # soft tissue stays where it is
+        x = torch.where(draw.often(r.window), other.clamp_min(0), x)
+    return x
 
 
 def _borders(x: Tensor, air: Tensor, r: Randomisation, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,12 @@ PUBLISHED_ATTENTION = {
 }
 
 
-AUGMENTATIONS: dict[str, Augmentation | Randomisation] = {"published": Augmentation(), **RANDOMISATIONS}
+AUGMENTATIONS = ("published", "mild", "medium", "bold")
+
+
+def augmentation_of(region: str, name: str) -> Augmentation | Randomisation:
+    """What one of AUGMENTATIONS means for a region: the paper's set, or a domain randomisation."""
+    return Augmentation() if name == "published" else RANDOMISATIONS[region][name]
 
 
 class RunError(ValueError):
@@ -145,7 +150,7 @@ def train_vqvae(run: Run, settings: VQVAESettings) -> None:
     from ..training import plots
 
     splits, names = _splits(run)
-    stage = VQVAEStage(settings, AUGMENTATIONS[run.augment], run.schedule.precision)
+    stage = VQVAEStage(settings, augmentation_of(run.region, run.augment), run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vqvae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
     plots.curves(run.out / "vqvae.csv", run.out / "vqvae_curves.png")
@@ -159,7 +164,9 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     vqvae, vqvae_about = load_vqvae(vqvae_run)
     splits, names = _splits(run)
     prior_settings = PixelSNAILSettings(codebook_size=vqvae.settings.codebook_size, **settings)
-    stage = PriorStage(prior_settings, vqvae, AUGMENTATIONS[run.augment], run.schedule.precision, run.device)
+    stage = PriorStage(
+        prior_settings, vqvae, augmentation_of(run.region, run.augment), run.schedule.precision, run.device
+    )
     trainer = _trainer(run, stage, splits, {"prior": asdict(prior_settings), **_about(run, splits, names)})
     model = trainer.train()
     measured = measure(stage, model, splits)
@@ -217,7 +224,7 @@ def train_vae(run: Run, settings: VAESettings) -> None:
 
     splits, names = _splits(run)
     settings = dataclasses.replace(settings, image_size=splits["train"].preprocessing.image_size)
-    stage = VAEStage(settings, AUGMENTATIONS[run.augment], run.schedule.precision)
+    stage = VAEStage(settings, augmentation_of(run.region, run.augment), run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
     plots.curves(run.out / "vae.csv", run.out / "vae_curves.png")

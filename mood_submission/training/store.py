@@ -24,10 +24,9 @@ from ..preprocessing.body import body_mask
 from ..synthetic.anomalies import KINDS, plant
 from ..synthetic.varied import PASTED, TRAINING_KINDS, Host, plant_varied
 from .cache import CacheError, SliceData
-from .randomise import BOLD, MILD, Randomisation, randomise
+from .randomise import RANDOMISATIONS, randomise
 
-MIXTURE = (None, MILD, Randomisation(), BOLD)  # how volumes are randomised, and how often
-SHARES = (0.15, 0.35, 0.3, 0.2)
+MIXTURE = {None: 0.15, "mild": 0.35, "medium": 0.3, "bold": 0.2}  # how volumes are randomised, and how often
 COUNTS = (1, 1, 1, 2, 3)  # anomalies in a variant, drawn from these
 CHANGED = 2e-3  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
 ARRAYS = ("slices", "reconstruction", "restoration", "nll", "label")
@@ -112,12 +111,13 @@ class Planter:
 
     def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         prep, raw = self.data.preprocessing, self.data.raw(members).cpu()
-        how = None if self.settings.benchmark else MIXTURE[rng.choice(len(MIXTURE), p=SHARES)]
-        return (
-            raw
-            if how is None
-            else randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
-        )
+        if self.settings.benchmark:
+            return raw
+        name = list(MIXTURE)[rng.choice(len(MIXTURE), p=list(MIXTURE.values()))]
+        if name is None:
+            return raw
+        how = RANDOMISATIONS[prep.region][name]
+        return randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
 
     def _variants(self, slices: Tensor, number: int, rng: np.random.Generator):
         """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
