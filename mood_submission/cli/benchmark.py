@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="F", help="write all figures here")
     args = parser.parse_args(argv)
-    args.slices = getattr(args, "slices", None if args.io else 32)
+    args.slices = getattr(args, "slices", "all" if args.io else 32)
     return args
 
 
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str
         "machine": machine(device),
         "torch": torch.__version__,
         "precision": args.precision,
-        "slices": args.slices or "default",
+        "slices": args.slices,
         "restorations": args.restorations,
     } | figures
 
