@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_nifti
 
+pytestmark = pytest.mark.slow
+
 VOLUME_STEPS = ("read", "prepare", "encode", "nll", "healthy_sampling", "decode", "postprocess", "write")
 
 

@@ -19,6 +19,8 @@ from mood_submission.networks.vae import VAE, VAESettings
 from mood_submission.synthetic.anomalies import KINDS
 from mood_submission.training.trainer import save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 
 

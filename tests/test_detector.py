@@ -27,6 +27,8 @@ from mood_submission.training.run import load_detector
 from mood_submission.training.stages import DetectorStage
 from mood_submission.volumes import read_volume
 
+pytestmark = pytest.mark.slow
+
 TINY = DetectorSettings((4, 6, 8))
 
 

@@ -38,6 +38,7 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.slow
 def test_commands_and_options_exist():
     lines, helps = command_lines(), {}
     assert len(lines) > 10
@@ -52,6 +53,7 @@ def test_commands_and_options_exist():
             assert re.search(rf"{option}\b", helps[key]), (page, words, option)
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(blobs, tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     (tmp_path / "case.nii.gz").write_bytes((blobs / "case_0.nii.gz").read_bytes())

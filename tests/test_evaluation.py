@@ -223,6 +223,7 @@ def test_command_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_command_line_errors(tmp_path: Path) -> None:
     assert command("--pred", tmp_path).returncode == 2
     assert (

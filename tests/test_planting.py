@@ -269,6 +269,7 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
         fill_store(other, tmp_path, 9)
 
 
+@pytest.mark.slow
 def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     """Plant, train, go on training, put the detector into the model file, predict."""
     weights, store, run = tiny_weights["brain"], tmp_path / "store", tmp_path / "run"

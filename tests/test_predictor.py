@@ -168,6 +168,7 @@ def test_one_bad_file_does_not_stop_the_others(tiny_weights, blobs, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_wrong_usage_ends_with_2_and_one_line(tiny_weights, blobs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")

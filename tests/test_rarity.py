@@ -167,6 +167,7 @@ def test_scores_are_the_steps_one_by_one(calibrated, blobs):
     )
 
 
+@pytest.mark.slow
 def test_a_model_without_tables_says_so(tiny_weights, blobs, tmp_path):
     model = load_model(tiny_weights["brain"], device="cpu")
     with pytest.raises(ModelError, match="mood-submission calibrate"):
@@ -228,6 +229,7 @@ def test_about_survives_the_file(calibrated):
     )
 
 
+@pytest.mark.slow
 def test_a_volume_unlike_the_healthy_ones_is_told_by_name(calibrated, blobs, tmp_path):
     """In the report and on standard error; a volume that the model was calibrated on is not."""
     about = load_model(calibrated, device="cpu").about

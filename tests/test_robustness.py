@@ -28,7 +28,10 @@ from mood_submission.evaluation.benchmark import FreeNetworks
 from mood_submission.running.run_folder import finished, predict_files
 
 AFFINE = np.diag([2, 2, 4, 1.0])
-pytestmark = pytest.mark.filterwarnings("ignore:.*(voxels read as|orientation in the header)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*(voxels read as|orientation in the header)"),
+]
 
 
 def smooth_data(shape=(20, 18, 6), dtype=np.float32) -> np.ndarray:

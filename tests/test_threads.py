@@ -134,6 +134,7 @@ def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weig
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sample", "pixel"])
 def test_shipped_weights_write_the_same_bytes_for_any_threads(task, blobs, tmp_path):
     """In fresh processes, whose libraries too have so many threads."""

@@ -31,6 +31,8 @@ from mood_submission.training.stages import VQVAEStage, nll_percentiles
 from mood_submission.training.trainer import Budget, Schedule
 from mood_submission.volumes import read_volume
 
+pytestmark = pytest.mark.slow
+
 
 def script(name: str, *words, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(

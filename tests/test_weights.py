@@ -13,6 +13,8 @@ from mood_submission.synthetic.anomalies import plant
 from mood_submission.synthetic.phantoms import abdom_phantom, brain_template_subject
 from mood_submission.volumes import read_volume
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=REGIONS)
 def model(request):
