@@ -206,7 +206,11 @@ def what_scores(model: Model) -> str:
     }
     detector = model.about.detector and dataclasses.replace(model.about.detector, restorations=0)
     about = dataclasses.replace(
-        model.about, training={}, sample_method="paper", pixel_method="paper", detector=detector
+        model.about,
+        training={},
+        sample_method="paper",
+        pixel_method="paper",
+        detector=detector,
     )
     return content_sha256(tensors, about.to_json())[:16]
 
@@ -217,7 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = args.weights or WEIGHTS / f"{args.region}.safetensors"
         model = load_model(weights, args.device, precision=args.precision)
         predictor = Predictor(
-            model, args.slices, args.restorations, sample_method="paper", pixel_method="paper"
+            model,
+            args.slices,
+            args.restorations,
+            sample_method="paper",
+            pixel_method="learned" if args.restorations == 0 else "paper",
         )
         parts = halves(args, model.about.training.get("vqvae", {}).get("volumes", {}))
         files = chosen(args, parts)
