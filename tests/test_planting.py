@@ -160,10 +160,11 @@ def test_evidence_is_relative_to_the_volume_s_own():
         )
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("size", [160, 40, 38])
-def test_a_logit_for_every_pixel_whatever_the_batch(size):
+def test_a_logit_for_every_pixel_whatever_the_batch(size, balanced):
     torch.manual_seed(0)
-    detector = ContextDetector(TINY).double().eval()
+    detector = ContextDetector(dataclasses.replace(TINY, balanced=balanced)).double().eval()
     for mirror in detector.mirrors:
         torch.nn.init.normal_(mirror.mix.weight, 0, 0.1)
     maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
@@ -171,6 +172,22 @@ def test_a_logit_for_every_pixel_whatever_the_batch(size):
     assert together.shape == (3, size, size)
     alone = torch.cat([detector(maps[i : i + 1], nll[i : i + 1]) for i in range(3)])
     assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_what_meets_on_the_way_up_weighs_alike():
+    """In a balanced detector fine detail is not drowned, however large the coarser levels grow."""
+    torch.manual_seed(0)
+    maps, nll = torch.rand(4, input_channels(CONTEXT), 40, 40), torch.rand(4, 5, 5, 5)
+    sharp = {}
+    for balanced in (False, True):
+        detector = ContextDetector(dataclasses.replace(TINY, balanced=balanced)).train()
+        with torch.no_grad():
+            for up in detector.up:
+                up.weight *= 10
+            logits = detector(maps, nll)
+        smooth = torch.nn.functional.avg_pool2d(logits[:, None], 5, 1, 2)[:, 0]
+        sharp[balanced] = float((logits - smooth).std() / logits.std())
+    assert sharp[True] > 2 * sharp[False]
 
 
 def test_a_context_has_the_slice_itself_in_it():

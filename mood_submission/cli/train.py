@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             widths = WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
             train_context_detector(
                 run,
-                DetectorSettings(widths, args.dropout, context=args.context, restorations=0),
+                DetectorSettings(widths, args.dropout, context=args.context, restorations=0, balanced=True),
                 args.model,
                 args.store,
                 args.most,

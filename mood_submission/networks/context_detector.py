@@ -133,6 +133,9 @@ class ContextDetector(nn.Module):
         self.mirrors = nn.ModuleList(Mirror(w) for w in widths[NLL_LEVEL:])
         self.bottom = nn.Sequential(Block(widths[-1]), Block(widths[-1]), nn.Dropout2d(settings.dropout))
         self.up = nn.ModuleList(nn.Conv2d(wider, w, 1) for w, wider in zip(widths, widths[1:]))
+        levels = widths[:-1] if settings.balanced else ()
+        self.scale_up = nn.ModuleList(nn.BatchNorm2d(w) for w in levels)
+        self.scale_across = nn.ModuleList(nn.BatchNorm2d(w) for w in levels)
         self.merge = nn.ModuleList(Block(w) for w in widths[1:-1])
         self.fine = nn.Sequential(
             nn.BatchNorm2d(widths[0]), nn.ELU(), nn.Conv2d(widths[0], widths[0], 3, padding=1)
@@ -152,10 +155,10 @@ class ContextDetector(nn.Module):
                 x = self.blocks[level - 1](x)
         x = self.bottom(x)
         for level in range(len(self.down) - 1, -1, -1):
-            below = kept[level]
-            x = below + F.interpolate(
-                self.up[level](x), below.shape[-2:], mode="bilinear", align_corners=False
-            )
+            across, up = kept[level], self.up[level](x)
+            if self.settings.balanced:
+                across, up = self.scale_across[level](across), self.scale_up[level](up)
+            x = across + F.interpolate(up, across.shape[-2:], mode="bilinear", align_corners=False)
             x = self.merge[level - 1](x) if level else x + self.fine(x)
         return self.head(x)[:, 0]
 

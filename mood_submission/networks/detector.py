@@ -29,6 +29,8 @@ class DetectorSettings:
     context: which slices beside a slice are read with it, as differences of index; () for the detector of one slice that
         earlier model files hold (`Detector`), else (..., 0, ...) for `ContextDetector`, whose widths begin at the slice's
         own resolution.
+    balanced: whether, of a `ContextDetector`, what comes up from the coarser level and what comes across from the same one are
+        brought to one scale before they are added. Without, the coarser level drowns the finer one and maps are blobs.
     """
 
     widths: tuple[int, ...] = (24, 32, 48, 64)
@@ -37,6 +39,7 @@ class DetectorSettings:
     in_plane: float = 0.015
     restorations: int = 15
     context: tuple[int, ...] = ()
+    balanced: bool = False
 
     def __post_init__(self):
         for name in ("widths", "context"):
