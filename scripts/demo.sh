@@ -13,7 +13,7 @@ PYTHON=${VENV:-$root/.venv}/bin/python
 export PYTHON
 "$PYTHON" "$root/scripts/make_toy.py" --region brain --size 100 --volumes 4 --seed 1 -o "$out"
 "$root/run_sample_brain.sh" "$out/brain/toy" "$out/predicted/sample"
-"$root/run_pixel_brain.sh" "$out/brain/toy" "$out/predicted/pixel" --slices 32
+"$root/run_pixel_brain.sh" "$out/brain/toy" "$out/predicted/pixel"
 for score in "$out"/predicted/sample/*.txt; do
     name=$(basename "$score" .txt)
     echo "$name: score $(cat "$score"), anomalous: $(cat "$out/brain/toy_label/sample/$name.txt")"
