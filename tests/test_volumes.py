@@ -12,7 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mood_submission.volumes import Grid, VolumeError, find_others, find_volumes, read_volume, write_volume
+from mood_submission.volumes import (
+    Grid,
+    VolumeError,
+    find_others,
+    find_volumes,
+    named_volumes,
+    read_volume,
+    write_volume,
+)
 
 ORIENTATIONS = [
     "".join(pair[flip] for pair, flip in zip(pairs, flips))
@@ -411,3 +419,16 @@ def test_an_independent_reader_sees_the_same_geometry(tmp_path):
     assert before.GetSize() == after.GetSize() and before.GetSpacing() == after.GetSpacing()
     assert before.GetOrigin() == after.GetOrigin() and before.GetDirection() == after.GetDirection()
     assert np.allclose(sitk.GetArrayFromImage(before), sitk.GetArrayFromImage(after))
+
+
+def test_volumes_of_several_folders_by_name(tmp_path):
+    for name in ("one/b.nii.gz", "two/a.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert list(named_volumes(folders)) == ["a", "b"] and list(named_volumes(folders, ["b"])) == ["b"]
+    with pytest.raises(VolumeError, match="expected a volume called c, found 2 others"):
+        named_volumes(folders, ["c"])
+    (tmp_path / "two" / "b.nii").write_bytes(b"")
+    with pytest.raises(VolumeError, match="expected each volume's name once, found b twice"):
+        named_volumes(folders)

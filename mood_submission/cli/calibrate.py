@@ -15,7 +15,7 @@ from ..evaluation.calibration import calibrate
 from ..model import PRECISIONS, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ..predictor import Predictor
-from ..volumes import VolumeError, named_volumes
+from ..volumes import named_volumes
 from .options import positive, slices_option
 
 
@@ -63,17 +63,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
-    files: dict[str, Path] = {}
-    for folder in args.data:
-        files |= named_volumes(folder)
     if args.names_file:
-        names = args.names_file.read_text().split()
-        missing = [name for name in names if name not in files]
-        if missing:
-            raise VolumeError(
-                f"{', '.join(map(str, args.data))}: expected a volume called {missing[0]}, found {len(files)} others"
-            )
-        return [files[name] for name in sorted(names)]
+        return list(named_volumes(args.data, args.names_file.read_text().split()).values())
+    files = named_volumes(args.data)
     return [files[name] for name in held_out if name in files] or list(files.values())
 
 

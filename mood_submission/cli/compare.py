@@ -158,19 +158,12 @@ def write_tables(
 def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Path]:
     """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
     names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
-    files: dict[str, Path] = {}
-    for folder in args.data:
-        files |= named_volumes(folder)
     if args.only:
-        names = [name for name in files if any(fnmatch(name, pattern) for pattern in args.only)]
-    missing = [name for name in names or [] if name not in files]
-    if missing or not files or names == []:
-        raise VolumeError(
-            f"{', '.join(map(str, args.data))}: expected "
-            + (f"a volume called {missing[0]}" if missing else f"volumes called {' or '.join(args.only)}")
-            + f", found {len(files)} others"
-        )
-    return {name: files[name] for name in sorted(names or files)}
+        names = [name for name in named_volumes(args.data) if any(fnmatch(name, p) for p in args.only)]
+        if not names:
+            found = f"found none called {' or '.join(args.only)}"
+            raise VolumeError(f"{', '.join(map(str, args.data))}: expected volumes to compare on, {found}")
+    return named_volumes(args.data, names)
 
 
 def record(weights: Path, about: About, args: argparse.Namespace, results: dict[str, dict]) -> None:

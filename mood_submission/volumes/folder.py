@@ -42,15 +42,24 @@ def volume_name(path: Path) -> str:
     return name[:-4]
 
 
-def named_volumes(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, Path]:
-    """The volumes of a folder by name, sorted; those called `names`, or all.
+def named_volumes(
+    folders: str | Path | Iterable[Path], names: Iterable[str] | None = None
+) -> dict[str, Path]:
+    """The volumes of a folder, or of several, by name, sorted; those called `names`, or all.
 
-    Raises VolumeError where there are none, or one of `names` is not there.
+    Raises VolumeError where a folder has none, a name stands in two folders, or one of `names` is not there.
     """
-    files = {volume_name(path): path for path in find_volumes(folder)}
-    if not files:
-        raise VolumeError(f"{folder}: expected .nii.gz or .nii volumes, found none")
+    folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
+    where, files = ", ".join(map(str, folders)), {}
+    for folder in folders:
+        found = {volume_name(path): path for path in find_volumes(folder)}
+        if not found:
+            raise VolumeError(f"{folder}: expected .nii.gz or .nii volumes, found none")
+        twice = sorted(set(found) & set(files))
+        if twice:
+            raise VolumeError(f"{where}: expected each volume's name once, found {twice[0]} twice")
+        files |= found
     missing = [name for name in names or [] if name not in files]
     if missing:
-        raise VolumeError(f"{folder}: expected a volume called {missing[0]}, found {len(files)} others")
-    return files if names is None else {name: files[name] for name in sorted(set(names))}
+        raise VolumeError(f"{where}: expected a volume called {missing[0]}, found {len(files)} others")
+    return {name: files[name] for name in sorted(files if names is None else set(names))}
