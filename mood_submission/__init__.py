@@ -10,7 +10,7 @@ __all__ = ["Model", "Predictor", "load_model"]
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if (
         name == "Predictor"
     ):  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed

@@ -118,4 +118,5 @@ class Evidence:
         restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector."""
         restored = self.decoded if self.restored is None else self.restored
         logits = self.model.detect(self._slices, self.decoded, restored, self.nll, self.position)
-        return smooth_logits(logits.float(), self.about.detector)
+        assert self.model.detector is not None  # else `detect` has raised
+        return smooth_logits(logits.float(), self.model.detector.settings)

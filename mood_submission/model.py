@@ -9,13 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .model_file import FORMAT, REGIONS, WEIGHTS, About, ModelError, _filled, _stored
+from .model_file import FORMAT, WEIGHTS, About, ModelError, _filled, _stored
 from .networks.context_detector import ContextDetector, VolumeEvidence, build_detector
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
+from .runtime.contract import REGIONS
 from .runtime.integrity import check, content_sha256
 from .runtime.memory import affordable, free_memory, in_batches
 from .runtime.precision import exact_float32
@@ -23,21 +24,24 @@ from .runtime.threads import each, one_thread_each
 
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 32  # slices that go through a network at a time on a GPU; on a CPU one, in each thread
-CPU_SLICES, CPU_ROWS = (
-    16,
-    128,
-)  # that a CPU's thread restores at a time, at most: slices, and restorations in all
+CPU_SLICES = 16  # slices that a CPU's thread restores at a time, at most
+CPU_ROWS = 128  # restorations that it does at a time, at most, of all its slices
 
 
 class Model:
-    """VQ-VAE, prior and, where there is one, detector on one device, in evaluation mode. Slices are (B, H, W) in the network's intensities (see
-    `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes (B, h, w) int64. Inputs may be on any device and
-    of any floating dtype; results are on the model's. `batch_size`: slices that go through a network at a time on a GPU, by
-    default BATCH where there is memory for them, halved when it runs out. On a CPU it is one in each of torch's threads,
-    and results have the same bits for any number of these.
-    Codes and NLL, which thresholds decide on, are computed without TF32; decoding as torch is set to.
-    `precision`, of restoring alone: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA)
-    and "bf16" draw others of the same distribution, up to rounding. `file`: that it was read from, `sha256`: of that."""
+    """VQ-VAE, prior and, where there is one, detector on one device, in evaluation mode.
+
+    Slices are (B, H, W) in the network's intensities (see `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes
+    (B, h, w) int64. Inputs may be on any device and of any floating dtype; results are on the model's device. Codes and NLL,
+    which thresholds decide on, are computed without TF32; decoding uses what torch is set to.
+
+    batch_size: how many slices go through a network at a time on a GPU; by default BATCH where there is memory for them,
+        halved when memory runs out. On a CPU each of torch's threads takes one slice at a time, and results have the same
+        bits for any number of threads.
+    precision: of restoring alone. "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA) and
+        "bf16" draw other codes of the same distribution, up to rounding. Raises ValueError for others.
+    file: where the model was read from. sha256: digest of that file's content.
+    """
 
     def __init__(
         self,
@@ -60,9 +64,8 @@ class Model:
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.precision, self.file, self.sha256 = precision, file, sha256
-        self._cached: dict[
-            torch.Size, CachedPrior
-        ] = {}  # by grid size: kept on CUDA, with the graphs recorded for it
+        # by grid size; kept on CUDA, with the graphs that were recorded for it
+        self._cached: dict[torch.Size, CachedPrior] = {}
 
     def on_cpu(self) -> "Model":
         """The same on the CPU, from its file where it has one: a GPU that has failed may not give anything back."""
@@ -103,13 +106,14 @@ class Model:
             raise ModelError(
                 "expected a model with a detector, found one without; see mood-submission train detector"
             )
-        context = self.about.detector.context
+        detector = self.detector
+        context = detector.settings.context
         if not context:
-            return self._batched(self.detector, slices, reconstruction, restoration, nll, position)
+            return self._batched(detector, slices, reconstruction, restoration, nll, position)
         maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
         evidence = VolumeEvidence.of(*maps)
         return self._batched(
-            lambda index: self.detector(*(self._here(x) for x in evidence.inputs(index, context))),
+            lambda index: detector(*(self._here(x) for x in evidence.inputs(index, context))),
             torch.arange(len(slices)),
         )
 
@@ -209,7 +213,7 @@ def _twin(network: nn.Module) -> nn.Module:
 
 def _pieces(first: int, last: int) -> list[tuple[int, int]]:
     """first .. last in pieces of falling powers of two: libraries keep working memory for each size that they meet."""
-    pieces = []
+    pieces: list[tuple[int, int]] = []
     while first < last or not pieces:
         step = 1 << max(0, (last - first).bit_length() - 1)
         pieces.append((first, min(first + step, last)))
@@ -242,11 +246,11 @@ def load_model(
         text = metadata.get("about", "{}")
         about = About.from_json(text)
         sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
-        vqvae, prior = (
-            _filled(network, tensors, part)
-            for part, network in (("vqvae", VQVAE(about.vqvae)), ("prior", PixelSNAIL(about.prior)))
-        )
-        detector = about.detector and _filled(build_detector(about.detector), tensors, "detector")
+        vqvae = _filled(VQVAE(about.vqvae), tensors, "vqvae")
+        prior = _filled(PixelSNAIL(about.prior), tensors, "prior")
+        detector = None
+        if about.detector is not None:
+            detector = _filled(build_detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -19,6 +20,7 @@ from .networks.detector import Detector, DetectorSettings
 from .networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .networks.vqvae import VQVAE, VQVAESettings
 from .preprocessing import Preprocessing
+from .runtime.files import write_whole
 from .runtime.integrity import content_sha256
 
 FORMAT = "mood-submission-1"
@@ -26,7 +28,6 @@ INSTALLED = (
     Path(__file__).resolve().parent / "weights"
 )  # of a wheel; in a checkout they lie beside the package
 WEIGHTS = INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent / "weights"
-REGIONS = ("brain", "abdom")
 SAMPLE_METHODS = ("paper", "top", "learned")
 PIXEL_METHODS = ("paper", "rarity", "learned")
 
@@ -120,9 +121,9 @@ def _stored(network: nn.Module, part: str, dtype: torch.dtype | None) -> dict[st
 
 def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part, text = file.with_name(f".{file.name}.part"), about.to_json()
-    part.write_bytes(save(tensors, metadata={"about": text, "sha256": content_sha256(tensors, text)}))
-    part.replace(file)
+    text = about.to_json()
+    with write_whole(file) as out:
+        out.write(save(tensors, metadata={"about": text, "sha256": content_sha256(tensors, text)}))
 
 
 def rewrite_about(file: Path, out: Path, about: About) -> None:
@@ -152,14 +153,16 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         return {name: stored.get_tensor(name) for name in stored.keys()}
 
 
-def _filled(network: nn.Module, tensors: dict[str, Tensor], part: str) -> nn.Module:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _filled(network: Network, tensors: dict[str, Tensor], part: str) -> Network:
     """The network with the parameters stored under `part.`; all must be there and fit."""
     own = {
         name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
     }
-    network.to(
-        next(iter(own.values())).dtype if own else torch.float32
-    )  # load_state_dict would round float64
+    stored = next(iter(own.values())).dtype if own else torch.float32
+    network.to(stored)  # else load_state_dict would round float64
     missing, unexpected = network.load_state_dict(own, strict=False)
     wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
     if wrong:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from .scoring.rarity import EVIDENCE
 from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
-TASKS = ("sample", "pixel")
 MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
 
@@ -60,6 +59,17 @@ class Prepared:
         return replace(
             self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen]
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of a volume, of the tasks that were asked for.
+
+    sample: how anomalous the volume is, 0 .. 1. pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`.
+    """
+
+    sample: float | None = None
+    pixel: Tensor | None = None
 
 
 class Predictor:
@@ -108,12 +118,16 @@ class Predictor:
 
     def sample_score(self, volume: Volume) -> float:
         """How anomalous the volume is, 0 .. 1."""
-        return self.compute(self.prepare(volume), "sample")
+        prepared = self.prepare(volume)
+        with self.alone():
+            return self.sample(self.complete_evidence(prepared, "sample"))
 
     def pixel_scores(self, volume: Volume) -> np.ndarray:
         """How anomalous each voxel is, 0 .. 1: (X, Y, Z) float32 in RAS order."""
         prepared = self.prepare(volume)
-        return self.to_volume(prepared, self.compute(prepared, "pixel"))
+        with self.alone():
+            scores = self.pixel(self.complete_evidence(prepared, "pixel"))
+        return self.to_volume(prepared, scores)
 
     def prepare(self, volume: Volume) -> Prepared:
         """Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS."""
@@ -146,19 +160,24 @@ class Predictor:
 
     def compute(
         self, prepared: Prepared, task: str, remark: Callable[[str], object] = lambda line: None
-    ) -> float | Tensor:
-        """What the networks make of it, 0 .. 1: the sample score, or the slices' scores (N, H, H) for `to_volume`.
+    ) -> Scored:
+        """What the networks make of a volume, for one of TASKS.
 
         remark: called with a line where the volume looks unlike the scans that the weights know.
         """
         with self.alone():
-            evidence = self.evidence(prepared)
-            if task == "pixel" and self.restorations:
-                evidence = evidence.with_restorations(self.restore(prepared, evidence.codes))
-            scores = self.score(evidence, task)
+            evidence = self.complete_evidence(prepared, task)
+            scored = self.score(evidence, task)
             for line in self.remarks(evidence, prepared.path):
                 remark(line)
-            return scores
+            return scored
+
+    def complete_evidence(self, prepared: Prepared, task: str) -> Evidence:
+        """The evidence of a volume, with restorations where the task needs them; to be used within `alone`."""
+        evidence = self.evidence(prepared)
+        if task == "pixel" and self.restorations:
+            evidence = evidence.with_restorations(self.restore(prepared, evidence.codes))
+        return evidence
 
     def remarks(self, evidence: Evidence, path: Path) -> list[str]:
         """A line that names the file where its codes or residuals are more unlikely all over than any healthy hold-out volume's."""
@@ -173,23 +192,32 @@ class Predictor:
             f"{path}: looks unlike the scans that these weights know ({'; '.join(strange)}): scores may be high everywhere"
         ]
 
-    def score(self, evidence: Evidence, task: str) -> float | Tensor:
-        """The sample score, or the slices' scores, of evidence, by this predictor's method for the task."""
+    def score(self, evidence: Evidence, task: str) -> Scored:
+        """The scores of evidence, for one of TASKS."""
         if task == "sample":
-            return SAMPLE_WAYS[self.sample_method](evidence)
+            return Scored(sample=self.sample(evidence))
+        return Scored(pixel=self.pixel(evidence))
+
+    def sample(self, evidence: Evidence) -> float:
+        """The sample score by this predictor's method, 0 .. 1."""
+        return SAMPLE_WAYS[self.sample_method](evidence)
+
+    def pixel(self, evidence: Evidence) -> Tensor:
+        """The slices' scores by this predictor's method, (N, H, H), 0 .. 1."""
         return PIXEL_WAYS[self.pixel_method](evidence)
 
     def evidence(self, prepared: Prepared, restored_codes: Tensor | None = None) -> Evidence:
         """The evidence of a volume, of which nothing is computed yet."""
         return Evidence(self.model, prepared.slices, prepared.position, restored_codes)
 
-    def alone(self):
+    def alone(self) -> AbstractContextManager[None]:
         """A context in which results have the same bits for any number of threads."""
         return one_thread_each() if self.model.device.type == "cpu" else nullcontext()
 
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""
-        uniforms = self.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])[:, first:last]
+        height, width = codes.shape[1:]
+        uniforms = self.uniforms(prepared.path.name, prepared.indices, (height, width))[:, first:last]
         return self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
@@ -214,22 +242,27 @@ class Predictor:
         where `out` cannot be written to. For many files: `running.run_folder.predict_files`.
         """
         prepared = self.read(source)
-        score = self.write(prepared, self.compute(prepared, task), out)
-        return None if task == "pixel" else score
+        scored = self.compute(prepared, task)
+        self.write(prepared, scored, out)
+        return scored.sample
 
     def read(self, source: Path) -> Prepared:
+        """A file, ready for the networks. Raises VolumeError where it is no volume."""
         return self.prepare(read_volume(source))
 
-    def write(self, prepared: Prepared, result: float | Tensor, out: Path) -> float:
-        """Returns the sample score, or the highest voxel's."""
+    def write(self, prepared: Prepared, scored: Scored, out: Path) -> float:
+        """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's."""
         name = prepared.path.name
-        if isinstance(result, float):
-            with write_whole(out / f"{name}.txt") as file:
-                file.write(f"{result:.9g}\n".encode())
-            return result
-        scores = self.to_volume(prepared, result)
-        write_volume(out / name, scores, prepared.grid)
-        return float(scores.max())
+        highest = 0.0
+        if scored.pixel is not None:
+            scores = self.to_volume(prepared, scored.pixel)
+            write_volume(out / name, scores, prepared.grid)
+            highest = float(scores.max())
+        if scored.sample is None:
+            return highest
+        with write_whole(out / f"{name}.txt") as file:
+            file.write(f"{scored.sample:.9g}\n".encode())
+        return scored.sample
 
     def on_cpu(self) -> "Predictor":
         """The same with the model on the CPU."""

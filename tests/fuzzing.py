@@ -11,8 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from mood_submission.predictor import TASKS, Predictor
+from mood_submission.predictor import Predictor
 from mood_submission.running.run_folder import predict_files
+from mood_submission.runtime.contract import TASKS
 from mood_submission.volumes import volume_name
 
 DTYPES = ("u1", "i1", "<i2", ">i2", "<u2", "<i4", ">i8", "<f4", ">f4", "<f8")

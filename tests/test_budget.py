@@ -50,7 +50,7 @@ def test_a_budget_is_kept_from_above_and_mostly_used(blobs):
         predictor, prepared, result = within(seconds, blobs)
         assert predictor.model.seconds <= seconds
         made.append((len(result.prepared.indices), result.restorations))
-        assert len(result.scores) == len(result.prepared.indices)
+        assert len(result.scored.pixel) == len(result.prepared.indices)
     assert made == sorted(made) and made[-1] == (12, 15) and made[0][0] <= PILOT
     assert any(slices == 12 and 1 < copies < 15 for slices, copies in made)
 
@@ -60,7 +60,7 @@ def test_the_least_is_a_few_slices_with_one_restoration(blobs):
     assert (len(result.prepared.indices), result.restorations) == (PILOT, 1)
     assert result.prepared.indices[0] == 0 and result.prepared.indices[-1] >= 10  # over all of the volume
     _, _, result = within(0.001, blobs, "sample")
-    assert len(result.prepared.indices) == PILOT and 0 <= result.scores <= 1
+    assert len(result.prepared.indices) == PILOT and 0 <= result.scored.sample <= 1
 
 
 def test_restorations_are_the_first_of_those_without_a_budget(blobs):

@@ -22,9 +22,9 @@ from mood_submission.scoring.learned import TOP_SHARE, sample_of, smooth_logits,
 from mood_submission.synthetic.anomalies import KINDS
 from mood_submission.training.augment import Augmentation, vary_volume
 from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
+from mood_submission.training.detector_stages import DetectorStage
 from mood_submission.training.planted import FIELDS, make_planted
 from mood_submission.training.run import load_detector
-from mood_submission.training.stages import DetectorStage
 from mood_submission.volumes import read_volume
 
 pytestmark = pytest.mark.slow
@@ -415,9 +415,9 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     expected = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
     monkeypatch.setattr(model, "restore", None)
     predictor = Predictor(model, slices=9, restorations=0)
-    assert torch.allclose(predictor.compute(p, "pixel"), torch.sigmoid(expected / 4), atol=1e-6)
+    assert torch.allclose(predictor.compute(p, "pixel").pixel, torch.sigmoid(expected / 4), atol=1e-6)
     within = compute_within(predictor, p, "pixel", 1e6)
-    assert torch.equal(within.scores, predictor.compute(p, "pixel")) and within.restorations == 0
+    assert torch.equal(within.scored.pixel, predictor.compute(p, "pixel").pixel) and within.restorations == 0
     assert len(compute_within(predictor, p, "pixel", 1e-6).prepared.indices) == 8
     with pytest.raises(ModelError, match="restoration for the method paper, found 0"):
         Predictor(model, restorations=0, pixel_method="paper")

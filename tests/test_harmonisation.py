@@ -162,17 +162,8 @@ def test_each_step_can_be_switched_off_alone(head, off, same):
 
 
 def test_settings_of_earlier_files_mean_what_they_meant():
-    old = {
-        name: Preprocessing.published("brain").to_dict()[name]
-        for name in (
-            "region",
-            "image_size",
-            "slices",
-            "intensity",
-            "foreground_threshold",
-            "hounsfield_window",
-        )
-    }
+    names = ("region", "image_size", "intensity", "foreground_threshold", "hounsfield_window")
+    old = {name: Preprocessing.published("brain").to_dict()[name] for name in names} | {"slices": 32}
     assert Preprocessing.from_dict(old) == Preprocessing.published("brain")
     for prep in (BRAIN, ABDOM):
         assert Preprocessing.from_dict(json.loads(json.dumps(prep.to_dict()))) == prep

@@ -282,7 +282,7 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     same = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip((maps, nll, label), same))
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
-    with pytest.raises(CacheError, match="expected a store of"):
+    with pytest.raises(CacheError, match="expected files made with kinds"):
         fill_store(other, tmp_path, 9)
 
 

@@ -420,5 +420,5 @@ def test_draw_follows_the_distribution():
 def test_default_batch_fits_its_budget():
     cached = CachedPrior(random_prior("brain"), 7, 9)
     rows = cached.affordable_rows()
-    numbers = sum(math.prod(shape) for part in cached.parts for shape in part.shapes.values())
+    numbers = sum(math.prod(buffer.shape) for buffer in cached.buffers)
     assert 1 <= rows and rows * numbers * 8 <= CPU_BYTES

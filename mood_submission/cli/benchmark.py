@@ -13,18 +13,18 @@ import torch
 
 from ..evaluation.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..model import PRECISIONS, load_model
-from ..model_file import REGIONS, ModelError
+from ..model_file import ModelError
 from ..predictor import Predictor
 from ..volumes import VolumeError
-from .options import positive, slices_option
+from .options import add_device, add_region, positive, slices_option
 
 SIZE = {"brain": 256, "abdom": 512}  # the challenge's
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mood-submission benchmark", description=__doc__)
-    parser.add_argument("--region", choices=REGIONS, required=True)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    add_region(parser)
+    add_device(parser)
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
     )
@@ -60,21 +60,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def toy(region: str, size: int, folder: Path) -> Path:
     """A healthy made-up volume, from a process of its own: its memory is not this one's."""
-    words = [
-        "--region",
-        region,
-        "--volumes",
-        "1",
-        "--size",
-        str(size),
-        "--healthy-fraction",
-        "1",
-        "-o",
-        folder,
-    ]
+    words = f"--region {region} --volumes 1 --size {size} --healthy-fraction 1 -o".split()
     here = str(Path(__file__).resolve().parents[2])  # where this package is, installed or not
     subprocess.run(
-        [sys.executable, "-m", "mood_submission", "make-toy", *words],
+        [sys.executable, "-m", "mood_submission", "make-toy", *words, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))},
         check=True,
         stdout=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from ..model import PRECISIONS, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ..predictor import Predictor
 from ..volumes import named_volumes
-from .options import positive, slices_option
+from .options import add_device, positive, slices_option
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=PIXEL_METHODS,
         help="from then on the file's default (default: rarity; learned where it was that)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    add_device(parser)
     return parser.parse_args(argv)
 
 

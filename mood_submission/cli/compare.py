@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..evaluation.comparison import (
     Case,
-    check_settings,
+    Ways,
     model_ways,
     plan,
     run_case,
@@ -28,11 +28,12 @@ from ..evaluation.comparison import (
     vae_ways,
 )
 from ..model import PRECISIONS, Model, load_model
-from ..model_file import REGIONS, WEIGHTS, About, rewrite_about
+from ..model_file import WEIGHTS, About, rewrite_about
 from ..predictor import Predictor
 from ..runtime.integrity import content_sha256
+from ..runtime.settings_file import check_settings
 from ..volumes import VolumeError, named_volumes
-from .options import positive, restorations_option, slices_option
+from .options import add_device, add_region, positive, restorations_option, slices_option
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--region", choices=REGIONS, required=True)
+    add_region(parser)
     parser.add_argument(
         "--data",
         type=Path,
@@ -102,7 +103,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with --held-out: write the average precision of each way on "
         "both halves into the model file's description",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    add_device(parser)
     parser.add_argument("--seed", type=int, default=0, help="of what is planted where (default: 0)")
     args = parser.parse_args(argv)
     if args.record and not args.held_out:
@@ -223,14 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parts = halves(args, model.about.training.get("vqvae", {}).get("volumes", {}))
         files = chosen(args, parts)
         cases = plan(list(files), args.planted, args.seed)
-        ways = {args.out / "cases": model_ways}
+        ways: dict[Path, Ways] = {args.out / "cases": model_ways}
         if args.vae:
             from ..training.run import load_vae
 
             ways[args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"] = vae_ways(load_vae(args.vae)[0])
         args.out.mkdir(parents=True, exist_ok=True)
         check_settings(
-            args.out,
+            args.out / "settings.json",
             {
                 "model": what_scores(model),
                 "volumes": list(files),

@@ -6,14 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.challenge import EVALUATE, TASKS
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {value}")
-    return value
+from ..evaluation.challenge import EVALUATE
+from ..runtime.contract import TASKS
+from .options import at_least
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
     parser.add_argument(
-        "--bootstrap", type=natural, default=1000, help="resamples of the volumes for the interval; 0: none"
+        "--bootstrap",
+        type=at_least(0),
+        default=1000,
+        help="resamples of the volumes for the interval; 0: none",
     )
-    parser.add_argument("--seed", type=natural, default=0, help="seed of the resampling")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the resampling")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     args = parser.parse_args(argv)
     try:

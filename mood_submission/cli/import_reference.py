@@ -5,11 +5,11 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
 
-from ..model_file import REGIONS, About, save_model
+from ..model_file import About, save_model
 from ..networks.parameter_names import (
     PublishedCheckpointError,
     convert_prior,
@@ -18,6 +18,7 @@ from ..networks.parameter_names import (
 from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
 from ..preprocessing import Preprocessing
+from .options import add_region
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -38,7 +39,10 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_network(file: Path, kind: type[nn.Module], convert: Callable[[dict], tuple]) -> nn.Module:
+Network = TypeVar("Network", VQVAE, PixelSNAIL)
+
+
+def read_network(file: Path, kind: type[Network], convert: Callable[[dict], tuple]) -> Network:
     """The network in `file`, in the precision that it is stored in; every parameter must be there and fit."""
     state = read_state(file)
     try:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission import-reference", description=__doc__)
     parser.add_argument("features", type=Path, metavar="FEATURES.pt", help="state dictionary of the VQ-VAE")
     parser.add_argument("latent", type=Path, metavar="LATENT.pt", help="state dictionary of the prior")
-    parser.add_argument("--region", choices=REGIONS, required=True)
+    add_region(parser)
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="OUT.safetensors", help="model file to write"
     )

@@ -7,25 +7,8 @@ from pathlib import Path
 
 from ..synthetic.anomalies import KINDS
 from ..synthetic.phantoms import SMALLEST
-from ..synthetic.toy import REGIONS, make_toy
-
-
-def at_least(low: int):
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
-        return value
-
-    parse.__name__ = "int"  # argparse names it where the text is no number
-    return parse
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {value}")
-    return value
+from ..synthetic.toy import make_toy
+from .options import add_region, at_least, share
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -35,7 +18,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Writes DATA/REGION/toy/NAME.nii.gz and DATA/REGION/toy_label/{pixel,sample,anomalies.json}. Without "
         "--from, brains are deformed from nilearn's MNI152 template where nilearn is installed, else procedural.",
     )
-    parser.add_argument("--region", choices=REGIONS, required=True)
+    add_region(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DATA", help="folder to write under")
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FOLDER", help="plant in these healthy volumes instead"

@@ -1,10 +1,47 @@
-"""Types of command line options that several commands share. Each raises argparse.ArgumentTypeError."""
+"""Options that several commands share, and types of options. A type raises argparse.ArgumentTypeError."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+
+from ..runtime.contract import REGIONS
+
+DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
+
+
+def add_region(parser: argparse.ArgumentParser) -> None:
+    """The option --region, which must be given."""
+    parser.add_argument("--region", choices=REGIONS, required=True)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device."""
+    parser.add_argument("--device", help=DEVICE_HELP)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of a whole number from `low` on."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
+        return value
+
+    parse.__name__ = "int"  # argparse names it where the text is no number
+    return parse
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {value}")
+    return value
 
 
 def slices_option(text: str) -> int | str:
+    """ "all", or a whole number of at least 1."""
     if text == "all":
         return text
     if not text.isdigit() or int(text) < 1:
@@ -13,18 +50,21 @@ def slices_option(text: str) -> int | str:
 
 
 def positive(text: str) -> int:
+    """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
     return int(text)
 
 
 def restorations_option(text: str) -> int:
+    """A whole number, 0 or more."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a number of restorations, found {text!r}")
     return int(text)
 
 
 def seconds_option(text: str) -> float:
+    """A finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -35,6 +75,7 @@ def seconds_option(text: str) -> float:
 
 
 def json_option(text: str) -> Path:
+    """A file whose name ends in .json."""
     if not text.lower().endswith(".json"):  # so that no slip of the hand writes it over a volume
         raise argparse.ArgumentTypeError(f"expected a name ending in .json, found {text!r}")
     return Path(text)

@@ -12,13 +12,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..model import PRECISIONS, load_model
-from ..model_file import PIXEL_METHODS, REGIONS, SAMPLE_METHODS, WEIGHTS, ModelError
-from ..predictor import TASKS, Predictor
+from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
+from ..predictor import Predictor
 from ..running.report import Report
 from ..running.run_folder import Outcome, predict_files
+from ..runtime.contract import TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import VolumeError, find_others, find_volumes
-from .options import json_option, restorations_option, seconds_option, slices_option
+from .options import add_device, add_region, json_option, restorations_option, seconds_option, slices_option
 from .output import quiet, say
 
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         description="Score every .nii and .nii.gz volume of a folder. Exit status: 0 when every volume has its prediction, "
         "1 when some failed (each named on standard error), 2 for wrong usage.",
     )
-    predict.add_argument("--region", choices=REGIONS, required=True)
+    add_region(predict)
     predict.add_argument(
         "--task",
         choices=TASKS,
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
     )
-    predict.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
+    add_device(predict)
     predict.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,16 @@ def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
     return int(scores.mean((0, 1)).argmax())
 
 
-def load_row(source: Path, predicted: Path, labels: Path | None) -> dict[str, np.ndarray]:
-    """Pictures of one volume, each (y, x) with anterior at the top: the slice, its label, its scores."""
+@dataclass(frozen=True)
+class Row:
+    """One volume's pictures by column ("volume", "label", "scores"), each (y, x) with anterior at the top, of slice z."""
+
+    pictures: dict[str, np.ndarray]
+    z: int
+
+
+def load_row(source: Path, predicted: Path, labels: Path | None) -> Row:
+    """The pictures of one volume. Raises VolumeError where shapes differ."""
     arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / source.name).data}
     if labels is not None:
         arrays["label"] = read_volume(labels / source.name).data > 0.5
@@ -26,28 +35,28 @@ def load_row(source: Path, predicted: Path, labels: Path | None) -> dict[str, np
     if len(set(shapes.values())) > 1:
         raise VolumeError(f"{source}: expected scores and label of its shape, found {shapes}")
     z = telling_slice(arrays["scores"], arrays.get("label"))
-    return {name: array[:, ::-1, z].T for name, array in arrays.items()} | {"z": z}
+    return Row({name: array[:, ::-1, z].T for name, array in arrays.items()}, z)
 
 
-def draw(rows: dict[str, dict], out: Path) -> None:
+def draw(rows: dict[str, Row], out: Path) -> None:
+    """A row of pictures for each volume, by name, as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values()))]
-    brightest = max(
-        float(row["scores"].max()) for row in rows.values()
-    )  # one scale, so that rows can be compared
-    styles = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest or 1}}
+    columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values())).pictures]
+    # one scale, so that rows can be compared
+    brightest = max(float(row.pictures["scores"].max()) for row in rows.values()) or 1
+    styles: dict[str, dict] = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest}}
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False
     )
     for (name, row), line in zip(rows.items(), axes):
         for column, axis in zip(columns, line):
-            axis.imshow(row[column], **styles.get(column, {"cmap": "gray"}))
+            axis.imshow(row.pictures[column], **styles.get(column, {"cmap": "gray"}))
             axis.set(xticks=[], yticks=[])
-            axis.set_title(column if column != "volume" else f"{name}, z = {row['z']}", fontsize=8)
+            axis.set_title(column if column != "volume" else f"{name}, z = {row.z}", fontsize=8)
     figure.tight_layout()
     figure.savefig(out, dpi=90)
 

@@ -3,7 +3,7 @@ on both, with anomalies planted in these volumes; or the VAE that they are compa
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,27 +31,35 @@ from ..training.run import (
 )
 from ..training.store import PlantingSettings
 from ..training.trainer import Budget, Schedule
-from .options import positive
+from .options import DEVICE_HELP, add_region, positive, share
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Tells the default of options that have one."""
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mood-submission train", description=__doc__)
     stages = top.add_subparsers(dest="stage", required=True)
-    cache = stages.add_parser(
-        "cache", help="only cache the slices, for training on a machine without nibabel"
-    )
+    for name, (help_text, add_options, _) in STAGES.items():
+        add_options(stages.add_parser(name, help=help_text, description=help_text, formatter_class=Defaults))
+    return top
+
+
+# --- the options of each stage ---------------------------------------------------------------------------------------
+
+
+def _cache_options(cache: argparse.ArgumentParser) -> None:
     _data_options(cache)
     cache.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE.npz", help="cache file to write"
     )
-    vqvae = stages.add_parser("vqvae", help="train the VQ-VAE", formatter_class=Defaults)
+
+
+def _vqvae_options(vqvae: argparse.ArgumentParser) -> None:
     _run_options(vqvae, rate=1e-3)
     vqvae.add_argument(
         "--channels", type=int, nargs="+", help="widths of the levels (default: the region's published)"
@@ -59,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     vqvae.add_argument("--codebook-size", type=int, default=128, help="number of codes")
     vqvae.add_argument("--res-blocks", type=int, default=2, help="gated residual units a level")
     vqvae.add_argument("--stem-padding", type=int, default=3, help="padding of the first convolution")
-    prior = stages.add_parser("prior", help="train the prior", formatter_class=Defaults)
+
+
+def _prior_options(prior: argparse.ArgumentParser) -> None:
     _run_options(prior, rate=4e-4)
     prior.add_argument(
         "--vqvae", type=Path, metavar="RUN_DIR", help="run with the VQ-VAE (default: --out itself)"
@@ -73,83 +83,65 @@ def parser() -> argparse.ArgumentParser:
     prior.add_argument(
         "--downsample", type=int, help="stride of the attention's grid (default: the region's published)"
     )
-    detector = stages.add_parser("detector", help="train the detector", formatter_class=Defaults)
+
+
+def _detector_options(detector: argparse.ArgumentParser) -> None:
     _run_options(detector, rate=2e-3)
-    detector.add_argument(
+    add = detector.add_argument
+    add(
         "--model",
         type=Path,
         required=True,
         metavar="FILE.safetensors",
         help="model file with the VQ-VAE and the prior that the detector is for",
     )
-    detector.add_argument(
-        "--widths", type=int, nargs="+", default=DetectorSettings.widths, help="widths of the levels"
-    )
-    detector.add_argument(
-        "--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each"
-    )
-    detector.add_argument(
-        "--restorations", type=int, default=Planting.restorations, help="of each planted slice"
-    )
-    detector.add_argument(
+    add("--widths", type=int, nargs="+", default=DetectorSettings.widths, help="widths of the levels")
+    add("--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each")
+    add("--restorations", type=int, default=Planting.restorations, help="of each planted slice")
+    add(
         "--varied",
         type=int,
         default=Planting.varied,
         metavar="N",
         help="further copies, deformed and with other greys, not restored: a slice in a third of the time",
     )
-    detector.add_argument(
-        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on"
-    )
-    detector.add_argument(
+    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
+    add(
         "--planted",
         type=Path,
         metavar="FOLDER",
         help="planted slices, made there where they are not "
         "yet, for several runs of the same --model, --copies and --varied (default: in the run)",
     )
-    detector.add_argument(
+    add(
         "--store",
         type=Path,
         metavar="FOLDER",
         help="train the detector that reads a slice with its "
         "neighbours, on the volumes that 'mood-submission train plant' puts there, before or meanwhile",
     )
-    detector.add_argument(
-        "--context", type=int, nargs="+", default=CONTEXT, help="with --store: neighbours, 0 among them"
-    )
-    detector.add_argument(
-        "--most", type=positive, default=400, help="with --store: newest volumes that are held in memory"
-    )
-    plant = stages.add_parser(
-        "plant", help="fill a store of planted volumes for a detector", formatter_class=Defaults
-    )
+    add("--context", type=int, nargs="+", default=CONTEXT, help="with --store: neighbours, 0 among them")
+    add("--most", type=positive, default=400, help="with --store: newest volumes that are held in memory")
+
+
+def _plant_options(plant: argparse.ArgumentParser) -> None:
     _data_options(plant)
-    plant.add_argument(
-        "--model", type=Path, required=True, metavar="FILE.safetensors", help="VQ-VAE and prior"
-    )
-    plant.add_argument(
-        "--store", type=Path, required=True, metavar="FOLDER", help="where to; goes on where it was"
-    )
+    add = plant.add_argument
+    add("--model", type=Path, required=True, metavar="FILE.safetensors", help="VQ-VAE and prior")
+    add("--store", type=Path, required=True, metavar="FOLDER", help="where to; goes on where it was")
     much = plant.add_mutually_exclusive_group(required=True)
     much.add_argument("--count", type=positive, help="volumes that the store is to have had in all")
     much.add_argument("--minutes", type=float, help="plant so long")
-    plant.add_argument("--keep", type=positive, help="volumes that are kept, the newest (default: all)")
-    plant.add_argument(
-        "--variants", type=positive, default=PlantingSettings.variants, help="of each volume, with anomalies"
-    )
-    plant.add_argument(
-        "--kinds", nargs="+", choices=TRAINING_KINDS, default=TRAINING_KINDS, help="kinds of anomaly"
-    )
-    plant.add_argument("--restored", type=float, default=0.0, help="share of volumes that are restored too")
-    plant.add_argument("--restorations", type=positive, default=2, help="of each slice of these")
-    plant.add_argument(
-        "--validation", type=float, default=0.1, help="share of volumes held out for thresholds"
-    )
-    plant.add_argument("--test", type=float, default=0.1, help="share of volumes not looked at at all")
-    plant.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
-    plant.add_argument("--seed", type=int, default=0, help="of what is planted where")
-    vae = stages.add_parser("vae", help="train the VAE, for comparison", formatter_class=Defaults)
+    add("--keep", type=positive, help="volumes that are kept, the newest (default: all)")
+    add("--variants", type=positive, default=PlantingSettings.variants, help="of each volume, with anomalies")
+    add("--kinds", nargs="+", choices=TRAINING_KINDS, default=TRAINING_KINDS, help="kinds of anomaly")
+    add("--restored", type=share, default=0.0, help="share of volumes that are restored too")
+    add("--restorations", type=positive, default=2, help="of each slice of these")
+    add("--seed", type=int, default=0, help="of what is planted where")
+    _held_out_options(plant)
+
+
+def _vae_options(vae: argparse.ArgumentParser) -> None:
     _run_options(vae, rate=1e-3)
     vae.add_argument(
         "--channels", type=int, nargs="+", default=VAESettings.channels, help="widths of the levels"
@@ -159,11 +151,10 @@ def parser() -> argparse.ArgumentParser:
     vae.add_argument(
         "--kl-weight", type=float, default=1.0, help="what the divergence counts beside the summed L1"
     )
-    return top
 
 
 def _data_options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--region", choices=("brain", "abdom"), required=True)
+    add_region(options)
     options.add_argument(
         "--data",
         type=Path,
@@ -205,7 +196,6 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
         metavar="RUN_DIR|FILE.safetensors",
         help="start from another run's weights, or a model file's",
     )
-    options.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)")
     options.add_argument("--batch", type=int, default=16, help="slices a step")
     options.add_argument(
         "--rate", type=float, default=rate, help="highest learning rate of the cosine schedule"
@@ -220,112 +210,139 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
     options.add_argument(
         "--precision", choices=("bf16", "float32"), default="bf16", help="autocast precision"
     )
-    options.add_argument(
-        "--validation", type=float, default=0.1, help="share of volumes held out for thresholds"
-    )
-    options.add_argument("--test", type=float, default=0.1, help="share of volumes not looked at at all")
     options.add_argument("--seed", type=int, default=0, help="of batches, augmentation and initial weights")
+    _held_out_options(options)
+
+
+def _held_out_options(options: argparse.ArgumentParser) -> None:
+    """Which volumes are held out, and the device: what training and planting must agree on, and may differ in."""
+    options.add_argument(
+        "--validation", type=share, default=0.1, help="share of volumes held out for thresholds"
+    )
+    options.add_argument("--test", type=share, default=0.1, help="share of volumes not looked at at all")
+    options.add_argument("--device", help=DEVICE_HELP)
+
+
+# --- what each stage does --------------------------------------------------------------------------------------------
+
+
+def _preprocessing(args: argparse.Namespace) -> Preprocessing:
+    if args.preprocessing == "published":
+        return Preprocessing.published(args.region)
+    return Preprocessing.harmonised(args.region)
+
+
+def _run(args: argparse.Namespace) -> Run:
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.manual_seed(args.seed)
+    return Run(
+        args.region,
+        tuple(args.data),
+        args.out,
+        Budget(args.minutes, args.steps),
+        Schedule(batch=args.batch, rate=args.rate, precision=args.precision, seed=args.seed),
+        device,
+        args.resume,
+        args.start_from,
+        args.validation,
+        args.test,
+        args.max_slices,
+        tuple(args.leave_out),
+        _preprocessing(args),
+        args.augment,
+    )
+
+
+def _cache(args: argparse.Namespace) -> None:
+    build_cache(args.data, args.out, _preprocessing(args), args.max_slices, args.leave_out)
+
+
+def _vqvae(args: argparse.Namespace) -> None:
+    settings = VQVAESettings(
+        args.channels or PUBLISHED_CHANNELS[args.region],
+        args.codebook_size,
+        args.res_blocks,
+        stem_padding=args.stem_padding,
+        dropout=args.dropout,
+    )
+    train_vqvae(_run(args), settings)
+
+
+def _prior(args: argparse.Namespace) -> None:
+    attention = {name: value for name in ("first_kernel", "downsample") if (value := getattr(args, name))}
+    sizes = {
+        "n_channels": args.prior_channels,
+        "n_block": args.blocks,
+        "n_res_block": args.res_blocks,
+        "dropout": args.dropout,
+    }
+    settings = sizes | PUBLISHED_ATTENTION[args.region] | attention
+    train_prior(_run(args), settings, args.vqvae or args.out)
+
+
+def _detector(args: argparse.Namespace) -> None:
+    if args.store is None:
+        planting = Planting(
+            args.copies, args.restorations, args.varied, tuple(args.kinds), args.planted, args.seed
+        )
+        train_detector(_run(args), DetectorSettings(args.widths, args.dropout), args.model, planting)
+        return
+    widths = WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
+    settings = DetectorSettings(widths, args.dropout, context=args.context, restorations=0, balanced=True)
+    train_context_detector(_run(args), settings, args.model, args.store, args.most)
+
+
+def _plant(args: argparse.Namespace) -> None:
+    run = Run(
+        args.region,
+        tuple(args.data),
+        args.store,
+        Budget(args.minutes, args.count),
+        Schedule(),
+        torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        validation=args.validation,
+        test=args.test,
+        leave_out=tuple(args.leave_out),
+        preprocessing=_preprocessing(args),
+    )
+    settings = PlantingSettings(
+        args.variants,
+        tuple(args.kinds),
+        restored=args.restored,
+        restorations=args.restorations,
+        seed=args.seed,
+    )
+    made = plant_store(run, args.model, args.store, settings, args.count, args.keep)
+    print(f"{args.store}: {made} volumes planted")
+
+
+def _vae(args: argparse.Namespace) -> None:
+    settings = VAESettings(
+        args.channels,
+        args.latent,
+        n_res_block=args.res_blocks,
+        dropout=args.dropout,
+        kl_weight=args.kl_weight,
+    )
+    train_vae(_run(args), settings)
+
+
+Options = Callable[[argparse.ArgumentParser], None]
+Action = Callable[[argparse.Namespace], None]
+STAGES: dict[str, tuple[str, Options, Action]] = {
+    "cache": ("only cache the slices, for training on a machine without nibabel", _cache_options, _cache),
+    "vqvae": ("train the VQ-VAE", _vqvae_options, _vqvae),
+    "prior": ("train the prior", _prior_options, _prior),
+    "detector": ("train the detector", _detector_options, _detector),
+    "plant": ("fill a store of planted volumes for a detector", _plant_options, _plant),
+    "vae": ("train the VAE, for comparison", _vae_options, _vae),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    preprocessing = getattr(Preprocessing, args.preprocessing)(args.region)
     try:
-        if args.stage == "cache":
-            build_cache(args.data, args.out, preprocessing, args.max_slices, args.leave_out)
-            return 0
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.manual_seed(args.seed)
-        if args.stage == "plant":
-            run = Run(
-                args.region,
-                tuple(args.data),
-                args.store,
-                Budget(args.minutes, args.count),
-                Schedule(),
-                device,
-                validation=args.validation,
-                test=args.test,
-                leave_out=tuple(args.leave_out),
-                preprocessing=preprocessing,
-            )
-            settings = PlantingSettings(
-                args.variants,
-                tuple(args.kinds),
-                restored=args.restored,
-                restorations=args.restorations,
-                seed=args.seed,
-            )
-            made = plant_store(run, args.model, args.store, settings, args.count, args.keep)
-            print(f"{args.store}: {made} volumes planted")
-            return 0
-        run = Run(
-            args.region,
-            tuple(args.data),
-            args.out,
-            Budget(args.minutes, args.steps),
-            Schedule(batch=args.batch, rate=args.rate, precision=args.precision, seed=args.seed),
-            device,
-            args.resume,
-            args.start_from,
-            args.validation,
-            args.test,
-            args.max_slices,
-            tuple(args.leave_out),
-            preprocessing,
-            args.augment,
-        )
-        if args.stage == "vqvae":
-            train_vqvae(
-                run,
-                VQVAESettings(
-                    args.channels or PUBLISHED_CHANNELS[args.region],
-                    args.codebook_size,
-                    args.res_blocks,
-                    stem_padding=args.stem_padding,
-                    dropout=args.dropout,
-                ),
-            )
-        elif args.stage == "vae":
-            train_vae(
-                run,
-                VAESettings(
-                    args.channels,
-                    args.latent,
-                    n_res_block=args.res_blocks,
-                    dropout=args.dropout,
-                    kl_weight=args.kl_weight,
-                ),
-            )
-        elif args.stage == "detector" and args.store:
-            widths = WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
-            train_context_detector(
-                run,
-                DetectorSettings(widths, args.dropout, context=args.context, restorations=0, balanced=True),
-                args.model,
-                args.store,
-                args.most,
-            )
-        elif args.stage == "detector":
-            train_detector(
-                run,
-                DetectorSettings(args.widths, args.dropout),
-                args.model,
-                Planting(
-                    args.copies, args.restorations, args.varied, tuple(args.kinds), args.planted, args.seed
-                ),
-            )
-        else:
-            attention = {
-                name: value for name in ("first_kernel", "downsample") if (value := getattr(args, name))
-            }
-            sizes = {
-                "n_channels": args.prior_channels,
-                "n_block": args.blocks,
-                "n_res_block": args.res_blocks,
-                "dropout": args.dropout,
-            }
-            train_prior(run, sizes | PUBLISHED_ATTENTION[args.region] | attention, args.vqvae or args.out)
+        STAGES[args.stage][2](args)
     except ValueError as error:  # files and settings that are not as expected
         print(f"mood-submission train: {error}", file=sys.stderr)
         return 1

@@ -2,16 +2,15 @@
 
 import resource
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
+from ..model import Model
 from ..model_file import About
 from ..networks.pixelsnail import PixelSNAILSettings
 from ..networks.vqvae import VQVAESettings
@@ -20,28 +19,10 @@ from ..preprocessing import Preprocessing
 from ..restoration.plain import replace_unlikely
 from ..running.run_folder import predict_files
 from ..runtime.precision import exact_float32
+from ..runtime.stopwatch import Stopwatch
 from ..volumes import read_volume, write_volume
 
 REPLACED = 0.1  # share of a slice's codes that are above its threshold where nothing is to be skipped
-
-
-class Stopwatch:
-    """Seconds by name. On CUDA a step starts and ends with all work done."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._wait()
-        start = time.perf_counter()
-        yield
-        self._wait()
-        self.seconds[f"{name}_s"] = time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def peak_rss_mb() -> float:
@@ -82,11 +63,14 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     clock = Stopwatch(model.device)
     _warm_up(predictor, path, out)
     prepared, codes, nll, healthy = _predict(predictor, path, out, clock)
-    result = {"volume_s": sum(clock.seconds.values()), "healthy_changed": _changed(healthy, codes)}
+    result: dict[str, float] = {
+        "volume_s": sum(clock.seconds.values()),
+        "healthy_changed": _changed(healthy, codes),
+    }
     thresholds = nll.flatten(1).quantile(1 - REPLACED, dim=1)
-    with clock("sampling"):
+    with clock.step("sampling_s"):
         restored = _restore(predictor, prepared, codes, thresholds)
-    with clock("sampling_decode"):
+    with clock.step("sampling_decode_s"):
         predictor.evidence(prepared, restored).decode_restorations()
     above = (nll > thresholds[:, None, None]).flatten(1)
     result |= {"changed": _changed(restored, codes), "skipped": float((above.cumsum(1) == 0).float().mean())}
@@ -101,7 +85,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     for kind in ("", "healthy_"):
         result[f"{kind}speedup"] = seconds["naive_s"] / seconds[f"{kind}sampling_s"]
         result[f"{kind}over_floor"] = seconds[f"{kind}sampling_s"] / seconds["floor_s"]
-    return seconds | result
+    return {**seconds, **result}
 
 
 def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
@@ -119,30 +103,30 @@ def _predict(
     predictor: Predictor, path: Path, out: Path, clock: Stopwatch
 ) -> tuple[Prepared, Tensor, Tensor, Tensor]:
     """`Predictor`'s steps of both tasks, one by one. Returns also codes (N, h, w), NLL and restored (N, S, h, w)."""
-    with clock("read"):
+    with clock.step("read_s"):
         volume = read_volume(path)
-    with clock("prepare"):
+    with clock.step("prepare_s"):
         prepared = predictor.prepare(volume)
     evidence = predictor.evidence(prepared)
-    with clock("encode"):
+    with clock.step("encode_s"):
         codes = evidence.codes
-    with clock("nll"):
+    with clock.step("nll_s"):
         nll = evidence.nll
-    with clock("healthy_sampling"):
-        evidence = evidence.with_restorations(
-            _restore(predictor, prepared, codes, predictor.model.about.pixel_threshold)
-        )
-    with clock("decode"):
+    with clock.step("healthy_sampling_s"):
+        restored = _restore(predictor, prepared, codes, predictor.model.about.pixel_threshold)
+    evidence = evidence.with_restorations(restored)
+    with clock.step("decode_s"):
         evidence.decode_restorations()
-    with clock("postprocess"):
-        scores = predictor.to_volume(prepared, predictor.score(evidence, "pixel"))
-    with clock("write"):
+    with clock.step("postprocess_s"):
+        scores = predictor.to_volume(prepared, predictor.pixel(evidence))
+    with clock.step("write_s"):
         write_volume(out / path.name, scores, prepared.grid)
-    return prepared, codes, nll, evidence.restored_codes
+    return prepared, codes, nll, restored
 
 
 def _restore(predictor: Predictor, prepared: Prepared, codes: Tensor, threshold: float | Tensor) -> Tensor:
-    uniforms = predictor.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
+    height, width = codes.shape[1:]
+    uniforms = predictor.uniforms(prepared.path.name, prepared.indices, (height, width))
     return predictor.model.restore(codes, prepared.position, uniforms, threshold)
 
 
@@ -157,20 +141,18 @@ def _floor_and_naive(
 ) -> None:
     """Time one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
     model, copies = predictor.model, predictor.restorations
-    uniforms = (
-        predictor.uniforms(prepared.path.name, prepared.indices, codes.shape[1:])
-        .flatten(0, 1)
-        .to(codes.device)
-    )
+    height, width = codes.shape[1:]
+    uniforms = predictor.uniforms(prepared.path.name, prepared.indices, (height, width))
+    uniforms = uniforms.flatten(0, 1).to(codes.device)
     rows, thresholds = codes.repeat_interleave(copies, dim=0), thresholds.repeat_interleave(copies)
     position = prepared.position.to(codes.device, model.dtype).repeat_interleave(copies, dim=0)
     batches = torch.arange(len(rows), device=codes.device).split(model.affordable_slices())
     for name in ("warm_up", "floor") if model.device.type == "cuda" else ("floor",):
-        with clock(name):
+        with clock.step(f"{name}_s"):
             for batch in batches:
                 model.prior(rows[batch], position[batch])
     clock.seconds.pop("warm_up_s", None)
-    with clock("naive_places"):
+    with clock.step("naive_places_s"):
         for place in torch.linspace(0, codes[0].numel() - 1, places).long().tolist():
             r, c = divmod(place, codes.shape[2])
             for batch in batches:
@@ -178,12 +160,12 @@ def _floor_and_naive(
                 rows[batch, r, c] = replace_unlikely(logits, rows[batch, r, c], draws, thresholds[batch])
 
 
-class FreeNetworks:
+class FreeNetworks(Model):
     """In a `Model`'s place: networks that cost nothing. Every slice is restored to mid-grey."""
 
     def __init__(self, region: str, device: str | torch.device = "cpu"):
         self.about = About(region, VQVAESettings(), PixelSNAILSettings(), Preprocessing.published(region))
-        self.device = torch.device(device)
+        self.device, self.detector = torch.device(device), None
 
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         return torch.zeros(len(slices), 10, 10, dtype=torch.int64, device=self.device)
@@ -191,7 +173,7 @@ class FreeNetworks:
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         return torch.zeros(codes.shape, device=self.device)
 
-    def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float) -> Tensor:
+    def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
         return codes[:, None].repeat(1, uniforms.shape[1], 1, 1)
 
     def decode(self, codes: Tensor, position: Tensor) -> Tensor:
@@ -214,9 +196,9 @@ def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) 
         link.symlink_to(path.resolve())
     predictions = out / "predictions"
     predictions.mkdir()
-    with clock("io"):
+    with clock.step("io_s"):
         predictor.predict_file(path, "pixel", predictions)
-    with clock("pipeline"):
+    with clock.step("pipeline_s"):
         failed = [
             outcome
             for outcome in predict_files(predictor, links, "pixel", predictions)
@@ -225,8 +207,9 @@ def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) 
     if failed:
         raise OSError(f"{path}: expected {volumes} predictions, {len(failed)} failed")
     peak = peak_rss_mb()
-    with clock("nibabel"):
+    with clock.step("nibabel_s"):
         image = nib.load(path)
+        assert isinstance(image, SpatialImage)
         data = np.asarray(image.dataobj, dtype=np.float32)
         nib.save(nib.Nifti1Image(data, image.affine), predictions / f"nibabel_{path.name}")
     seconds = clock.seconds

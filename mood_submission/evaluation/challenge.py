@@ -7,11 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
 from .metrics import VALUES, average_precision, bootstrap_interval, score_counts
 
-TASKS = ("sample", "pixel")
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, nib.filebasedimages.ImageFileError)
 
 
@@ -75,10 +75,18 @@ def _say(error: Exception) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())
 
 
+def _load(path: Path) -> SpatialImage:
+    """The image of a file, whose voxels are not read yet. Raises one of UNREADABLE."""
+    image = nib.load(path)
+    if not isinstance(image, SpatialImage):
+        raise ValueError(f"found {type(image).__name__}, which is no volume")
+    return image
+
+
 def _read_label(path: Path) -> np.ndarray:
     """A pixel label as bool (X, Y, Z), in the file's own axis order."""
     try:
-        return np.asanyarray(nib.load(path).dataobj) > 0.5
+        return np.asanyarray(_load(path).dataobj) > 0.5
     except UNREADABLE as error:
         raise ValueError(f"{path}: expected a readable label volume, found {_say(error)}") from error
 
@@ -88,7 +96,7 @@ def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
     if not path.is_file():
         return "missing"
     try:
-        image = nib.load(path)
+        image = _load(path)
         if image.shape != shape:
             return f"shape {image.shape}, expected {shape}"
         with np.errstate(all="ignore"):  # beyond float16 is infinity and is clipped

@@ -2,12 +2,11 @@
 
 import dataclasses
 import itertools
-import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from ..networks.vae import VAE, divergence
 from ..predictor import Predictor, Prepared
 from ..preprocessing import to_unit_range, volume_to_slices
 from ..preprocessing.body import body_mask
+from ..runtime.files import write_whole
 from ..scoring.paper import smooth, top_score
 from ..scoring.rarity import combined_rarity, soften
 from ..scoring.smoothing import top_mean
@@ -67,7 +67,7 @@ def make(case: Case, path: Path, predictor: Predictor) -> tuple[Volume, np.ndarr
     """The case's volume, and where its anomaly is: bool (X, Y, Z)."""
     volume = read_volume(path)
     data = np.ascontiguousarray(to_unit_range(volume.data, predictor.model.about.preprocessing))
-    if case.kind is None:
+    if case.kind is None or case.size is None:
         return dataclasses.replace(volume, data=data), np.zeros(data.shape, bool)
     data, mask = plant(data, case.kind, np.random.default_rng(case.seed), SIZES[case.size], body_mask(data))
     return dataclasses.replace(volume, data=data), mask
@@ -125,12 +125,12 @@ def vae_ways(vae: VAE) -> Ways:
 
     @torch.inference_mode()
     def ways(predictor: Predictor, prepared: Prepared) -> Scores:
-        decoded, losses = [], []
+        parts, losses = [], []
         for slices, position in zip(prepared.slices.cpu().split(16), prepared.position.split(16)):
             mean, log_variance = vae.encode(slices, position)
-            decoded.append(vae.decode(mean, position))
-            losses.append((slices - decoded[-1]).abs().sum((1, 2)) + divergence(mean, log_variance))
-        decoded = torch.cat(decoded)
+            parts.append(vae.decode(mean, position))
+            losses.append((slices - parts[-1]).abs().sum((1, 2)) + divergence(mean, log_variance))
+        decoded = torch.cat(parts)
         residual = (prepared.slices.cpu() - decoded).abs()
         return Scores(
             {"vae": smooth(residual).clamp(0, 1)},
@@ -187,9 +187,9 @@ def run_case(case: Case, path: Path, predictor: Predictor, ways: Ways, folder: P
     if file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{case.name}.part.npz"
-    np.savez_compressed(part, **measure(case, path, predictor, ways))
-    os.replace(part, file)
+    outcome: dict[str, Any] = measure(case, path, predictor, ways)
+    with write_whole(file) as out:
+        np.savez_compressed(out, **outcome)
 
 
 def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, np.ndarray]]:
@@ -201,9 +201,10 @@ def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list
     return outcomes
 
 
-def table(
-    cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000
-) -> dict[str, dict[str, object]]:
+Table = dict[str, dict[str, dict[str, Any]]]  # by task, way and figure; see `table`
+
+
+def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
     """By task and way: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
     alone; for samples, against all healthy volumes) and `sizes`, likewise. Ways from all `folders`.
 
@@ -214,7 +215,7 @@ def table(
     }
     volumes = sorted({case.volume for case in cases})
     times = (len(cases) - len(volumes)) // len(volumes)
-    result: dict[str, dict[str, object]] = {"pixel": {}, "sample": {}}
+    result: Table = {"pixel": {}, "sample": {}}
     for task, ways in result.items():
         for f in range(len(folders)):
             for i, way in enumerate(stored[cases[0]][f][f"{task}_ways"].tolist()):
@@ -241,7 +242,7 @@ def table(
 
 def source_of(name: str) -> str:
     """A volume's source: the letters its name begins with, as `training.cache.split_names` has it."""
-    return re.match(r"[^\d]*", name).group().rstrip("_-") or name
+    return re.split(r"\d", name, maxsplit=1)[0].rstrip("_-") or name
 
 
 def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:
@@ -279,15 +280,15 @@ def _parts(counts: dict[Case, np.ndarray], field: str, task: str) -> dict[str, f
     parts = {}
     for value in dict.fromkeys(getattr(case, field) for case in counts if case.kind is not None):
         chosen = [c for case, c in counts.items() if getattr(case, field) == value]
-        total = np.sum(chosen, axis=0, dtype=np.float64)
+        total = np.asarray(np.sum(chosen, axis=0, dtype=np.float64))
         if task == "sample":
             healthy = np.sum([c for case, c in counts.items() if case.kind is None], axis=0)
             total = total + healthy * len(chosen) / healthy.sum()
-        parts[value] = float(average_precision(*total))
+        parts[value] = float(average_precision(total[0], total[1]))
     return parts
 
 
-def to_markdown(result: dict[str, dict[str, object]]) -> str:
+def to_markdown(result: Table) -> str:
     """The table as Markdown, one for each task, best first."""
     lines = []
     for task, ways in result.items():
@@ -305,14 +306,3 @@ def to_markdown(result: dict[str, dict[str, object]]) -> str:
             )
         lines.append("")
     return "\n".join(lines)
-
-
-def check_settings(folder: Path, settings: dict[str, object]) -> None:
-    """Remember what the results in `folder` were made with. Raises ValueError where it holds results of others."""
-    file = folder / "settings.json"
-    text = json.dumps(settings, indent=1, default=str) + "\n"
-    if file.exists() and file.read_text() != text:
-        raise ValueError(
-            f"{file}: expected results of the same settings, found others; choose another folder"
-        )
-    file.write_text(text)

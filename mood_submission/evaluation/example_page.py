@@ -16,15 +16,14 @@ from matplotlib import pyplot as plt  # noqa: E402
 def examples(cases: Sequence[Case], folders: Sequence[Path], out: Path) -> None:
     """A page with one row a kind of anomaly, its largest case: the slice, its restoration (the mean of them), and each
     way's pixel scores, one scale a way; the anomaly is outlined."""
-    rows = {}
-    for case in sorted((c for c in cases if c.kind is not None), key=lambda c: list(SIZES).index(c.size)):
-        rows[case.kind] = case
+    rows: dict[str, Case] = {}
+    for size in SIZES:
+        rows |= {case.kind: case for case in cases if case.kind is not None and case.size == size}
     pictures: dict[str, dict[str, np.ndarray]] = {}
     for kind in (kind for kind in KINDS if kind in rows):
         pictures[kind] = {}
-        for stored in load_case(rows[kind], folders, ("pixel_ways", "picture"))[
-            ::-1
-        ]:  # the first folder's stays
+        outcomes = load_case(rows[kind], folders, ("pixel_ways", "picture"))
+        for stored in outcomes[::-1]:  # where two folders have one name, the first folder's picture stays
             pictures[kind] |= dict(
                 zip([*PICTURE, *stored["pixel_ways"].tolist()], stored["picture"].astype(np.float32))
             )

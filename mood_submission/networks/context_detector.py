@@ -85,7 +85,7 @@ def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
 def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
     """The 50th and the 90th percentile of the NLL (N, h, w) where the slices (N, S, S) show anatomy, the second larger."""
     anatomy = (slices[:, ::SAMPLED, ::SAMPLED] != 0).float()
-    places = F.adaptive_avg_pool2d(anatomy[:, None], nll.shape[-2:])[:, 0] > 0.5
+    places = F.adaptive_avg_pool2d(anatomy[:, None], (nll.shape[-2], nll.shape[-1]))[:, 0] > 0.5
     usual, high = (
         _quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0))
     )
@@ -111,6 +111,7 @@ class Mirror(nn.Module):
         super().__init__()
         self.mix = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.mix.weight)
+        assert self.mix.bias is not None
         nn.init.zeros_(self.mix.bias)
 
     def forward(self, x: Tensor) -> Tensor:

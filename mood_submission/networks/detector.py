@@ -41,7 +41,7 @@ class DetectorSettings:
     context: tuple[int, ...] = ()
     balanced: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("widths", "context"):
             object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
         if self.context and 0 not in self.context:
@@ -88,10 +88,10 @@ class Detector(nn.Module):
     ) -> Tensor:
         x = self.stem(stack_input(slices, reconstruction, restoration, nll, position))
         kept = []
-        for block, narrow in self.down:
-            x = block(x)
-            kept.append(x)
-            x = narrow(x)
+        for level in self.down:
+            assert isinstance(level, nn.Sequential)
+            kept.append(level[0](x))
+            x = level[1](kept[-1])
         x = self.bottom(x)
         for below, up, merge in zip(kept[::-1], self.up[::-1], self.merge[::-1]):
             x = merge(below + F.interpolate(up(x), below.shape[-2:], mode="bilinear", align_corners=False))

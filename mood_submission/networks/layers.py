@@ -56,6 +56,11 @@ class GatedResidualUnit(nn.Module):
         return x + F.glu(h, dim=1)  # GLU: first half of the channels x sigmoid(second half)
 
 
+def units_of(layers: nn.ModuleList) -> list[GatedResidualUnit]:
+    """The gated residual units among `layers`, in order."""
+    return [layer for layer in layers if isinstance(layer, GatedResidualUnit)]
+
+
 def broadcast_position(position: Tensor, like: Tensor) -> Tensor:
     """(B, 1) relative positions -> (B, 1, H, W) constant image of the size and dtype of `like` (B, C, H, W)."""
     return position.to(like.dtype)[:, :, None, None].expand(-1, -1, like.shape[2], like.shape[3])

@@ -76,7 +76,7 @@ def convert_prior(state: State) -> tuple[PixelSNAILSettings, dict[str, Tensor], 
         channels, codebook_size, taps = state["ini_conv.weight"].shape
         key_size = state["blocks.0.causal_attention.query.1.linear.bias"].shape[0]
         downsample = state["blocks.0.upsample.weight"].shape[-1]
-        grid = tuple(state["background"].shape[-2:])
+        height, width = state["background"].shape[-2:]
     except KeyError as error:
         raise PublishedCheckpointError(
             f"expected the published prior's parameters, found no {error}"
@@ -90,7 +90,7 @@ def convert_prior(state: State) -> tuple[PixelSNAILSettings, dict[str, Tensor], 
         downsample=downsample,
         key_size=key_size,
     )
-    return settings, _fold(_rename_prior(state)), grid
+    return settings, _fold(_rename_prior(state)), (height, width)
 
 
 def _count(state: State, pattern: str) -> int:

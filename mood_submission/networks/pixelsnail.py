@@ -145,7 +145,7 @@ class PixelSNAIL(nn.Module):
         one_hot = F.one_hot(codes, self.settings.codebook_size).to(self.first.weight.dtype)
         x = self.first(one_hot.movedim(-1, 1))
         cond = broadcast_position(position, x)
-        background = background_of(*codes.shape[1:], like=x).expand(len(x), -1, -1, -1)
+        background = background_of(codes.shape[1], codes.shape[2], like=x).expand(len(x), -1, -1, -1)
         for block in self.blocks:
             x = block(x, cond, background)
         return self.out(F.elu(self.upsample(F.elu(x))))
@@ -153,6 +153,11 @@ class PixelSNAIL(nn.Module):
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """Negative log-likelihood (nats) of each code given the earlier ones, (B, h, w)."""
         return F.cross_entropy(self(codes, position), codes, reduction="none")
+
+
+def blocks_of(prior: PixelSNAIL) -> list[Block]:
+    """The prior's blocks, in order."""
+    return [block for block in prior.blocks if isinstance(block, Block)]
 
 
 def background_of(height: int, width: int, like: Tensor) -> Tensor:
@@ -165,8 +170,8 @@ def background_of(height: int, width: int, like: Tensor) -> Tensor:
 def weight_normed_layers(prior: PixelSNAIL) -> list[nn.Module]:
     """The layers that are trained with weight norm: those of the units, the attention's linear maps, the output."""
     units = [m for m in prior.modules() if isinstance(m, GatedResidualUnit)]
-    convs = [m for unit in units for m in (unit.conv1, unit.conv1_aux, unit.conv2) if m is not None]
-    return convs + [m.linear for m in prior.modules() if isinstance(m, PointwiseMap)] + [prior.out]
+    layers: list[nn.Module] = [m for u in units for m in (u.conv1, u.conv1_aux, u.conv2) if m is not None]
+    return layers + [m.linear for m in prior.modules() if isinstance(m, PointwiseMap)] + [prior.out]
 
 
 def add_weight_norm(prior: PixelSNAIL) -> PixelSNAIL:

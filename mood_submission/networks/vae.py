@@ -26,7 +26,7 @@ class VAESettings:
     dropout: float = 0.1
     kl_weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))  # JSON gives lists
 
     def convolutional(self) -> VQVAESettings:

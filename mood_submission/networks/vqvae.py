@@ -28,7 +28,7 @@ class VQVAESettings:
     stem_padding: int = 3
     dropout: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))  # JSON gives lists
 
     def latent_size(self, image_size: int) -> int:

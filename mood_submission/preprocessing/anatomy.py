@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ..runtime.triples import three
+
 COARSE_MM = 2.5  # no voxel of the coarse grid is made longer than this by averaging
 MOST_COARSE = 160  # voxels along an axis of the coarse grid; longer ones are averaged more
 TISSUE = 0.1  # share of the bright tissue's median below which a voxel is air
@@ -34,7 +36,8 @@ class Anatomy:
     @property
     def centroid(self) -> tuple[float, float, float]:
         """The mask's, in voxels of the volume."""
-        return tuple((c + 0.5) * step - 0.5 for c, step in zip(ndimage.center_of_mass(self.mask), self.steps))
+        middle = ndimage.center_of_mass(self.mask)
+        return three(float((c + 0.5) * step - 0.5) for c, step in zip(middle, self.steps))
 
     @property
     def extent(self) -> tuple[float, float, float]:
@@ -80,7 +83,7 @@ def find_anatomy(data: np.ndarray, spacing: tuple[float, float, float]) -> Anato
     mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
     if np.count_nonzero(mask) < FEWEST:
         return None
-    return Anatomy(coarse, mask, tissue, steps, tuple(d * step for d, step in zip(spacing, steps)))
+    return Anatomy(coarse, mask, tissue, steps, three(d * step for d, step in zip(spacing, steps)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ class Body:
 
 def coarse_steps(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> tuple[int, int, int]:
     """How many voxels along each axis of a volume make one of its coarse grid."""
-    return tuple(max(1, int(COARSE_MM // d), math.ceil(n / MOST_COARSE)) for d, n in zip(spacing, shape))
+    return three(max(1, int(COARSE_MM // d), math.ceil(n / MOST_COARSE)) for d, n in zip(spacing, shape))
 
 
 def block_means(data: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:

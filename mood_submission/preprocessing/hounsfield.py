@@ -1,6 +1,8 @@
 """Hounsfield units whatever the scaling: the line from grey values to units under which a CT's histogram is likeliest."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtr
@@ -11,16 +13,16 @@ from .intensity import AIR_HU, Tone
 # there is differs from scan to scan and is fitted
 PEAKS = {"air": (-990.0, 15.0), "fat": (-103.0, 18.0), "muscle": (50.0, 18.0), "organs": (85.0, 40.0)}
 SPREADS = {"lung and gas": (-960.0, -150.0), "between": (-80.0, 30.0), "contrast and bone": (100.0, 1500.0)}
+Cumulative = Callable[[np.ndarray], np.ndarray]  # Hounsfield units -> the share of a part that is below
 FAT, SOFT_PARTS = [1], [2, 3]  # places of these among the parts
 SOFT = 50.0  # Hounsfield units of soft tissue
 LEAST_SOFT = 0.25  # of fat and soft tissue together
 BINS = 256
 ROUNDS = 12  # of fitting the shares
 WIDE_ZEROS = (-1024.0, -1000.0)  # units of the value 0 in a scaling that begins at air
-WIDE_SHARE = (
-    0.76  # of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it: with a wide scaling
-)
-# more, since fat and soft tissue lie close together there (0.85 and more), in a window less (0.67)
+# Of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it. With a wide scaling that is more, since fat
+# and soft tissue lie close together there (0.85 and more); in a window it is less (up to 0.67).
+WIDE_SHARE = 0.76
 CENTRES = np.linspace(-30.0, 90.0, 33)  # Hounsfield units that the middle of these may be
 WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)  # the same for clinical windows
 WINDOW_ONES = np.arange(120.0, 420.0, 15.0)
@@ -116,15 +118,23 @@ def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tup
     return lines[int(likelihood.argmax())]
 
 
-def _cumulatives():
+def _cumulatives() -> Iterator[Cumulative]:
     """Of each part: Hounsfield units -> the share of it that is below."""
     for mean, deviation in PEAKS.values():
-        yield lambda x, m=mean, d=deviation: ndtr((x - m) / d)
+        yield partial(_of_gaussian, mean, deviation)
     for start, stop in SPREADS.values():
-        yield lambda x, a=start, b=stop: np.clip((x - a) / (b - a), 0, 1)
+        yield partial(_of_spread, start, stop)
 
 
-def _shares(edges: np.ndarray, cumulative) -> np.ndarray:
+def _of_gaussian(mean: float, deviation: float, units: np.ndarray) -> np.ndarray:
+    return ndtr((units - mean) / deviation)
+
+
+def _of_spread(start: float, stop: float, units: np.ndarray) -> np.ndarray:
+    return np.clip((units - start) / (stop - start), 0, 1)
+
+
+def _shares(edges: np.ndarray, cumulative: Cumulative) -> np.ndarray:
     """The share of a part in each bin, (lines, BINS): what is below the first and above the last edge is cut to them."""
     below = cumulative(edges)
     below[:, 0], below[:, -1] = 0, 1

@@ -2,6 +2,8 @@
 
 from dataclasses import MISSING, asdict, dataclass, fields
 
+from ..runtime.contract import REGIONS
+
 INTENSITIES = ("foreground", "symmetric", "landmarks")
 FRAMES = ("array", "anatomy")
 
@@ -12,7 +14,6 @@ class Preprocessing:
 
     region: "brain" or "abdom".
     image_size: side of the square slices, in pixels.
-    slices: how many slices of a volume the published method looks at.
     intensity: "foreground" (below the threshold 0, the rest standardised by the volume's own foreground; brain as
         published), "symmetric" (x * 2 - 1; abdomen as published) or "landmarks" (grey values are first brought to a common
         scale by landmarks of the anatomy's histogram, then `centre` becomes 0 and `spread` 1; air round the anatomy is 0).
@@ -34,7 +35,6 @@ class Preprocessing:
 
     region: str
     image_size: int = 160
-    slices: int = 32
     intensity: str = "foreground"
     foreground_threshold: float = 0.05
     hounsfield_window: tuple[float, float] = (-160.0, 240.0)
@@ -47,18 +47,16 @@ class Preprocessing:
     spread: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.region not in ("brain", "abdom"):
-            raise ValueError(f"preprocessing: expected region brain or abdom, found {self.region!r}")
+        if self.region not in REGIONS:
+            raise ValueError(f"preprocessing: expected region {' or '.join(REGIONS)}, found {self.region!r}")
         if self.intensity not in INTENSITIES:
             raise ValueError(
                 f"preprocessing: expected intensity {' or '.join(INTENSITIES)}, found {self.intensity!r}"
             )
         if self.frame not in FRAMES:
             raise ValueError(f"preprocessing: expected frame {' or '.join(FRAMES)}, found {self.frame!r}")
-        if self.image_size < 1 or self.slices < 1:
-            raise ValueError(
-                f"preprocessing: expected positive sizes, found {self.image_size} and {self.slices}"
-            )
+        if self.image_size < 1:
+            raise ValueError(f"preprocessing: expected a positive image_size, found {self.image_size}")
         if not (
             self.field_of_view > 0 and self.spread > 0 and self.slice_distance >= 0 and self.resolution >= 0
         ):
@@ -106,6 +104,7 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":
         """The inverse of `to_dict`. Raises ValueError naming the keys that are unknown or missing."""
+        values = {name: value for name, value in values.items() if name not in RETIRED}
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING} | set(BEFORE_FRAMES)
         unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
@@ -117,8 +116,8 @@ class Preprocessing:
 
 BEFORE_FRAMES = (
     "image_size",
-    "slices",
     "intensity",
     "foreground_threshold",
     "hounsfield_window",
 )  # in every model file
+RETIRED = ("slices",)  # of earlier versions' model files; nothing ever read it

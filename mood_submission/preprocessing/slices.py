@@ -101,8 +101,8 @@ def slices_to_volume(
     if out.shape != tuple(shape) or out.dtype != np.float32:
         raise ValueError(f"expected out of shape {tuple(shape)} float32, found {out.shape} {out.dtype}")
     frame = view.frame if view else frame_of(shape, spacing)
-    lower, upper, weight = _neighbours(indices, shape[2])
-    weight = torch.from_numpy(weight).to(scores.device)
+    lower, upper, share = _neighbours(indices, shape[2])
+    weight = torch.from_numpy(share).to(scores.device)
     target = out.transpose(2, 1, 0)[:, ::-1]  # (z, y, x), anterior first, as the slices are
     whole = frame.seen == (slice(0, frame.height), slice(0, frame.width))
     step = _chunk_length(frame, scores.shape[-1])
@@ -136,8 +136,8 @@ def _blurred(slices: torch.Tensor, sigma: float) -> torch.Tensor:
     """Slices (N, S, S) after a Gaussian of `sigma` pixels, as two matrix products; themselves for 0."""
     if sigma == 0 or len(slices) == 0:
         return slices
-    kernel = ndimage.gaussian_filter1d(np.eye(slices.shape[-1]), sigma, axis=0, mode="nearest", truncate=3)
-    kernel = torch.from_numpy(kernel).to(slices)
+    spread = ndimage.gaussian_filter1d(np.eye(slices.shape[-1]), sigma, axis=0, mode="nearest", truncate=3)
+    kernel = torch.from_numpy(spread).to(slices)
     return (kernel @ slices @ kernel.T).clamp_(0, 1)
 
 

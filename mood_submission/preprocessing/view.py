@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ..runtime.triples import three
 from .anatomy import FEWEST, Anatomy, Body, block_means, coarse_steps, find_anatomy
 from .body import body_mask
 from .frame import MAX_ANISOTROPY, Frame, frame_of, frame_round
@@ -140,10 +141,9 @@ def _at_brain(
     data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy
 ) -> View:
     length = math.sqrt(anatomy.extent[0] * anatomy.extent[1])
-    size = (
-        1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM
-    )  # times too large by the header
-    spacing, depth = tuple(d / size for d in spacing), data.shape[2]
+    # how many times too large the brain is by the header
+    size = 1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM
+    spacing, depth = three(d / size for d in spacing), data.shape[2]
     frame, centre, span, first, last = frame_of(data.shape, spacing), 0.0, 0.0, 0, depth - 1
     if prep.frame == "anatomy":
         at = anatomy.centroid
@@ -172,4 +172,4 @@ def _usable(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
     """The spacing where it can be true, else voxels of 1 mm."""
     sides = [float(d) for d in spacing]
     usable = all(math.isfinite(d) and d > 0 for d in sides) and max(sides) <= MAX_ANISOTROPY * min(sides)
-    return tuple(sides) if usable else (1.0, 1.0, 1.0)
+    return three(sides) if usable else (1.0, 1.0, 1.0)

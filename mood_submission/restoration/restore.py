@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks.pixelsnail import PixelSNAIL
+from ..networks.layers import units_of
+from ..networks.pixelsnail import PixelSNAIL, blocks_of
 from ..runtime.memory import in_batches
 from ..runtime.precision import float32_as
-from .cached_prior import CachedPrior, State
+from .cached_layers import State, aux_of
+from .cached_prior import CachedPrior
 from .plain import _check, _thresholds
 
 
@@ -157,12 +159,12 @@ def _captured(prior: PixelSNAIL) -> Iterator[dict[nn.Module, Tensor]]:
         seen[layer] = output
 
     hooks = []
-    for block in prior.blocks:
-        for unit in (*block.vertical, *block.horizontal):
+    for block in blocks_of(prior):
+        for unit in units_of(block.vertical) + units_of(block.horizontal):
             layers = [layer for layer in (unit.conv1, unit.conv1_aux, unit.conv2) if layer is not None]
             hooks += [layer.register_forward_pre_hook(note_input) for layer in layers]
         hooks.append(block.downsample_key.register_forward_pre_hook(note_input))
-        outputs = (block.attention.key, block.attention.value, block.out.conv1_aux)
+        outputs = (block.attention.key, block.attention.value, aux_of(block.out))
         hooks += [layer.register_forward_hook(note_output) for layer in outputs]
     try:
         yield seen

@@ -53,6 +53,7 @@ class Report:
         self.outcomes[outcome.file] = outcome
         try:
             self.write()
+            return None
         except OSError as error:
             return f"{self.path}: expected to write the report, found: {error.strerror}"
 

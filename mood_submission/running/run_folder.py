@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, read_grid, read_volume
 from .time_budget import Result, compute_within
 
+T = TypeVar("T")
 STATUSES = ("predicted", "resumed", "failed", "not reached")
 
 
@@ -127,14 +129,16 @@ class FolderRun:
                 self.settle(*writing)
         return outcomes
 
-    def attempt(self, outcome: Outcome, step: Callable, *arguments: object):
+    def attempt(self, outcome: Outcome, step: Callable[..., T], *arguments: Any) -> T | None:
         """The step's result, or None where it fails, which is noted."""
         try:
             return step(*arguments)
         except Exception as error:  # whatever it is, the other files must not suffer
             if self.predictor.model.device.type != "cpu" and is_gpu_failure(error):
-                return self.attempt_on_cpu(outcome, error)
-            outcome.status, outcome.message = "failed", _message(outcome.file, error)
+                self.attempt_on_cpu(outcome, error)
+            else:
+                outcome.status, outcome.message = "failed", _message(outcome.file, error)
+            return None
 
     def attempt_on_cpu(self, outcome: Outcome, error: Exception) -> None:
         """All of the file again: what there is of it may be on the GPU."""
@@ -193,7 +197,7 @@ class FolderRun:
 
     def write(self, outcome: Outcome, result: Result, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
-        outcome.score = (predictor or self.predictor).write(result.prepared, result.scores, self.out)
+        outcome.score = (predictor or self.predictor).write(result.prepared, result.scored, self.out)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
 

@@ -9,33 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ..predictor import Predictor, Prepared
+from ..predictor import Predictor, Prepared, Scored
+from ..runtime.stopwatch import Stopwatch
 
 PILOT = 8  # slices; the least that a prediction is made of
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A volume's scores (see `Predictor.compute`), the slices that they are of, and how many restorations each had."""
+    """A volume's scores, the slices that they are of, and how many restorations each slice had."""
 
     prepared: Prepared
-    scores: float | Tensor
+    scored: Scored
     restorations: int
-
-
-class Lap:
-    """Seconds since the last call, by `clock`, with the device's work done."""
-
-    def __init__(self, device: torch.device, clock: Callable[[], float]):
-        self.device, self.clock, self.at = device, clock, clock()
-
-    def __call__(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        last, self.at = self.at, self.clock()
-        return self.at - last
 
 
 def compute_within(
@@ -67,12 +54,12 @@ def _undrawn_within(
     clock: Callable[[], float],
     remark: Callable[[str], object],
 ) -> Result:
-    lap = Lap(predictor.model.device, clock)
-    scores = predictor.compute(pilot, task, remark)
-    each = lap() / len(pilot.indices)
+    watch = Stopwatch(predictor.model.device, clock)
+    scored = predictor.compute(pilot, task, remark)
+    each = watch.lap() / len(pilot.indices)
     chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
     if len(chosen.indices) <= len(pilot.indices):
-        return Result(pilot, scores, 0)
+        return Result(pilot, scored, 0)
     return Result(chosen, predictor.compute(chosen, task, remark), 0)
 
 
@@ -84,24 +71,24 @@ def _pixel_within(
     clock: Callable[[], float],
     remark: Callable[[str], object],
 ) -> Result:
-    lap, count = Lap(predictor.model.device, clock), len(pilot.indices)
+    watch, count = Stopwatch(predictor.model.device, clock), len(pilot.indices)
     evidence = predictor.evidence(pilot)
     codes = evidence.codes
-    fixed = lap()
+    fixed = watch.lap()
     evidence = evidence.with_restorations(predictor.restore(pilot, codes, 0, 1))
-    sampling = lap() / count
+    sampling = watch.lap() / count
     evidence.decode_restorations()
-    decoding = lap() / count
-    scores = predictor.score(evidence, "pixel")
+    decoding = watch.lap() / count
+    scored = predictor.score(evidence, "pixel")
     for line in predictor.remarks(evidence, prepared.path):
         remark(line)
-    fixed = (fixed + lap()) / count
+    fixed = (fixed + watch.lap()) / count
     left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
     if slices * (fixed + copies * (sampling + decoding)) <= left:
         return Result(prepared, predictor.compute(prepared, "pixel", remark), copies)
     chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
     if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
-        return Result(pilot, scores, 1)
+        return Result(pilot, scored, 1)
     return _in_rounds(predictor, chosen, end, (fixed, sampling, decoding), clock)
 
 
@@ -117,7 +104,7 @@ def _in_rounds(
     each: seconds a slice takes but for restorations, to sample one, and to decode one.
     """
     fixed, sampling, decoding = (seconds * len(prepared.indices) for seconds in each)
-    lap, parts, done = Lap(predictor.model.device, clock), [], 0
+    watch, parts, done = Stopwatch(predictor.model.device, clock), [], 0
     evidence = predictor.evidence(prepared)
     while done < predictor.restorations:
         left = end - clock() - fixed - done * decoding
@@ -127,9 +114,9 @@ def _in_rounds(
         if more == 0 and done:
             break
         more = max(1, more)
-        lap()
+        watch.lap()
         parts.append(predictor.restore(prepared, evidence.codes, done, done + more))
-        sampling, done = lap() / more, done + more
+        sampling, done = watch.lap() / more, done + more
     evidence = evidence.with_restorations(torch.cat(parts, dim=1))
     return Result(prepared, predictor.score(evidence, "pixel"), done)
 

@@ -57,7 +57,8 @@ def in_batches(run: Callable[[int, int, int], None], count: int, size: int) -> N
             size = (size + 1) // 2
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of any kind ran out."""
     known = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # CPU allocators, cuBLAS and cuDNN
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         text in str(error) for text in known

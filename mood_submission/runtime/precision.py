@@ -1,7 +1,7 @@
 """Float32 that is float32: TF32 is switched off, or on, for a while."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 
 import torch
 
@@ -14,7 +14,7 @@ def float32_as(precision: str) -> Iterator[None]:
     The setting is the process's; afterwards it is what it was. Where it is so already, nothing is set: threads within
     one such context do not undo it for each other.
     """
-    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     if before == [precision] * len(kinds):
         yield
@@ -28,6 +28,6 @@ def float32_as(precision: str) -> Iterator[None]:
             kind.fp32_precision = value
 
 
-def exact_float32():
+def exact_float32() -> _GeneratorContextManager[None]:
     """`float32_as("ieee")`."""
     return float32_as("ieee")

@@ -15,7 +15,8 @@ import torch
 from .memory import is_out_of_memory
 from .stopping import _of_thread, check_stopped
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Output = TypeVar("Output")
 _alone = threading.RLock()
 _threads = 1  # what torch had when the outermost `one_thread_each` began
 
@@ -38,7 +39,7 @@ def one_thread_each() -> Iterator[None]:
             _threads = outer
 
 
-def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | None = None) -> list[Result]:
+def each(function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None) -> list[Output]:
     """function(item) of each, in as many threads as torch may use, at most `most`; within `one_thread_each`.
 
     Where one runs out of memory it is tried again alone. Other exceptions of `function` are raised when the rest are done,
@@ -49,7 +50,7 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | 
         return [_checked(function, item) for item in items]
     stop = threading.Event()
 
-    def run(item: Item) -> Result:
+    def run(item: Item) -> Output:
         _of_thread.stop = stop
         with torch.inference_mode():
             return _checked(function, item)
@@ -72,6 +73,6 @@ def each(function: Callable[[Item], Result], items: Sequence[Item], most: int | 
     return results
 
 
-def _checked(function: Callable[[Item], Result], item: Item) -> Result:
+def _checked(function: Callable[[Item], Output], item: Item) -> Output:
     check_stopped()
     return function(item)

@@ -6,8 +6,8 @@ from torch import Tensor
 from ..networks.detector import DetectorSettings
 from .smoothing import smooth_along, top_mean
 
-SOFTENING = (
-    4.0  # that smoothed logits are divided by before the logistic function: float16 must tell scores apart
+LOGIT_SCALE = (
+    4.0  # divides smoothed logits before the logistic function, so that float16 tells high scores apart
 )
 TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
 
@@ -22,9 +22,9 @@ def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
 
 def soften_logits(logits: Tensor) -> Tensor:
     """Pixel scores of smoothed logits, any shape: 0 .. 1, rising everywhere."""
-    return (logits / SOFTENING).sigmoid()
+    return (logits / LOGIT_SCALE).sigmoid()
 
 
 def sample_of(logits: Tensor) -> float:
     """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them."""
-    return float(torch.tensor(top_mean(logits, TOP_SHARE) / SOFTENING, dtype=torch.float64).sigmoid())
+    return float(torch.tensor(top_mean(logits, TOP_SHARE) / LOGIT_SCALE, dtype=torch.float64).sigmoid())

@@ -17,7 +17,7 @@ from .smoothing import smooth_along
 EVIDENCE = ("restoration", "reconstruction", "likelihood")  # the last two need no sampling
 EXPONENTS = np.arange(33) / 8  # a table's healthy shares: 1, 10 ** -0.125, ... 10 ** -4
 ALONG, IN_PLANE = 0.04, {"restoration": 0.03, "reconstruction": 0.03, "likelihood": 0.05}
-SOFTENING = 4.0  # rarity that scores 0.5
+HALF_RARITY = 4.0  # rarity that scores 0.5
 
 
 def smooth_evidence(name: str, maps: Tensor, size: int) -> Tensor:
@@ -62,6 +62,6 @@ def combined_rarity(evidence: Mapping[str, Tensor], tables: Mapping[str, Sequenc
     return torch.stack([rarity(maps, tables[name]).square() for name, maps in evidence.items()]).sum(0).sqrt()
 
 
-def soften(value: Tensor, half: float = SOFTENING) -> Tensor:
+def soften(value: Tensor, half: float = HALF_RARITY) -> Tensor:
     """value / (value + half): 0 .. 1, `half` to 0.5, rising everywhere, never 1."""
     return value / (value + half)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..preprocessing.body import body_mask
+from ..runtime.triples import three
 
 RADIUS_FRACTION = (0.07, 0.18)
 # A change a person sees: a voxel counts as changed above CHANGED, and an anomaly is taken as soon as its voxels
@@ -110,14 +111,14 @@ def choose_site(
     )
     where, depth = places
     deep = where[depth >= min(0.5 * fraction * side, 0.8 * depth.max())]
-    centre = tuple(int(c) for c in deep[rng.integers(len(deep))])
+    centre = three(int(c) for c in deep[rng.integers(len(deep))])
     step = [max(1, n // 64) for n in volume.shape]
-    beside = tuple(
+    beside = three(
         min(c + int(rng.integers(s)), n - 1) for c, s, n in zip(centre, step, volume.shape, strict=True)
     )
     centre = beside if body[beside] else centre  # off the coarse grid that `places` stand on
     reach = [1.2 * max(radii[:2]), 1.2 * max(radii[:2]), 1.2 * radii[2]]
-    box = tuple(
+    box = three(
         slice(max(0, int(c - np.ceil(r))), min(n, int(c + np.ceil(r)) + 1))
         for c, r, n in zip(centre, reach, volume.shape, strict=True)
     )
@@ -318,7 +319,7 @@ def plant_with_details(
     result, mask = volume.copy(order="K"), np.zeros(volume.shape, bool)
     result[site.box][seen] = new[seen]
     mask[site.box] = seen
-    return Planted(result, mask, kind, site.centre, tuple(round(float(r), 2) for r in site.radii))
+    return Planted(result, mask, kind, site.centre, three(round(float(r), 2) for r in site.radii))
 
 
 def plant(

@@ -1,6 +1,6 @@
 """Healthy volumes made up: brains deformed from the MNI152 template, or procedural ones, and abdomens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -33,7 +33,7 @@ def _field(shape: Sequence[int], waves: int, rng: np.random.Generator) -> np.nda
 
 
 def _ellipsoid(
-    axes: Sequence[np.ndarray], centre: Sequence[np.ndarray | float], radii: Sequence[np.ndarray | float]
+    axes: Sequence[np.ndarray], centre: Iterable[np.ndarray | float], radii: Iterable[np.ndarray | float]
 ) -> np.ndarray:
     """Distance from `centre`, 1 on the ellipsoid's surface; arguments broadcast, so a centre may move along an axis."""
     return np.sqrt(sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii, strict=True)))

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from ..runtime.contract import REGIONS
 from ..volumes import Grid, Volume, named_volumes, read_volume
 from .anomalies import KINDS, RADIUS_FRACTION, plant_with_details
 from .phantoms import (
@@ -25,9 +26,6 @@ from .phantoms import (
     brain_phantom,
     brain_template_subject,
 )
-
-REGIONS = ("brain", "abdom")
-
 
 # --- files in the organisers' layout ---------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
+from ..runtime.files import write_whole
 from .order import BatchOrder
 
 SPLITS = ("train", "validation", "test")
@@ -64,13 +66,12 @@ def build_cache(
             ("std", np.float32(std)),
         ):
             columns[name].append(np.full(len(indices), value))
-    arrays = {name: np.concatenate(values) for name, values in columns.items()}
+    arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
     names = [_name(path) for path in paths]
     about = json.dumps({"names": names, "preprocessing": preprocessing.to_dict()})
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part.npz")
-    np.savez_compressed(part, about=np.array(about), **arrays)
-    part.replace(file)
+    with write_whole(file) as out:
+        np.savez_compressed(out, about=np.array(about), **arrays)
 
 
 def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
@@ -108,7 +109,7 @@ def split_names(names: list[str], validation: float, test: float) -> dict[str, l
     """
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.match(r"[^\d]*", name).group(), []).append(name)
+        groups.setdefault(re.split(r"\d", name, maxsplit=1)[0], []).append(name)
     split: dict[str, list[str]] = {name: [] for name in SPLITS}
     for group in groups.values():
         ordered = sorted(group, key=lambda name: hashlib.sha256(name.encode()).hexdigest())

@@ -3,11 +3,11 @@
 Made from cached slices (`cache.py`) alone. One file a volume: a run that was stopped goes on where it was.
 """
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from ..model import Model, networks_sha256
 from ..networks.detector import STRIDE
 from ..preprocessing import intensity_statistics, normalise
 from ..preprocessing.body import body_mask
+from ..runtime.files import write_whole
+from ..runtime.settings_file import check_settings
 from ..synthetic.anomalies import KINDS, plant
 from .augment import Augmentation, vary_volume
 from .cache import CacheError, SliceData
@@ -93,30 +95,22 @@ def make_planted(
         "restorations": restorations,
         "seed": seed,
     } | ({"varied": True} if varied else {})
-    _check_settings(folder / "settings.json", settings)
+    check_settings(folder / "settings.json", settings, CacheError)
     numbers, parts = data.volume.unique().tolist(), []
     for i, number in enumerate(tqdm(numbers, desc="planting", unit="volume", disable=None)):
         name, kinds = names[number], [KINDS[(i * copies + copy) % len(KINDS)] for copy in range(copies)]
         if not (folder / f"{name}.npz").exists():
             rng = np.random.default_rng([seed, zlib.crc32(name.encode()), *([1] if varied else [])])
-            part = folder / f".{name}.part.npz"
-            np.savez(
-                part, **_planted_volume(data, data.volume == number, model, kinds, restorations, rng, varied)
+            arrays: dict[str, Any] = _planted_volume(
+                data, data.volume == number, model, kinds, restorations, rng, varied
             )
-            part.replace(folder / f"{name}.npz")
+            with write_whole(folder / f"{name}.npz") as out:
+                np.savez(out, **arrays)
         with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
             parts.append({field: torch.from_numpy(stored[field]) for field in FIELDS})
     return PlantedData(
         *(torch.cat([part[field] for part in parts]).to(data.slices.device) for field in FIELDS)
     )
-
-
-def _check_settings(file: Path, settings: dict) -> None:
-    if file.exists() and json.loads(file.read_text()) != settings:
-        raise CacheError(
-            f"{file}: expected planted slices of {settings}, found others; choose another folder"
-        )
-    file.write_text(json.dumps(settings))
 
 
 def _planted_volume(
@@ -129,20 +123,15 @@ def _planted_volume(
     varied: bool,
 ) -> dict[str, np.ndarray]:
     """Slices of all copies of one volume, as `PlantedData`'s arrays."""
-    raw, position = (
-        data.slices[members].cpu().float() / 255,
-        data.position[members].cpu(),
-    )  # (Z, y, x), anterior first
-    volume, body = None, None
+    raw = data.slices[members].cpu().float() / 255  # (Z, y, x), anterior first
+    position = data.position[members].cpu()
     chosen = []
-    for kind in kinds:
-        if varied or volume is None:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31))) if varied else None
-            slices = (
-                vary_volume(raw, VARIED, data.preprocessing.foreground_threshold, generator)
-                if varied
-                else raw
-            )
+    for number, kind in enumerate(kinds):
+        slices = raw
+        if varied:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            slices = vary_volume(raw, VARIED, data.preprocessing.foreground_threshold, generator)
+        if varied or number == 0:
             volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
             body = body_mask(volume)
         planted, mask = volume, np.zeros(volume.shape, bool)
@@ -156,13 +145,13 @@ def _planted_volume(
         index = _choose(mask, body, rng, round(CLEAR * more), round(AROUND * more))
         slices, label = _as_network_sees(planted, mask, index, data)
         chosen.append((slices, label, position[index], torch.full((len(index),), KINDS.index(kind))))
-    slices, label, position, kind = (torch.cat(columns) for columns in zip(*chosen))
+    slices, label, position, planted_kind = (torch.cat(columns) for columns in zip(*chosen))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     evidence = _evidence(slices, position, model, restorations, generator)
     return {field: values.cpu().numpy() for field, values in evidence.items()} | {
         "position": position.float().numpy(),
         "label": label.numpy(),
-        "kind": kind.numpy(),
+        "kind": planted_kind.numpy(),
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from ..scoring.paper import top_score
 from ..synthetic.anomalies import KINDS
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
+from .detector_stages import ContextStage, DetectorStage
 from .planted import make_planted
 from .randomise import RANDOMISATIONS, Randomisation
-from .stages import ContextStage, DetectorStage, PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
+from .stage import Data, Network, Parameters, Stage
+from .stages import PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
 from .store import VALIDATION, Planter, PlantingSettings, Store, fill_store, store_settings, stored_files
-from .trainer import Budget, Schedule, Stage, Trainer, load_checkpoint, save_checkpoint
+from .trainer import Budget, Schedule, Trainer, load_checkpoint, save_checkpoint
 
 PUBLISHED_CHANNELS = {"brain": (16, 32, 64, 256), "abdom": (16, 32, 64, 128, 256)}
 PUBLISHED_ATTENTION = {
@@ -348,7 +351,9 @@ def _names_by_number(run: Run) -> list[str]:
     return cache_names(run.cache)
 
 
-def _trainer(run: Run, stage: Stage, splits: dict[str, SliceData], about: dict) -> Trainer:
+def _trainer(
+    run: Run, stage: Stage[Data, Network], splits: Mapping[str, Data], about: dict
+) -> Trainer[Data, Network]:
     file = run.out / f"{stage.name}.pt"
     if file.exists() and not run.resume:
         raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
@@ -365,29 +370,37 @@ def _start_from(source: Path, stage: Stage) -> dict:
     volumes. Raises RunError where the sizes differ."""
     try:
         if source.is_dir():
-            found, about = load_stage(source, stage.name)
-            stage.model.load_state_dict(_averaged(found))
+            stored, about = load_stage(source, stage.name)
+            stage.begin_from(_averaged(stored))
         else:
-            stored = load_model(source, "cpu")
-            found = {"vqvae": stored.vqvae, "prior": stored.prior, "detector": stored.detector}.get(
-                stage.name
-            )
-            if found is None:
-                raise RuntimeError("no such network")
-            if stage.name != "detector" and found.settings != dataclasses.replace(
-                stage.model.settings, dropout=found.settings.dropout
-            ):
-                raise RuntimeError(f"one of {found.settings}")
-            found = add_weight_norm(found) if isinstance(found, PixelSNAIL) else found
-            stage.model.load_state_dict(found.state_dict())
-            about = stored.about.training.get(stage.name, {})
+            parameters, about = _of_model_file(source, stage)
+            stage.begin_from(parameters)
     except RuntimeError as error:
         raise RunError(
             f"{source}: expected a {stage.name} of {stage.model.settings}, found "
             f"{' '.join(str(error).split())[:300]}"
         ) from None
-    stage.started = True
     return {name: value for name, value in about.items() if name != "volumes"}
+
+
+def _of_model_file(file: Path, stage: Stage) -> tuple[Parameters, dict]:
+    """The parameters of a model file's network as the stage trains them, and what the file says of their training.
+
+    Raises RuntimeError where there is none, or one of other sizes.
+    """
+    model = load_model(file, "cpu")
+    networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
+    found = networks.get(stage.name)
+    if found is None:
+        raise RuntimeError("no such network")
+    wanted = stage.model.settings
+    if not isinstance(found, Detector | ContextDetector) and found.settings != dataclasses.replace(
+        wanted, dropout=found.settings.dropout
+    ):
+        raise RuntimeError(f"one of {found.settings}")
+    if isinstance(found, PixelSNAIL):
+        add_weight_norm(found)
+    return found.state_dict(), model.about.training.get(stage.name, {})
 
 
 def _about(run: Run, splits: dict[str, SliceData], names: dict[str, list[str]]) -> dict:

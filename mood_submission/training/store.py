@@ -6,11 +6,11 @@ variants of it with anomalies: the networks work slice by slice, so of a variant
 
 import copy
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from ..model import Model, networks_sha256
 from ..networks.context_detector import VolumeEvidence
 from ..preprocessing import normalise
 from ..preprocessing.body import body_mask
+from ..runtime.files import write_whole
+from ..runtime.settings_file import check_settings
 from ..synthetic.anomalies import KINDS, plant
 from ..synthetic.varied import PASTED, TRAINING_KINDS, Host, plant_varied
 from .cache import CacheError, SliceData
@@ -119,14 +121,17 @@ class Planter:
         how = RANDOMISATIONS[prep.region][name]
         return randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
 
-    def _variants(self, slices: Tensor, number: int, rng: np.random.Generator):
+    def _variants(
+        self, slices: Tensor, number: int, rng: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
         """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
         s = self.settings
         volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
         body = body_mask(volume)
         host = Host.of(volume, body, self._height())
         for v in range(s.variants):
-            planted, mask, names = host.volume, np.zeros(body.shape, bool), []
+            planted, mask = host.volume, np.zeros(body.shape, bool)
+            names: list[str] = []
             count = 1 if s.benchmark else int(rng.choice(COUNTS))
             for _ in range(count):
                 kind = (
@@ -212,29 +217,21 @@ def fill_store(
     """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room. Returns how many
     were made. Raises CacheError for a store that was made with other networks or settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(asdict(planter.settings)))  # as they are read back
-    _check_settings(folder / "settings.json", {"networks": networks_sha256(planter.model), **settings})
+    made_with = {"networks": networks_sha256(planter.model), **asdict(planter.settings)}
+    check_settings(folder / "settings.json", made_with, CacheError)
     files = stored_files(folder)
     number, end, made = (int(files[-1].stem) + 1 if files else 0), time.monotonic() + 60 * (minutes or 1e9), 0
     with tqdm(total=count, initial=number, desc="planting", unit="volume", disable=None) as bar:
         while (count is None or number < count) and time.monotonic() < end:
-            part = folder / ".part.npz"
-            np.savez(part, **planter.volume(number))
-            os.replace(part, folder / f"{number:06d}.npz")
+            arrays: dict[str, Any] = planter.volume(number)
+            with write_whole(folder / f"{number:06d}.npz") as out:
+                np.savez(out, **arrays)
             number, made = number + 1, made + 1
             bar.update()
             if keep:
                 for old in stored_files(folder)[:-keep]:
                     old.unlink()
     return made
-
-
-def _check_settings(file: Path, settings: dict) -> None:
-    if file.exists() and json.loads(file.read_text()) != settings:
-        raise CacheError(
-            f"{file}: expected a store of {settings}, found one of others; choose another folder"
-        )
-    file.write_text(json.dumps(settings))
 
 
 def store_settings(folder: Path) -> dict:
@@ -267,7 +264,11 @@ class StoredVolume:
         for rows, scales in zip(arrays["rows"], arrays["scales"]):
             position = torch.zeros(len(maps[0]), 1)
             position[rows] = arrays["position"]
-            variants.append(VolumeEvidence(*maps, position, *scales.tolist(), rows))
+            slices, decoded, restored, nll = maps
+            residual, usual, high = scales.tolist()
+            variants.append(
+                VolumeEvidence(slices, decoded, restored, nll, position, residual, usual, high, rows)
+            )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
 
     def labels(self, variant: int) -> Tensor:
@@ -279,7 +280,8 @@ class Store:
     """The newest `most` files of a folder, in memory; `refresh` reads what has come since."""
 
     def __init__(self, folder: Path, most: int = 400):
-        self.folder, self.most, self.volumes = folder, most, {}
+        self.folder, self.most = folder, most
+        self.volumes: dict[str, StoredVolume] = {}
         self.refresh()
 
     def __len__(self) -> int:

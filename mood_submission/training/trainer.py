@@ -1,23 +1,25 @@
 """The training loop that both networks share: budget, schedule, averaging, checkpoints, log.
 
-A stage (`stages.py`) says what is trained and what its loss is; this module says how. Everything random depends on
+A stage (`stage.py`) says what is trained and what its loss is; this module says how. Everything random depends on
 the seed and the step alone, so a run that was killed and resumed goes on as if nothing had happened.
 """
 
 import csv
+import io
 import json
 import math
-import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cache import SliceData
+from ..runtime.files import write_whole
+from .stage import Data, Network, Stage
 
 
 @dataclass(frozen=True)
@@ -55,55 +57,31 @@ class Schedule:
         )
 
 
-class Stage(Protocol):
-    """What is trained. `model` is the network; the rest is called by `train`."""
-
-    name: str
-    model: nn.Module
-    channels_last_on_cpu: bool
-
-    def loss(
-        self, data: SliceData, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch and detached numbers for the log."""
-
-    def after_step(self, step: int, progress: float) -> None:
-        """Whatever must happen between steps (codebook upkeep)."""
-
-    def validate(self, model: nn.Module, data: SliceData) -> dict[str, float]:
-        """Numbers for the log, of the averaged model on held-out slices."""
-
-    def state(self) -> dict:
-        """What a checkpoint must hold beside the model's own parameters."""
-
-    def load_state(self, state: dict) -> None: ...
-
-
 class Log:
     """Rows of numbers in a CSV file; columns are those of the first row. A resumed run drops rows past its step."""
 
     def __init__(self, file: Path, step: int):
-        self.file, self.rows = file, []
+        self.file = file
+        self.rows: list[dict[str, object]] = []
         if file.exists() and step:
             with open(file, newline="") as stored:
                 self.rows = [row for row in csv.DictReader(stored) if int(row["step"]) <= step]
 
-    def write(self, row: dict[str, float | int | str]) -> None:
+    def write(self, row: Mapping[str, float]) -> None:
+        """Add a row, and write the whole file anew."""
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        part = self.file.with_name(f".{self.file.name}.part")
-        with open(part, "w", newline="") as out:
-            columns = list(dict.fromkeys(k for r in self.rows for k in r))
-            writer = csv.DictWriter(out, columns, restval="")
+        columns = list(dict.fromkeys(k for r in self.rows for k in r))
+        with write_whole(self.file) as out, io.TextIOWrapper(out, newline="", write_through=True) as text:
+            writer = csv.DictWriter(text, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.file)
+            text.detach()
 
 
 def save_checkpoint(file: Path, content: dict) -> None:
-    """Write beside the final place, then rename: a kill leaves the old checkpoint or the new one, whole."""
-    part = file.with_name(f".{file.name}.part")
-    torch.save(content, part)
-    os.replace(part, file)
+    """A kill leaves the old checkpoint or the new one, whole."""
+    with write_whole(file) as out:
+        torch.save(content, out)
 
 
 def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
@@ -111,13 +89,13 @@ def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
     return torch.load(file, map_location=device, weights_only=True)
 
 
-class Trainer:
+class Trainer(Generic[Data, Network]):
     """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model."""
 
     def __init__(
         self,
-        stage: Stage,
-        splits: dict[str, SliceData],
+        stage: Stage[Data, Network],
+        splits: Mapping[str, Data],
         out: Path,
         budget: Budget,
         schedule: Schedule,
@@ -129,7 +107,7 @@ class Trainer:
         self.file = out / f"{stage.name}.pt"
         # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
         if device.type != "cpu" or stage.channels_last_on_cpu:
-            stage.model.to(memory_format=torch.channels_last)
+            stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage.model.to(device)
         self.average = torch.optim.swa_utils.AveragedModel(
             stage.model, use_buffers=True, multi_avg_fn=self._blend
@@ -137,7 +115,12 @@ class Trainer:
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
         self.step, self.seconds = 0, 0.0
 
-    def _blend(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    @property
+    def averaged(self) -> Network:
+        """The averaged model."""
+        return cast(Network, self.average.module)
+
+    def _blend(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         """EMA whose decay grows with the steps taken, so that short runs average over their last tenth or so."""
         decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
         for a, c in zip(averaged, current):
@@ -182,7 +165,8 @@ class Trainer:
             },
         )
 
-    def train(self, save_seconds: float = 60.0, validations: int = 20) -> nn.Module:
+    def train(self, save_seconds: float = 60.0, validations: int = 20) -> Network:
+        """Train until the budget is spent. Returns the averaged model."""
         order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
         log = Log(self.out / f"{self.stage.name}.csv", self.step)
         bar = tqdm(
@@ -193,7 +177,8 @@ class Trainer:
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
         )
         progress = self.budget.progress(self.step, self.seconds)
-        saved, validated, sums, since = time.monotonic(), math.floor(progress * validations), {}, self.step
+        saved, validated, since = time.monotonic(), math.floor(progress * validations), self.step
+        sums: dict[str, float | Tensor] = {}
         while progress < 1:
             started = time.monotonic()
             for name, value in self._step(order(self.step), progress).items():
@@ -202,15 +187,9 @@ class Trainer:
             if last or math.floor(progress * validations) > validated:
                 validated = math.floor(progress * validations)
                 row = {name: float(value) / (self.step - since) for name, value in sums.items()}
-                row |= self.stage.validate(self.average.module, self.splits["validation"])
-                log.write(
-                    {
-                        "step": self.step,
-                        "minutes": round(self.seconds / 60, 2),
-                        "rate": self.schedule.rate_at(progress),
-                    }
-                    | row
-                )
+                row |= self.stage.validate(self.averaged, self.splits["validation"])
+                minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
+                log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
                 sums, since = {}, self.step
                 bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
                 print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
@@ -222,7 +201,7 @@ class Trainer:
                 saved = time.monotonic()
         bar.close()
         self.save()
-        return self.average.module
+        return self.averaged
 
     def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
         for group in self.optimiser.param_groups:

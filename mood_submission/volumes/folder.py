@@ -50,7 +50,8 @@ def named_volumes(
     Raises VolumeError where a folder has none, a name stands in two folders, or one of `names` is not there.
     """
     folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
-    where, files = ", ".join(map(str, folders)), {}
+    where = ", ".join(map(str, folders))
+    files: dict[str, Path] = {}
     for folder in folders:
         found = {volume_name(path): path for path in find_volumes(folder)}
         if not found:

@@ -6,6 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from ..runtime.triples import three
+
 
 class VolumeError(ValueError):
     """A file or folder that cannot be used as a 3D volume. One line: the file, what was expected, what was found."""
@@ -31,7 +33,7 @@ class Grid:
     @property
     def ras_shape(self) -> tuple[int, int, int]:
         """The shape (X, Y, Z) that the volume has in RAS order."""
-        return tuple(self.shape[self.ras_axes.index(axis)] for axis in range(3))
+        return three(self.shape[self.ras_axes.index(axis)] for axis in range(3))
 
     def to_file(self, ras: np.ndarray) -> np.ndarray:
         """View an (X, Y, Z) array in the file's axes, (I, J, K). No copy: writing to the view writes to `ras`."""

@@ -10,8 +10,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from io import IOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -20,11 +21,14 @@ from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice a
 
 from ..runtime.files import write_whole
 from ..runtime.memory import free_memory
+from ..runtime.triples import three
 from .folder import SUFFIXES
 from .grid import Grid, Volume, VolumeError, one_line
 
 SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
-UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what they should be
+UNREADABLE: tuple[
+    type[Exception], ...
+] = (  # what nibabel, gzip and numpy raise for files that are not what they should be
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
     OSError,
@@ -34,7 +38,7 @@ UNREADABLE = (  # what nibabel, gzip and numpy raise for files that are not what
     ArithmeticError,  # of an infinite data offset
     MemoryError,
     zlib.error,
-    isal_zlib.error,
+    cast(type[Exception], isal_zlib.error),  # its stub calls it an instance
 )
 MOST_PACKED = 1032  # bytes that one byte of a .gz file can hold: deflate's own limit
 OTHER_FORMATS = (  # where in the file, what stands there, what that says
@@ -63,8 +67,10 @@ def read_volume(path: str | Path) -> Volume:
         file_size = _size_of(path)
         image = _image_of(path)
         grid, spacing, notes = _grid_of(image, path)
-        _check_size(image.dataobj, path, file_size)
-        data, missing = _read_ras(image.dataobj, grid)
+        stored = image.dataobj
+        assert isinstance(stored, nib.arrayproxy.ArrayProxy)  # an image that was read from a file
+        _check_size(stored, path, file_size)
+        data, missing = _read_ras(stored, grid)
     if missing:
         notes += (f"{path}: {missing} NaN or infinite voxels read as the lowest of the others",)
     for note in notes:
@@ -102,15 +108,15 @@ def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
         write_whole(path) as file,
         _packed(file) if path.name.lower().endswith(".gz") else nullcontext(file) as inner,
     ):
-        _score_image(grid.to_file(scores), grid.header).to_stream(inner)
+        _score_image(grid.to_file(scores), grid.header).to_stream(cast(IOBase, inner))
 
 
 def _packed(file: BinaryIO) -> BinaryIO:
     """Neither time nor name goes in, so that equal scores make equal files."""
-    return igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
+    return cast(BinaryIO, igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
 
 
-def _open_to_read(path: str) -> BinaryIO:
+def _open_to_read(path: str) -> igzip.IGzipFile | nib.openers.ImageOpener:
     """The file, unpacked as it is read. What goes wrong is among UNREADABLE."""
     return igzip.open(path) if path.lower().endswith(".gz") else nib.openers.ImageOpener(path)
 
@@ -167,23 +173,24 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         )
     if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
         raise VolumeError(f"{path}: expected a 3D volume, found shape {image.shape}")
-    shape = tuple(int(size) for size in image.shape[:3])
+    shape = three(int(size) for size in image.shape[:3])
     if min(shape) < 1:
         raise VolumeError(f"{path}: expected a volume with voxels, found shape {shape}")
 
     header, affine = image.header.copy(), np.array(image.affine)
-    sizes, notes = np.linalg.norm(affine[:3, :3], axis=0), ()
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    notes: tuple[str, ...] = ()
     if _orientation_is_known(header, affine):
         orientation = nib.orientations.io_orientation(affine)
-        ras_axes = tuple(int(axis) for axis in orientation[:, 0])
-        flipped = tuple(bool(sign < 0) for sign in orientation[:, 1])
+        ras_axes = three(int(axis) for axis in orientation[:, 0])
+        flipped = three(bool(sign < 0) for sign in orientation[:, 1])
     else:
         notes = (f"{path}: no usable orientation in the header; array taken as it is for RAS",)
         ras_axes, flipped = (0, 1, 2), (False, False, False)
         sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
     sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     sizes = np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0)
-    spacing = tuple(float(sizes[ras_axes.index(axis)]) for axis in range(3))
+    spacing = three(float(sizes[ras_axes.index(axis)]) for axis in range(3))
     return Grid(shape, affine, header, ras_axes, flipped), spacing, notes
 
 

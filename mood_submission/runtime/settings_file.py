@@ -1,0 +1,32 @@
+"""Remembers what the files of a folder were made with, so that they are never mixed with others."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from .files import write_whole
+
+
+def check_settings(file: Path, settings: Mapping[str, object], error: type[ValueError] = ValueError) -> None:
+    """Write `settings` to `file` (JSON), or see that they are those that are there.
+
+    Raises `error`, naming the file and the settings that differ, where the folder was made with others.
+    """
+    text = json.dumps(settings, indent=1, default=str) + "\n"
+    if not file.exists():
+        with write_whole(file) as out:
+            out.write(text.encode())
+        return
+    wanted, found = json.loads(text), json.loads(file.read_text())
+    different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if different:
+        name = different[0]
+        raise error(
+            f"{file}: expected files made with {name} {_short(wanted.get(name))}, found some made with "
+            f"{_short(found.get(name))}; choose another folder"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-16:]}"

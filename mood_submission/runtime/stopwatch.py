@@ -1,0 +1,36 @@
+"""How long steps take. On CUDA a step starts and ends with all work done."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Seconds by `clock`, which rises.
+
+    device: where the work is done. seconds: of the steps that were measured with `step`, by name.
+    """
+
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
+        self.device, self.clock = device, clock
+        self.seconds: dict[str, float] = {}
+        self.last = self._now()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the start."""
+        before, self.last = self.last, self._now()
+        return self.last - before
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """What is done while this is open is the step `name`."""
+        start = self._now()
+        yield
+        self.seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()

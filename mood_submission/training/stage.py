@@ -1,0 +1,62 @@
+"""What is trained, and on what: the base of all stages, and what the trainer asks of data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Parameters = Mapping[str, Tensor]  # of a network, as its `state_dict` has them
+
+
+class TrainingData(Protocol):
+    """Something that batches can be drawn from: slices, planted slices, a store of planted volumes."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, batch: int, seed: int) -> Callable[[int], Tensor]:
+        """From a step's number to the indices (batch,) of its batch."""
+
+
+Data = TypeVar("Data", bound=TrainingData)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Stage(ABC, Generic[Data, Network]):
+    """One network and its loss.
+
+    name: of the stage's files. model: the network. channels_last_on_cpu: whether that memory format is the faster one on a
+    CPU; on a GPU it always is.
+    """
+
+    name: str
+    model: Network
+    channels_last_on_cpu = False
+
+    @abstractmethod
+    def loss(self, data: Data, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch and detached numbers for the log."""
+
+    @abstractmethod
+    def validate(self, model: Network, data: Data) -> dict[str, float]:
+        """Numbers for the log, of the averaged model on held-out data."""
+
+    def after_step(self, step: int, progress: float) -> None:
+        """Whatever must happen between steps. progress: 0 at the start of training, 1 at its end."""
+
+    def state(self) -> dict:
+        """What a checkpoint must hold beside the model's own parameters."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """The inverse of `state`."""
+
+    def begin_from(self, parameters: Parameters) -> None:
+        """Start from another network's parameters. Raises RuntimeError where they do not fit."""
+        self.model.load_state_dict(parameters)
+
+
+def autocast(tensor: Tensor, precision: str) -> torch.autocast:
+    """Mixed precision on the tensor's device; switched off for float32."""
+    return torch.autocast(tensor.device.type, torch.bfloat16, enabled=precision == "bf16")
