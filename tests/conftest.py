@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,6 +68,21 @@ def tiny_weights(tmp_path_factory) -> dict[str, Path]:
         )
         save_model(folder / f"{region}.safetensors", network, PixelSNAIL(prior), about)
     return {region: folder / f"{region}.safetensors" for region in TINY}
+
+
+def words_of(*arguments: object) -> list[str]:
+    """Words of a command line: a string is split at its spaces, anything else (a path, a number) is one word."""
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split() if isinstance(argument, str) else [str(argument)]
+    return words
+
+
+def mood(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    """Run `mood-submission` with such words in a process of its own. options: of subprocess.run."""
+    command = [sys.executable, "-m", "mood_submission", *words_of(*arguments)]
+    environment = options.pop("env", os.environ) | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
 
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:

@@ -2,12 +2,10 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mood
 
 import mood_submission
 from mood_submission.cli import COMMANDS
@@ -94,17 +92,13 @@ def test_every_command_has_a_module_and_a_script():
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["predict", "--help"], ["compare", "--help"]])
 def test_help_is_there(words):
-    run = subprocess.run(
-        [sys.executable, "-m", "mood_submission", *words], cwd=ROOT, capture_output=True, text=True
-    )
+    run = mood(*words)
     assert run.returncode == 0 and run.stdout and not run.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["prdict"], ["predict", "--region", "knee"]])
 def test_wrong_usage_is_told_in_words(words):
-    run = subprocess.run(
-        [sys.executable, "-m", "mood_submission", *words], cwd=ROOT, capture_output=True, text=True
-    )
+    run = mood(*words)
     assert run.returncode == 2 and "mood-submission" in run.stderr and "Traceback" not in run.stderr
 
 

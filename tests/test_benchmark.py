@@ -3,12 +3,11 @@
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_nifti
+from conftest import mood, write_nifti
 
 pytestmark = pytest.mark.slow
 
@@ -16,9 +15,7 @@ VOLUME_STEPS = ("read", "prepare", "encode", "nll", "healthy_sampling", "decode"
 
 
 def benchmark(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, words)], capture_output=True, text=True
-    )
+    return mood("benchmark", *words)
 
 
 def figures(file: Path, run: subprocess.CompletedProcess) -> dict:
@@ -34,9 +31,7 @@ def test_times_and_ratios(region, tiny_weights, blobs, tmp_path):
     run = benchmark(
         "--region",
         region,
-        "--device",
-        "cpu",
-        "--slices",
+        "--device cpu --slices",
         3,
         "--restorations",
         2,
@@ -61,17 +56,7 @@ def test_times_and_ratios(region, tiny_weights, blobs, tmp_path):
 
 def test_reading_and_writing_beside_nibabel(tmp_path):
     run = benchmark(
-        "--region",
-        "abdom",
-        "--device",
-        "cpu",
-        "--io",
-        "--size",
-        24,
-        "--restorations",
-        2,
-        "--json",
-        tmp_path / "f",
+        "--region abdom --device cpu --io --size", 24, "--restorations", 2, "--json", tmp_path / "f"
     )  # on a toy of its own
     found = figures(tmp_path / "f", run)
     assert found["io_ratio"] == pytest.approx(found["io_s"] / found["nibabel_s"])
@@ -87,5 +72,5 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
         (("--weights", tiny_weights["brain"], "--volume", bad), "bad.nii.gz"),
         (("--device", "nonsense", "--volume", good), "nonsense"),
     ):
-        run = benchmark("--region", "brain", *words)
+        run = benchmark("--region brain", *words)
         assert run.returncode == 1 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr

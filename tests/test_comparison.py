@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import mood
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
@@ -20,8 +18,6 @@ from mood_submission.synthetic.anomalies import KINDS
 from mood_submission.training.trainer import save_checkpoint
 
 pytestmark = pytest.mark.slow
-
-COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 
 
 def test_every_kind_and_size_comes_equally_often():
@@ -100,24 +96,16 @@ def tiny_vae(tmp_path_factory):
 
 def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae, blobs, tmp_path):
     words = [
-        "--region",
-        "brain",
-        "--data",
+        "--region brain --data",
         blobs,
         "--weights",
         tiny_weights["brain"],
         "--vae",
         tiny_vae,
-        "--slices",
-        "4",
-        "--restorations",
-        "2",
-        "--device",
-        "cpu",
-        "-o",
+        "--slices 4 --restorations 2 --device cpu -o",
         tmp_path,
     ]
-    run = subprocess.run([*COMPARE, *words], capture_output=True, text=True)
+    run = mood("compare", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "table.json").read_text())["all volumes"]
     assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result[
@@ -131,31 +119,18 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
     missing = sorted((tmp_path / "cases").glob("case_1_*.npz"))[0]
     before = missing.read_bytes()
     missing.unlink()
-    assert subprocess.run([*COMPARE, *words], capture_output=True).returncode == 0
+    assert mood("compare", *words).returncode == 0
     with np.load(missing) as again:  # the same, made anew
         missing.with_name("before.npz").write_bytes(before)
         with np.load(missing.with_name("before.npz")) as first:
             assert all(np.array_equal(first[name], again[name]) for name in first.files)
-    other = subprocess.run([*COMPARE, *words, "--seed", "1"], capture_output=True, text=True)
+    other = mood("compare", *words, "--seed 1")
     assert other.returncode == 1 and "settings.json" in other.stderr and other.stderr.count("\n") == 1
 
 
 def test_held_out_volumes_must_be_named_in_the_model_file(tiny_weights, blobs, tmp_path):
-    run = subprocess.run(
-        [
-            *COMPARE,
-            "--region",
-            "brain",
-            "--data",
-            blobs,
-            "--weights",
-            tiny_weights["brain"],
-            "--held-out",
-            "-o",
-            tmp_path,
-        ],
-        capture_output=True,
-        text=True,
+    run = mood(
+        "compare --region brain --data", blobs, "--weights", tiny_weights["brain"], "--held-out -o", tmp_path
     )
     assert run.returncode == 1 and "held-out" in run.stderr and run.stderr.count("\n") == 1
 
@@ -168,25 +143,17 @@ def test_figures_of_both_halves_are_recorded_in_the_model_file(tiny_weights, blo
         tiny_weights["brain"], file, dataclasses.replace(model.about, training={"vqvae": {"volumes": halves}})
     )
     words = [
-        "--region",
-        "brain",
-        "--data",
+        "--region brain --data",
         blobs,
         "--weights",
         file,
-        "--slices",
-        "4",
-        "--restorations",
-        "2",
-        "--device",
-        "cpu",
-        "-o",
+        "--slices 4 --restorations 2 --device cpu -o",
         tmp_path / "results",
     ]
-    refused = subprocess.run([*COMPARE, *words, "--record"], capture_output=True, text=True)
+    refused = mood("compare", *words, "--record")
     assert refused.returncode == 2 and "--held-out" in refused.stderr
     for _ in range(2):  # what is recorded is no other model: its results are kept
-        run = subprocess.run([*COMPARE, *words, "--held-out", "--record"], capture_output=True, text=True)
+        run = mood("compare", *words, "--held-out --record")
         assert run.returncode == 0, run.stderr
     figures = load_model(file, device="cpu").about.training["comparison"]
     table = json.loads((tmp_path / "results" / "table.json").read_text())

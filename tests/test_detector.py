@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import mood
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
@@ -32,38 +31,18 @@ pytestmark = pytest.mark.slow
 TINY = DetectorSettings((4, 6, 8))
 
 
-def script(name: str, *words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True
-    )
-
-
 def predict(task, source, out, weights, *words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mood_submission",
-            "predict",
-            "--region",
-            "brain",
-            "--task",
-            task,
-            "-i",
-            source,
-            "-o",
-            out,
-            "--weights",
-            weights,
-            "--slices",
-            "4",
-            "--device",
-            "cpu",
-            *words,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    return mood(
+        "predict --region brain --task",
+        task,
+        "-i",
+        source,
+        "-o",
+        out,
+        "--weights",
+        weights,
+        "--slices 4 --device cpu",
+        *words,
     )
 
 
@@ -298,15 +277,15 @@ def detecting(tiny_weights, cache, tmp_path_factory):
         "multiply",
     )
     for steps, more in ((2, ()), (4, ("--resume",))):
-        run = script("train.py", *words, "--steps", steps, *more)
+        run = mood("train", *words, "--steps", steps, *more)
         assert run.returncode == 0, run.stderr
     assert {file.name for file in (folder / "run").glob("detector*")} == {
         "detector.pt",
         "detector.csv",
         "detector_curves.png",
     }
-    added = script(
-        "add_detector.py",
+    added = mood(
+        "add-detector",
         folder / "run",
         tiny_weights["brain"],
         "-o",
@@ -363,18 +342,16 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
     )
     expected = load_model(detecting, "cpu").detector.head[2].weight
     for source in (detecting.parent / "run", detecting):
-        run = script("train.py", *words, "--start-from", source, "--out", tmp_path / source.name)
+        run = mood("train", *words, "--start-from", source, "--out", tmp_path / source.name)
         assert run.returncode == 0, run.stderr
         detector, about = load_detector(tmp_path / source.name)
         assert about["started_from"]["steps"] == 4 and about["started_from"]["varied"] == 1
         assert torch.allclose(detector.head[2].weight, expected, atol=1e-6)
-    resumed = script("train.py", *words[:-1], 2, "--resume", "--out", tmp_path / source.name)
+    resumed = mood("train", *words[:-1], 2, "--resume --out", tmp_path / source.name)
     assert resumed.returncode == 0, resumed.stderr
     about = load_detector(tmp_path / source.name)[1]
     assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
-    run = script(
-        "train.py", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other"
-    )
+    run = mood("train", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
 
 
@@ -421,11 +398,9 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     assert len(compute_within(predictor, p, "pixel", 1e-6).prepared.indices) == 8
     with pytest.raises(ModelError, match="restoration for the method paper, found 0"):
         Predictor(model, restorations=0, pixel_method="paper")
-    run = predict("pixel", blobs, tmp_path, detecting, "--restorations", "0", "--pixel-method", "paper")
+    run = predict("pixel", blobs, tmp_path, detecting, "--restorations 0 --pixel-method paper")
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "restoration" in run.stderr
-    run = predict(
-        "pixel", blobs, tmp_path, detecting, "--restorations", "0", "--report", tmp_path / "report.json"
-    )
+    run = predict("pixel", blobs, tmp_path, detecting, "--restorations 0 --report", tmp_path / "report.json")
     assert run.returncode == 0, run.stderr
     assert {
         volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]
@@ -434,8 +409,8 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
 
 def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
     assert Predictor(load_model(detecting, "cpu")).restorations == 15
-    added = script(
-        "add_detector.py",
+    added = mood(
+        "add-detector",
         detecting.parent / "run",
         detecting,
         "-o",
@@ -451,7 +426,7 @@ def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_pat
 
 def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
     for task, ending in (("pixel", ""), ("sample", ".txt")):
-        run = predict(task, blobs, tmp_path / task, detecting, "--restorations", "2")
+        run = predict(task, blobs, tmp_path / task, detecting, "--restorations 2")
         assert run.returncode == 0, run.stderr
         assert {file.name for file in (tmp_path / task).iterdir()} == {
             f"case_{i}.nii.gz{ending}" for i in range(3)
@@ -459,8 +434,8 @@ def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
 
 
 def test_another_model_s_detector_is_refused(detecting, tiny_weights, tmp_path):
-    run = script(
-        "add_detector.py", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors"
+    run = mood(
+        "add-detector", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors"
     )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "trained with others" in run.stderr
     assert not (tmp_path / "out.safetensors").exists()
@@ -496,7 +471,7 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
     (tmp_path / "alone" / "case_1.nii.gz").write_bytes((blobs / "case_1.nii.gz").read_bytes())
     for task, ending in (("pixel", ""), ("sample", ".txt")):
         for source in (blobs, tmp_path / "alone"):
-            run = predict(task, source, tmp_path / task / source.name, detecting, "--restorations", "2")
+            run = predict(task, source, tmp_path / task / source.name, detecting, "--restorations 2")
             assert run.returncode == 0, run.stderr
         one, other = (
             tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone")

@@ -13,6 +13,8 @@ from sklearn.metrics import average_precision_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from conftest import mood
+
 from mood_submission.evaluation.challenge import evaluate_pixel, evaluate_sample  # noqa: E402
 from mood_submission.evaluation.metrics import average_precision, score_counts  # noqa: E402
 
@@ -203,17 +205,14 @@ def test_labels_must_be_usable(tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True)
+    return mood("evaluate", *arguments)
 
 
 def test_command_line(tmp_path: Path) -> None:
     pred, label, scores, labels = pixel_cases(tmp_path, 3)
     (pred / "2.nii.gz").unlink()
     scores[2] = 0
-    done = command(
-        "--pred", pred, "--label", label.parent, "--task", "pixel", "--json", tmp_path / "result.json"
-    )
+    done = command("--pred", pred, "--label", label.parent, "--task pixel --json", tmp_path / "result.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"average precision {reference(scores, labels):.4f}" in done.stdout
     assert "3 cases" in done.stdout and "2.nii.gz: missing" in done.stdout
@@ -226,9 +225,7 @@ def test_command_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_command_line_errors(tmp_path: Path) -> None:
     assert command("--pred", tmp_path).returncode == 2
-    assert (
-        command("--pred", tmp_path, "--label", tmp_path, "--task", "pixel", "--bootstrap", -1).returncode == 2
-    )
-    failed = command("--pred", tmp_path, "--label", tmp_path / "nowhere", "--task", "sample")
+    assert command("--pred", tmp_path, "--label", tmp_path, "--task pixel --bootstrap", -1).returncode == 2
+    failed = command("--pred", tmp_path, "--label", tmp_path / "nowhere", "--task sample")
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1 and "nowhere" in failed.stderr and "Traceback" not in failed.stderr

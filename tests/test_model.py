@@ -1,19 +1,15 @@
 """Model files: round trips, the import of published checkpoints, and files that are none."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import mood
 from safetensors.torch import load_file, save_file
 
 from mood_submission import load_model
 from mood_submission.model_file import ModelError, save_model
 from mood_submission.restoration.restore import restore
-
-IMPORT = [sys.executable, str(ROOT / "scripts" / "import_reference.py")]
 
 
 def test_published_checkpoints_survive_the_import(reference, tmp_path):
@@ -24,8 +20,14 @@ def test_published_checkpoints_survive_the_import(reference, tmp_path):
         tmp_path / "latent.pt",
     )
     out = tmp_path / "model.safetensors"
-    subprocess.run(
-        [*IMPORT, tmp_path / "features.pt", tmp_path / "latent.pt", "--region", reference.region, "-o", out],
+    mood(
+        "import-reference",
+        tmp_path / "features.pt",
+        tmp_path / "latent.pt",
+        "--region",
+        reference.region,
+        "-o",
+        out,
         check=True,
     )
     model = load_model(out, device="cpu", dtype=torch.float64)
@@ -49,18 +51,14 @@ def test_a_checkpoint_with_a_parameter_missing_is_refused(reference, tmp_path, p
     del states[part][name]
     for which, state in states.items():
         torch.save(state, tmp_path / f"{which}.pt")
-    run = subprocess.run(
-        [
-            *IMPORT,
-            tmp_path / "vqvae.pt",
-            tmp_path / "prior.pt",
-            "--region",
-            reference.region,
-            "-o",
-            tmp_path / "out.safetensors",
-        ],
-        capture_output=True,
-        text=True,
+    run = mood(
+        "import-reference",
+        tmp_path / "vqvae.pt",
+        tmp_path / "prior.pt",
+        "--region",
+        reference.region,
+        "-o",
+        tmp_path / "out.safetensors",
     )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(tmp_path / f"{part}.pt") in run.stderr
     assert not (tmp_path / "out.safetensors").exists()
@@ -71,9 +69,7 @@ def test_a_bad_checkpoint_is_named_in_one_line(tmp_path, content):
     bad = tmp_path / "bad.pt"
     if content is not None:
         bad.write_bytes(content)
-    run = subprocess.run(
-        [*IMPORT, bad, bad, "--region", "brain", "-o", tmp_path / "x"], capture_output=True, text=True
-    )
+    run = mood("import-reference", bad, bad, "--region brain -o", tmp_path / "x")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(bad) in run.stderr
 
 
@@ -83,8 +79,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
     torch.save(Evil(), tmp_path / "evil.pt")
-    command = [*IMPORT, tmp_path / "evil.pt", tmp_path / "evil.pt", "--region", "brain", "-o", tmp_path / "x"]
-    assert subprocess.run(command, capture_output=True).returncode == 1
+    run = mood(
+        "import-reference", tmp_path / "evil.pt", tmp_path / "evil.pt", "--region brain -o", tmp_path / "x"
+    )
+    assert run.returncode == 1
     with pytest.raises(ModelError):
         load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_nifti
+from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
@@ -25,12 +23,6 @@ from mood_submission.volumes import read_volume
 CONTEXT = (-2, -1, 0, 1, 2)
 TINY = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
 STILL = Randomisation(*[0] * 5, 1, *[0] * 13)
-
-
-def script(name: str, *words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)], capture_output=True, text=True
-    )
 
 
 def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
@@ -291,7 +283,7 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     """Plant, train, go on training, put the detector into the model file, predict."""
     weights, store, run = tiny_weights["brain"], tmp_path / "store", tmp_path / "run"
     common = ("--region", "brain", "--data", cache, "--model", weights, "--store", store)
-    planted = script("train.py", "plant", *common, "--count", 3, "--variants", 2)
+    planted = mood("train plant", *common, "--count", 3, "--variants", 2)
     assert planted.returncode == 0 and "3 volumes planted" in planted.stdout, planted.stderr
     train = (
         "detector",
@@ -309,13 +301,13 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
         "--batch",
         4,
     )
-    assert script("train.py", *train, "--steps", 4).returncode == 0
-    more = script("train.py", *train, "--steps", 6, "--resume")
+    assert mood("train", *train, "--steps", 4).returncode == 0
+    more = mood("train", *train, "--steps", 6, "--resume")
     assert more.returncode == 0, more.stderr
     rows = (run / "detector.csv").read_text().splitlines()
     assert "validation_ap" in rows[0] and rows[-1].startswith("6,")
     out = tmp_path / "brain.safetensors"
-    added = script("add_detector.py", run, weights, "-o", out)
+    added = mood("add-detector", run, weights, "-o", out)
     assert added.returncode == 0, added.stderr
     model = load_model(out, "cpu")
     assert model.about.detector.context == CONTEXT and model.about.pixel_method == "learned"
@@ -324,7 +316,7 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     assert predictor.restorations == 0 and 0 < predictor.sample_score(volume) < 1
     scores = predictor.pixel_scores(volume)
     assert scores.shape == volume.data.shape and scores.max() > scores.min() >= 0
-    missing = script("train.py", *train[:-2], "--steps", 9, "--resume", "--store", tmp_path / "none")
+    missing = mood("train", *train[:-2], "--steps", 9, "--resume --store", tmp_path / "none")
     assert missing.returncode == 1 and "run mood-submission train plant first" in missing.stderr
 
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_nifti
+from conftest import ROOT, mood, words_of, write_nifti
 
 from mood_submission import Predictor, load_model
 from mood_submission.preprocessing import slices_to_volume
@@ -20,8 +20,7 @@ REGIONS = ("brain", "abdom")
 
 
 def predict(*words, **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mood_submission", "predict", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **kwargs)
+    return mood("predict", *words, **kwargs)
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -29,9 +28,7 @@ def test_pixel_scores_lie_on_the_input_grid(region, tiny_weights, blobs, tmp_pat
     run = predict(
         "--region",
         region,
-        "--task",
-        "pixel",
-        "-i",
+        "--task pixel -i",
         blobs,
         "-o",
         tmp_path,
@@ -57,9 +54,7 @@ def test_sample_scores_are_one_float_a_file(region, method, tiny_weights, blobs,
     run = predict(
         "--region",
         region,
-        "--task",
-        "sample",
-        "-i",
+        "--task sample -i",
         blobs,
         "-o",
         tmp_path,
@@ -113,11 +108,7 @@ def test_a_volume_scores_the_same_alone_and_among_others(tiny_weights, blobs, tm
     for folder in ("all", "one"):
         assert (
             predict(
-                "--region",
-                "abdom",
-                "--task",
-                "pixel",
-                "-i",
+                "--region abdom --task pixel -i",
                 tmp_path / folder,
                 "-o",
                 tmp_path / f"{folder}_out",
@@ -150,11 +141,7 @@ def test_one_bad_file_does_not_stop_the_others(tiny_weights, blobs, tmp_path):
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"not a volume")
     (tmp_path / "in" / "README.txt").write_text("stray")
     run = predict(
-        "--region",
-        "abdom",
-        "--task",
-        "sample",
-        "-i",
+        "--region abdom --task sample -i",
         tmp_path / "in",
         "-o",
         tmp_path / "out",
@@ -189,7 +176,7 @@ def test_wrong_usage_ends_with_2_and_one_line(tiny_weights, blobs, tmp_path):
     ):
         run = predict(*(word for pair in (good | change).items() for word in pair))
         assert run.returncode == 2 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr
-    assert predict("--region", "knee").returncode == 2
+    assert predict("--region knee").returncode == 2
 
 
 def test_a_planted_impulse_is_found_at_its_own_voxel(tiny_weights, tmp_path):
@@ -213,7 +200,7 @@ def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_pat
     _, task, region = script.removesuffix(".sh").split("_")
     shutil.copytree(blobs, tmp_path / "in here")
     environment = os.environ | {"PYTHON": sys.executable}
-    options = ["--slices", "3", "--restorations", "1", "--weights", str(tiny_weights[region])]
+    options = words_of("--slices 3 --restorations 1 --weights", tiny_weights[region])
     run = subprocess.run(
         ["sh", ROOT / script, "in here", "out here", *options],
         cwd=tmp_path,

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import mood
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
@@ -100,24 +98,15 @@ def calibrated(tiny_weights, blobs, tmp_path_factory):
     """The tiny brain model, calibrated by the script on two of the blobs."""
     folder = tmp_path_factory.mktemp("calibrated")
     (folder / "names.txt").write_text("case_0 case_1\n")
-    run = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts" / "calibrate.py",
-            tiny_weights["brain"],
-            "--data",
-            blobs,
-            "--names-file",
-            folder / "names.txt",
-            "--slices",
-            "5",
-            "--restorations",
-            "2",
-            "-o",
-            folder / "brain.safetensors",
-        ],
-        capture_output=True,
-        text=True,
+    run = mood(
+        "calibrate",
+        tiny_weights["brain"],
+        "--data",
+        blobs,
+        "--names-file",
+        folder / "names.txt",
+        "--slices 5 --restorations 2 -o",
+        folder / "brain.safetensors",
     )
     assert run.returncode == 0, run.stderr
     return folder / "brain.safetensors"
@@ -172,47 +161,21 @@ def test_a_model_without_tables_says_so(tiny_weights, blobs, tmp_path):
     model = load_model(tiny_weights["brain"], device="cpu")
     with pytest.raises(ModelError, match="mood-submission calibrate"):
         Predictor(model, pixel_method="rarity")
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mood_submission",
-            "predict",
-            "--region",
-            "brain",
-            "--task",
-            "pixel",
-            "-i",
-            blobs,
-            "-o",
-            tmp_path,
-            "--weights",
-            tiny_weights["brain"],
-            "--pixel-method",
-            "rarity",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    run = mood(
+        "predict --region brain --task pixel -i",
+        blobs,
+        "-o",
+        tmp_path,
+        "--weights",
+        tiny_weights["brain"],
+        "--pixel-method rarity",
     )
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "mood-submission calibrate" in run.stderr
 
 
 def test_calibration_needs_volumes(tiny_weights, tmp_path):
     (tmp_path / "empty").mkdir()
-    run = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts" / "calibrate.py",
-            tiny_weights["brain"],
-            "--data",
-            tmp_path / "empty",
-            "-o",
-            tmp_path / "out",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    run = mood("calibrate", tiny_weights["brain"], "--data", tmp_path / "empty", "-o", tmp_path / "out")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "empty" in run.stderr
     assert not (tmp_path / "out").exists()
 
@@ -242,24 +205,16 @@ def test_a_volume_unlike_the_healthy_ones_is_told_by_name(calibrated, blobs, tmp
     rewrite_about(calibrated, tmp_path / "narrow.safetensors", narrow)
     for weights, strange in ((calibrated, 0), (tmp_path / "narrow.safetensors", 3)):
         words = [
-            "--task",
-            "sample",
-            "-i",
+            "--task sample -i",
             blobs,
             "-o",
             tmp_path / f"out{strange}",
             "--weights",
             weights,
-            "--slices",
-            "5",
+            "--slices 5",
         ]
         words += ["--report", tmp_path / f"report{strange}.json", "--device", "cpu"]
-        run = subprocess.run(
-            [sys.executable, "-m", "mood_submission", "predict", "--region", "brain", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        run = mood("predict --region brain", *words)
         assert run.returncode == 0, run.stderr
         report = json.loads((tmp_path / f"report{strange}.json").read_text())
         messages = [volume["message"] for volume in report["volumes"]]

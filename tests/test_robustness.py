@@ -19,7 +19,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, write_nifti
+from conftest import ROOT, mood, words_of, write_nifti
 from fuzzing import fuzz
 
 from mood_submission import Predictor, load_model
@@ -189,32 +189,17 @@ def test_every_kind_of_file_is_predicted_or_named_in_one_line(task, tiny_weights
     for stray in (".DS_Store", "README.txt", "case.json", "._packed.nii.gz", ".hidden.nii"):
         (source / stray).write_text("stray")
     report = tmp_path / "report.json"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mood_submission",
-            "predict",
-            "--region",
-            "brain",
-            "--task",
-            task,
-            "-i",
-            source,
-            "-o",
-            out,
-            "--weights",
-            tiny_weights["brain"],
-            "--slices",
-            "2",
-            "--restorations",
-            "1",
-            "--report",
-            report,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    run = mood(
+        "predict --region brain --task",
+        task,
+        "-i",
+        source,
+        "-o",
+        out,
+        "--weights",
+        tiny_weights["brain"],
+        "--slices 2 --restorations 1 --report",
+        report,
         timeout=300,
     )
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
@@ -255,24 +240,14 @@ def check_predictions(source: Path, out: Path, task: str, names: list[str]) -> N
 
 
 def run_main(*words, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "mood_submission", "predict", *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
+    return mood("predict", *words, **kwargs)
 
 
 def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
     shutil.copytree(blobs, tmp_path / "in")
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"bad")
     words = [
-        "--region",
-        "abdom",
-        "--task",
-        "sample",
-        "-i",
+        "--region abdom --task sample -i",
         tmp_path / "in",
         "-o",
         tmp_path / "out",
@@ -284,7 +259,7 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
     assert run_main(*words).returncode == 1
     (tmp_path / "out" / "case_1.nii.gz.txt").unlink()
     first = json.loads((tmp_path / "report.json").read_text())
-    assert run_main(*words, "--resume", "--slices", 4).returncode == 1
+    assert run_main(*words, "--resume --slices", 4).returncode == 1
     again = json.loads((tmp_path / "report.json").read_text())
     assert first["counts"] == {"predicted": 3, "resumed": 0, "failed": 1, "not reached": 0}
     assert again["counts"] == {"predicted": 1, "resumed": 2, "failed": 1, "not reached": 0}
@@ -316,17 +291,7 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
 )
 def test_what_cannot_be_written_or_meant_ends_with_2(words, named, tiny_weights, blobs, tmp_path):
     run = run_main(
-        "--region",
-        "brain",
-        "--task",
-        "sample",
-        "-i",
-        blobs,
-        "-o",
-        tmp_path,
-        "--weights",
-        tiny_weights["brain"],
-        *words,
+        "--region brain --task sample -i", blobs, "-o", tmp_path, "--weights", tiny_weights["brain"], *words
     )
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert named in run.stderr.splitlines()[-1] and not list(tmp_path.iterdir())
@@ -338,16 +303,7 @@ def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     for out in (tmp_path / "in", tmp_path / "out", tmp_path / "in" / ".." / "in"):
         run = run_main(
-            "--region",
-            "brain",
-            "--task",
-            "pixel",
-            "-i",
-            tmp_path / "in",
-            "-o",
-            out,
-            "--weights",
-            tiny_weights["brain"],
+            "--region brain --task pixel -i", tmp_path / "in", "-o", out, "--weights", tiny_weights["brain"]
         )
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and "another folder" in run.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
@@ -356,21 +312,13 @@ def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
 def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
     """No temporary folder, no home, and nothing in shared memory, which a kill would leave behind."""
     words = [
-        "predict",
-        "--region",
-        "brain",
-        "--task",
-        "pixel",
-        "-i",
+        "predict --region brain --task pixel -i",
         str(blobs),
         "-o",
         str(tmp_path / "out"),
         "--weights",
         str(tiny_weights["brain"]),
-        "--slices",
-        "2",
-        "--restorations",
-        "1",
+        "--slices 2 --restorations 1",
     ]
     code = (
         "import sys; from mood_submission.__main__ import main; status = main(); "
@@ -380,7 +328,11 @@ def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
     empty.mkdir()
     environment = os.environ | {"HOME": str(empty), "TMPDIR": str(empty), "XDG_CACHE_HOME": str(empty)}
     run = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, *words_of(*words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
     assert not list(empty.iterdir()) and len(list((tmp_path / "out").iterdir())) == 3
@@ -425,11 +377,7 @@ def test_no_room_for_a_large_file_leaves_whole_ones(tiny_weights, tmp_path):
     for name, shape in (("a_small", (12, 12, 6)), ("b_large", (64, 64, 40)), ("c_small", (12, 12, 6))):
         write_nifti(tmp_path / "in" / f"{name}.nii", smooth_data(shape), AFFINE)
     run = run_main(
-        "--region",
-        "brain",
-        "--task",
-        "pixel",
-        "-i",
+        "--region brain --task pixel -i",
         tmp_path / "in",
         "-o",
         tmp_path / "out",
@@ -463,11 +411,7 @@ def test_a_full_disk_leaves_whole_files(tiny_disk, tiny_weights, tmp_path):
     for name in names:
         write_nifti(tmp_path / "in" / name, smooth_data((30, 30, 15)), AFFINE)  # 54 kB each
     run = run_main(
-        "--region",
-        "brain",
-        "--task",
-        "pixel",
-        "-i",
+        "--region brain --task pixel -i",
         tmp_path / "in",
         "-o",
         tiny_disk,
@@ -499,19 +443,14 @@ def test_a_volume_too_large_for_memory_is_one_line(tiny_weights, blobs, tmp_path
     """Under a limit that the small volumes just fit in."""
     shutil.copytree(blobs, tmp_path / "in")
     words = [
-        "predict",
-        "--region",
-        "brain",
-        "--task",
-        "sample",
-        "-i",
+        "predict --region brain --task sample -i",
         tmp_path / "in",
         "-o",
         tmp_path / "out",
         "--weights",
         tiny_weights["brain"],
     ]
-    command = [sys.executable, "-c", MEASURE, *map(str, words)]
+    command = [sys.executable, "-c", MEASURE, *words_of(*words)]
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
     limit = (int(alone.stdout) << 10) + (300 << 20)
@@ -544,7 +483,7 @@ def run_quietly(words: list[str], log: str) -> None:
     """The command, in a process of its own."""
     with open(log, "a") as stream:
         os.dup2(stream.fileno(), 2)
-        sys.argv = ["mood_submission", *words]
+        sys.argv = ["mood_submission", *words_of(*words)]
         sys.exit(main())
 
 
@@ -559,10 +498,7 @@ def killed_runs(
     for i in range(4):
         write_nifti(source / f"case_{i}.nii.gz", smooth_data((70 + i, 80, 60)), AFFINE)
     words = [
-        "predict",
-        "--region",
-        "brain",
-        "--task",
+        "predict --region brain --task",
         task,
         "-i",
         str(source),
@@ -570,11 +506,7 @@ def killed_runs(
         str(out),
         "--weights",
         str(weights),
-        "--slices",
-        "2",
-        "--restorations",
-        "1",
-        "--resume",
+        "--slices 2 --restorations 1 --resume",
     ]
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])

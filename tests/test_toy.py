@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from conftest import mood
+
 from mood_submission.synthetic import phantoms  # noqa: E402
 from mood_submission.synthetic.anomalies import KINDS  # noqa: E402
 from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom, brain_template_subject  # noqa: E402
@@ -199,12 +201,11 @@ def test_does_not_mix_with_another_runs_cases(tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "scripts" / "make_toy.py"), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True)
+    return mood("make-toy", *arguments)
 
 
 def test_command_line(tmp_path: Path) -> None:
-    done = command("--region", "abdom", "-o", tmp_path, "--size", 24, "--volumes", 2, "--kinds", "add")
+    done = command("--region abdom -o", tmp_path, "--size", 24, "--volumes", 2, "--kinds add")
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 abdom cases (abdomen phantom), 1 with an anomaly" in done.stdout
     assert len(list((tmp_path / "abdom" / "toy").iterdir())) == 2
@@ -213,17 +214,15 @@ def test_command_line(tmp_path: Path) -> None:
 def test_command_line_chooses_by_name(tmp_path: Path) -> None:
     source = healthy_folder(tmp_path / "healthy", "abc")
     (tmp_path / "held_out.txt").write_text("a\nc\n")
-    done = command(
-        "--region", "brain", "-o", tmp_path, "--from", source, "--names-file", tmp_path / "held_out.txt"
-    )
+    done = command("--region brain -o", tmp_path, "--from", source, "--names-file", tmp_path / "held_out.txt")
     assert (done.returncode, done.stderr) == (0, "")
     assert {p.name for p in (tmp_path / "brain" / "toy").iterdir()} == {"a.nii.gz", "c.nii.gz"}
 
 
 def test_command_line_errors(tmp_path: Path) -> None:
-    usage = command("--region", "brain", "-o", tmp_path, "--names", "a,b")
+    usage = command("--region brain -o", tmp_path, "--names a,b")
     assert usage.returncode == 2 and "--from" in usage.stderr
-    failed = command("--region", "brain", "-o", tmp_path, "--from", tmp_path / "nowhere")
+    failed = command("--region brain -o", tmp_path, "--from", tmp_path / "nowhere")
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1 and "nowhere" in failed.stderr and "Traceback" not in failed.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_nifti
+from conftest import ROOT, mood, words_of, write_nifti
 
 from mood_submission import load_model
 from mood_submission.networks.vae import divergence
@@ -32,15 +32,6 @@ from mood_submission.training.trainer import Budget, Schedule
 from mood_submission.volumes import read_volume
 
 pytestmark = pytest.mark.slow
-
-
-def script(name: str, *words, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *map(str, words)],
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +60,7 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     run = tmp_path / "run"
     common = ("--region", "brain", "--data", healthy, "--out", run, "--device", "cpu")
     for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
-        done = script("train.py", stage, *common, "--steps", 3, *sizes)
+        done = mood("train", stage, *common, "--steps", 3, *sizes)
         assert done.returncode == 0, done.stderr
         assert {p.name for p in run.glob(f"{stage}*")} == {
             f"{stage}{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")
@@ -78,7 +69,7 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
         rows = list(csv.DictReader(log))
     assert rows[-1]["step"] == "3" and {"l1", "validation_l1", "codes_used", "perplexity"} <= set(rows[0])
     out = tmp_path / "brain.safetensors"
-    exported = script("export.py", run, "-o", out, "--data", "made up", "--licence", "CC0-1.0")
+    exported = mood("export", run, "-o", out, "--data", Path("made up"), "--licence CC0-1.0")
     assert exported.returncode == 0, exported.stderr
     model = load_model(out, device="cpu")
     about = model.about
@@ -90,7 +81,7 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     )
     codes = model.encode(torch.zeros(1, 160, 160), torch.zeros(1, 1))
     assert model.nll(codes, torch.zeros(1, 1)).shape == (1, 20, 20)
-    again = script("train.py", "vqvae", *common, "--steps", 3, *TINY_VQVAE)
+    again = mood("train vqvae", *common, "--steps", 3, *TINY_VQVAE)
     assert again.returncode == 1 and "--resume" in again.stderr and again.stderr.count("\n") == 1
 
 
@@ -117,7 +108,7 @@ def test_vae_is_trained_beside_them(cache, tmp_path):
         "--res-blocks",
         1,
     )
-    done = script("train.py", *words, "--steps", 3)
+    done = mood("train", *words, "--steps", 3)
     assert done.returncode == 0, done.stderr
     assert {p.name for p in tmp_path.glob("vae*")} == {
         f"vae{end}" for end in (".pt", ".csv", "_curves.png", "_pictures.png")
@@ -141,17 +132,13 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
     common = ("--region", "brain", "--data", cache, "--device", "cpu", "--rate", 0)
     first = tmp_path / "first"
     for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
-        assert script("train.py", stage, *common, "--steps", 2, *sizes, "--out", first).returncode == 0
-    assert (
-        script("export.py", first, "-o", tmp_path / "model.safetensors", "--dtype", "float32").returncode == 0
-    )
+        assert mood("train", stage, *common, "--steps", 2, *sizes, "--out", first).returncode == 0
+    assert mood("export", first, "-o", tmp_path / "model.safetensors", "--dtype float32").returncode == 0
     expected = load_model(tmp_path / "model.safetensors", device="cpu")
     for source in (first, tmp_path / "model.safetensors"):  # at a rate of 0 the second run ends as it began
         run = tmp_path / f"from_{source.name}"
         for stage, sizes in (("vqvae", TINY_VQVAE), ("prior", TINY_PRIOR)):
-            done = script(
-                "train.py", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source
-            )
+            done = mood("train", stage, *common, "--steps", 1, *sizes, "--out", run, "--start-from", source)
             assert done.returncode == 0, done.stderr
         assert torch.equal(load_vqvae(run)[0].codebook, expected.vqvae.codebook)
         prior, about = load_prior(run)
@@ -166,18 +153,14 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
     "stage, sizes", [("vqvae", ("--channels", 4, 4, 4, 16)), ("vqvae", ("--stem-padding", 0)), ("vae", ())]
 )
 def test_starting_from_other_sizes_is_refused_in_one_line(cache, tiny_weights, tmp_path, stage, sizes):
-    done = script(
-        "train.py",
+    done = mood(
+        "train",
         stage,
-        "--region",
-        "brain",
-        "--data",
+        "--region brain --data",
         cache,
         "--out",
         tmp_path / "run",
-        "--device",
-        "cpu",
-        "--steps",
+        "--device cpu --steps",
         1,
         *sizes,
         "--start-from",
@@ -191,7 +174,7 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
     """Steps 0-3 and 4-7 in two processes against 0-7 in one: the same weights, bit for bit."""
     base = ("vqvae", "--region", "brain", "--data", cache, "--device", "cpu", *TINY_VQVAE)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert script("train.py", *base, "--out", whole, "--steps", 8).returncode == 0
+    assert mood("train", *base, "--out", whole, "--steps", 8).returncode == 0
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
         "from mood_submission.training import trainer\n"
@@ -202,9 +185,9 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
         "trainer.Trainer._step = step\n"
         f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
     )
-    words = [*map(str, base), "--out", str(parts), "--steps", "8"]
-    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == -signal.SIGKILL
-    assert script("train.py", *base, "--out", parts, "--steps", 8, "--resume").returncode == 0
+    words = [*map(str, base), "--out", str(parts), "--steps 8"]
+    assert subprocess.run([sys.executable, "-c", code, *words_of(*words)]).returncode == -signal.SIGKILL
+    assert mood("train", *base, "--out", parts, "--steps", 8, "--resume").returncode == 0
     one, two = (torch.load(folder / "vqvae.pt", weights_only=True) for folder in (whole, parts))
     assert one["step"] == two["step"] == 8
     for part in ("model", "average"):
@@ -225,7 +208,7 @@ def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache,
         *TINY_VQVAE,
         "--resume",
     )
-    assert script("train.py", *words, "--steps", 2).returncode == 0
+    assert mood("train", *words, "--steps", 2).returncode == 0
     stored = torch.load(tmp_path / "vqvae.pt", weights_only=True)
     own = json.loads(stored["about"])["revision"]
     torch.save(
@@ -237,7 +220,7 @@ def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache,
         (3, f"older, {own}"),
         (3, f"older, {own}"),
     ):  # only a step adds a revision
-        assert script("train.py", *words, "--steps", steps).returncode == 0
+        assert mood("train", *words, "--steps", steps).returncode == 0
         assert (
             json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
         )
@@ -266,7 +249,7 @@ def test_killed_at_any_moment_it_resumes(cache, tmp_path):
         f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words), "--steps", "100000"],
+        [sys.executable, "-c", code, *words_of(*words), "--steps", "100000"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -276,7 +259,7 @@ def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     process.kill()
     process.wait()
     step = torch.load(tmp_path / "vqvae.pt", weights_only=True)["step"]
-    done = script("train.py", *words, "--steps", step + 2)
+    done = mood("train", *words, "--steps", step + 2)
     assert done.returncode == 0, done.stderr
     assert torch.load(tmp_path / "vqvae.pt", weights_only=True)["step"] == step + 2
 

@@ -71,11 +71,12 @@ class Log:
         """Add a row, and write the whole file anew."""
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         columns = list(dict.fromkeys(k for r in self.rows for k in r))
-        with write_whole(self.file) as out, io.TextIOWrapper(out, newline="", write_through=True) as text:
-            writer = csv.DictWriter(text, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            text.detach()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with write_whole(self.file) as out:
+            out.write(text.getvalue().encode())
 
 
 def save_checkpoint(file: Path, content: dict) -> None:

@@ -1,0 +1,118 @@
+"""Every command line that README and docs show runs, in their order, on toy data and with toy networks.
+
+What takes hours is made small on the way: numbers of steps, slices and restorations, sizes of toys and of new networks.
+"""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from test_docs import PAGES, command_lines
+
+from mood_submission.cli import main
+from mood_submission.model_file import About, save_model
+from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
+from mood_submission.networks.vqvae import VQVAE, VQVAESettings
+from mood_submission.preprocessing import Preprocessing
+
+pytestmark = pytest.mark.slow
+
+VQVAE_SIZES = VQVAESettings((4, 4, 4, 8), 12, 1)
+PRIOR_SIZES = PixelSNAILSettings(12, 8, 1, 1, 7, 2)
+NAMES = [f"{source}{number:02}" for source in ("ixi", "novo", "ucla") for number in range(5)]
+HELD_OUT = {"train": NAMES[:4], "validation": [NAMES[4]], "test": [NAMES[9]]}
+SMALLER = {
+    "train vqvae": "--channels 4 4 4 8 --codebook-size 12 --res-blocks 1 --batch 2 --device cpu",
+    "train prior": "--prior-channels 8 --blocks 1 --res-blocks 1 --first-kernel 7 --downsample 2 --batch 2 --device cpu",
+    "train vae": "--channels 4 4 8 --latent 4 --batch 2 --device cpu",
+    "train detector": "--widths 4 6 8 8 8 --batch 2 --device cpu",
+    "train plant": "--device cpu",
+    "compare": "--device cpu",
+    "benchmark": "--size 24 --naive-places 1 --device cpu",
+}
+NUMBERS = {
+    "--slices": "3",
+    "--restorations": "1",
+    "--size": "24",
+    "--volumes": "4",
+    "--copies": "1",
+    "--varied": "1",
+}
+
+
+def toy_model(file, region: str):
+    """A model file with networks of the toy's sizes, trained on nothing, that names held-out volumes."""
+    torch.manual_seed(0)
+    about = About(
+        region,
+        VQVAE_SIZES,
+        PRIOR_SIZES,
+        Preprocessing.harmonised(region),
+        pixel_threshold=2.45,
+        sample_threshold=2.4,
+        training={"vqvae": {"volumes": HELD_OUT}},
+    )
+    save_model(file, VQVAE(VQVAE_SIZES), PixelSNAIL(PRIOR_SIZES), about)
+
+
+def ball(number: int) -> np.ndarray:
+    """A mottled ball in air, (40, 40, 10)."""
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (40, 40, 10)], indexing="ij")
+    mottled = 0.5 + 0.2 * np.sin(7 * x + number) * np.cos(6 * y)
+    return np.where(x**2 + y**2 + 0.5 * z**2 < 0.8, mottled, 0).astype(np.float32)
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    """A folder with all that the pages' command lines take for given."""
+    monkeypatch.chdir(tmp_path)
+    affine = np.diag([5.0, 5.0, 20.0, 1.0])
+    for folder, names in {
+        "IN": NAMES[:2],
+        "HEALTHY_FOLDER": NAMES[:3],
+        "SITE_A": NAMES[:5],
+        "SITE_B": NAMES[5:10],
+        "brain_train": NAMES[:5],
+        "brain_sites": NAMES[5:],
+        "abdom_train": NAMES[:10],
+    }.items():
+        for name in names:
+            write_nifti(tmp_path / folder / f"{name}.nii.gz", ball(int(name[-2:])), affine)
+    for file, names in {
+        "IXI_TEST": NAMES[3:5],
+        "DS002748_HELD_OUT": NAMES[8:10],
+        "EIGHT_OF_THE_THRESHOLD_VOLUMES": NAMES[4:5] + NAMES[9:10],
+    }.items():
+        (tmp_path / file).write_text("\n".join(names) + "\n")
+    for name, region in (("brain-0.1", "brain"), ("brain", "brain"), ("abdom", "abdom")):
+        toy_model(tmp_path / f"{name}.safetensors", region)
+    return tmp_path
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The words of a command line with toy numbers, and with the toy's weights instead of the shipped ones."""
+    command = " ".join(words[: 2 if words[0] == "train" else 1])
+    words = list(words)
+    for i, word in enumerate(words[:-1]):
+        if word == "--minutes" or word == "--steps":
+            words[i : i + 2] = ["--count", "2"] if command == "train plant" else ["--steps", "1"]
+        elif word in NUMBERS and words[i + 1] not in ("0", "all"):
+            words[i + 1] = NUMBERS[word]
+    if command in ("predict", "compare", "benchmark") and "--weights" not in words:
+        region = words[words.index("--region") + 1]
+        words += ["--weights", f"{region}.safetensors"]
+    if command == "train detector" and "--store" not in words:
+        return words + "--widths 4 6 8 --batch 2 --device cpu".split()
+    return words + SMALLER.get(command, "").split()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(name == page.name for name, _ in command_lines())],
+    ids=lambda page: page.name,
+)
+def test_the_command_lines_of_a_page_run_in_their_order(page, sandbox, capsys):
+    for name, words in command_lines():
+        if name == page.name:
+            status = main(smaller(words))
+            assert not status, (words, capsys.readouterr().err)
