@@ -70,7 +70,7 @@ class Evidence:
         return None if self.restored_codes is None else self._compared[1]
 
     def decode_restorations(self) -> None:
-        """Decode and compare the restorations now, for who measures how long that takes."""
+        """Decode the restorations and compare them with the slices now, so that the time for it can be measured."""
         self._compared  # noqa: B018
 
     @cached_property

@@ -68,7 +68,7 @@ class Model:
         self._cached: dict[torch.Size, CachedPrior] = {}
 
     def on_cpu(self) -> "Model":
-        """The same on the CPU, from its file where it has one: a GPU that has failed may not give anything back."""
+        """The same model on the CPU. It is read from its file where it has one, since a GPU that has failed may not give anything back."""
         if self.file is not None:
             return load_model(self.file, "cpu", self.dtype, self.precision)
         return Model(
@@ -222,7 +222,7 @@ def _pieces(first: int, last: int) -> list[tuple[int, int]]:
 
 
 def networks_sha256(model: Model) -> str:
-    """Of the VQ-VAE's and the prior's parameters: what a detector is trained for."""
+    """The digest of the VQ-VAE's and the prior's parameters, by which a detector knows what it was trained for."""
     return content_sha256(_stored(model.vqvae, "vqvae", None) | _stored(model.prior, "prior", None), "")
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -19,7 +20,7 @@ PAGES = [
 ]
 
 
-def command_lines() -> list[tuple[str, list[str]]]:
+def command_lines() -> list[tuple[Path, list[str]]]:
     """(page, words) of every line in a block of sh that runs mood-submission, continued lines joined."""
     lines = []
     for page in PAGES:
@@ -27,7 +28,7 @@ def command_lines() -> list[tuple[str, list[str]]]:
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words and words[0] == "mood-submission":
-                    lines.append((page.name, [word for word in words[1:] if word != "&"]))
+                    lines.append((page, [word for word in words[1:] if word != "&"]))
     return lines
 
 

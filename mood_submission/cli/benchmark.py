@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def toy(region: str, size: int, folder: Path) -> Path:
-    """A healthy made-up volume, from a process of its own: its memory is not this one's."""
+    """Make a healthy toy volume in a process of its own, so that its memory does not count here. Returns its file."""
     words = f"--region {region} --volumes 1 --size {size} --healthy-fraction 1 -o".split()
     here = str(Path(__file__).resolve().parents[2])  # where this package is, installed or not
     subprocess.run(

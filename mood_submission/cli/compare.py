@@ -112,7 +112,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The validation and test volumes, where --held-out asks for them."""
+    """The names of the validation and test volumes where --held-out asks for them, else nothing."""
     if not args.held_out:
         return {}
     if not (splits.get("validation") and splits.get("test")):
@@ -189,8 +189,8 @@ def digest(file: Path) -> str:
 
 
 def what_scores(model: Model) -> str:
-    """sha256 of all of a model that the ways' scores depend on: its parameters and its description, but for what that says of
-    training and of defaults."""
+    """The digest of everything in a model that scores depend on: its parameters, and its description without what that says
+    of training and of defaults."""
     networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
     tensors = {
         f"{part}.{name}": value

@@ -40,7 +40,10 @@ PICTURE = (
 
 @dataclass(frozen=True)
 class Case:
-    """A volume by name, healthy (`kind` and `size` None) or with one anomaly planted. `seed`: of the planting."""
+    """A volume, healthy or with one anomaly planted.
+
+    volume: its name. kind, size: of the anomaly; None for a healthy volume. seed: of the planting.
+    """
 
     volume: str
     kind: str | None = None
@@ -78,8 +81,11 @@ def make(case: Case, path: Path, predictor: Predictor) -> tuple[Volume, np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What some ways make of a volume, by way. `pixel`: maps (N, ., .) in [0, 1], for `to_volume`. `sample`: numbers,
-    higher for more anomalous. `restored`: the mean of the restorations (or the reconstruction), (N, S, S)."""
+    """A volume's scores by several ways.
+
+    pixel: maps (N, ., .) in [0, 1], for `Predictor.to_volume`. sample: numbers, higher for more anomalous. restored: the mean of
+    the restorations, or the reconstruction where there are none, (N, S, S).
+    """
 
     pixel: dict[str, Tensor]
     sample: dict[str, float]
@@ -90,8 +96,8 @@ Ways = Callable[[Predictor, Prepared], Scores]
 
 
 def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
-    """All that can be made of the model: as published, its parts, by rarity where it is calibrated, and by its detector
-    where it has one. Without restorations only what needs none."""
+    """Every way of scoring that the model allows: as published, its parts alone, by rarity where it is calibrated, and by its
+    detector where it has one. Without restorations, only the ways that need none."""
     tables, undrawn = predictor.model.about.rarity_tables, predictor.evidence(prepared)
     residual = (undrawn.slices.to(undrawn.decoded) - undrawn.decoded).abs()
     pixel = {"vq-vae reconstruction": smooth(residual).clamp(0, 1)}

@@ -49,7 +49,7 @@ def bootstrap_interval(counts: np.ndarray, resamples: int, seed: int) -> tuple[f
     `counts`: (volumes, 2, K). Resamples without a positive, which have no average precision, are left out.
     """
     volumes = len(counts)
-    counts = counts[:, :, counts.any((0, 1))].astype(np.float64)  # values that nobody has cost time only
+    counts = counts[:, :, counts.any((0, 1))].astype(np.float64)  # empty bins only cost time
     rng = np.random.default_rng(seed)
     times = rng.multinomial(volumes, np.full(volumes, 1 / volumes), size=resamples).astype(np.float64)
     drawn = []

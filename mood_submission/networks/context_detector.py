@@ -28,9 +28,11 @@ SAMPLED = 4  # of each axis, every so many pixels: enough for a quantile
 
 @dataclass(frozen=True, eq=False)
 class VolumeEvidence:
-    """What there is of a volume's slices, in order: slices (N, S, S) in the network's intensities, their reconstructions and
-    mean restorations (N, S', S'), where there are none the reconstructions again, NLL (N, h, w), positions (N, 1).
+    """The evidence of a volume's slices, in order.
 
+    slices: (N, S, S) in the network's intensities. reconstruction: what they are decoded to, (N, S', S'). restoration: the mean
+    of each slice's restorations, (N, S', S'); the reconstruction again where there are none. nll: of the codes, (N, h, w).
+    position: (N, 1).
     residual: the 75th percentile of |slice - reconstruction| in the anatomy. usual, high: the 50th and 90th percentile of
     the NLL there. rows: (Z,) int64, where in the arrays each slice of the volume stands; None for 0, 1, 2 ...
     """
@@ -100,12 +102,13 @@ def _quantile(values: Tensor, share: float, default: float) -> float:
 
 
 def input_channels(context: tuple[int, ...]) -> int:
-    """Of the maps that `VolumeEvidence.inputs` gives: slices and residuals, reconstruction, restoration's residual, position."""
+    """How many channels the maps of `VolumeEvidence.inputs` have: a slice and a residual for each neighbour, then the
+    reconstruction, the restoration's residual and the position."""
     return 2 * len(context) + 3
 
 
 class Mirror(nn.Module):
-    """x + a map of x turned left to right: what one half of the body is like says much about the other."""
+    """x plus a map of x turned left to right, so that a place is seen beside its mirror image in the other half of the body."""
 
     def __init__(self, channels: int):
         super().__init__()

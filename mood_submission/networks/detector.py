@@ -101,7 +101,7 @@ class Detector(nn.Module):
 def stack_input(
     slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
 ) -> Tensor:
-    """What the first convolution sees, (B, CHANNELS, H, W)."""
+    """The input of the first convolution, (B, CHANNELS, H, W)."""
     size = slices.shape[-2:]
     decoded, restored, unlikely = (at_size(x, size) for x in (reconstruction, restoration, nll))
     x = torch.stack(

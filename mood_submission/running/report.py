@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 class Report:
-    """The report of a run, written when it is made and after each volume; nothing is, where no file is asked for.
+    """The report of a run, written when it begins and after each volume. Without a file, nothing is written.
 
     args: the command's (see `__main__`). files: the volumes in order. Raises OSError where it cannot be written.
 

@@ -152,7 +152,7 @@ class SliceData:
         return self.normalised(index, x[:, 0]), self.position[index]
 
     def filled(self) -> Tensor:
-        """(N,) bool: slices with at least 1% of their pixels above the foreground threshold."""
+        """Which slices have at least 1% of their pixels above the foreground threshold, (N,) bool."""
         threshold = int(self.preprocessing.foreground_threshold * 255)
         return torch.stack([(s > threshold).float().mean() > 0.01 for s in self.slices])
 

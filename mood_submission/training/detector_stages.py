@@ -145,7 +145,7 @@ class ContextStage(Stage[Store, ContextDetector]):
 
     @torch.inference_mode()
     def logits(self, model: ContextDetector, evidence: VolumeEvidence, index: Tensor) -> Tensor:
-        """(B, S, S) of the slices `index` of a volume, float32 on the CPU."""
+        """Logits of the slices `index` (B,) of a volume, (B, S, S) float32 on the CPU."""
         model.eval()
         device, parts = next(model.parameters()).device, []
         for chunk in index.split(16):

@@ -50,7 +50,7 @@ class PlantedData:
         return len(self.slices)
 
     def filled(self) -> Tensor:
-        """(N,) bool, as `SliceData.filled`: all of them were chosen."""
+        """All True, (N,) bool: only slices with something in them were kept."""
         return torch.ones(len(self), dtype=torch.bool)
 
     def order(self, batch: int, seed: int) -> BatchOrder:

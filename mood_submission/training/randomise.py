@@ -126,11 +126,11 @@ class Draw:
         self.sets, self.device = 1 if together else count, generator.device
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """(count, 1, 1), or (1, 1, 1) for all."""
+        """Numbers between `low` and `high`, (count, 1, 1), or one for all slices, (1, 1, 1)."""
         return low + (high - low) * torch.rand(self.sets, 1, 1, generator=self.generator, device=self.device)
 
     def often(self, share: float) -> Tensor:
-        """bool, of the shape of `uniform`."""
+        """True with probability `share`; bool, of the shape of `uniform`."""
         return self.uniform(0, 1) < share
 
     def field(self, size: int, points: int) -> Tensor:

@@ -40,7 +40,7 @@ AUGMENTATIONS = ("published", "mild", "medium", "bold")
 
 
 def augmentation_of(region: str, name: str) -> Augmentation | Randomisation:
-    """What one of AUGMENTATIONS means for a region: the paper's set, or a domain randomisation."""
+    """The ranges that a name of AUGMENTATIONS stands for in a region: the paper's set, or a domain randomisation."""
     return Augmentation() if name == "published" else RANDOMISATIONS[region][name]
 
 

@@ -272,7 +272,7 @@ class StoredVolume:
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
 
     def labels(self, variant: int) -> Tensor:
-        """(Z, S, S) bool."""
+        """Where the variant's anomalies are, (Z, S, S) bool."""
         return self.label[self.variants[variant].rows]
 
 
@@ -288,7 +288,7 @@ class Store:
         return len(self.volumes)
 
     def order(self, batch: int, seed: int) -> Callable[[int], Tensor]:
-        """As many numbers as a batch has slices: which ones they are is drawn from what is in the store by then."""
+        """A batch's numbers say only how many slices it has: they are drawn from what the store holds at that step."""
         return lambda step: torch.arange(batch)
 
     def refresh(self) -> None:
