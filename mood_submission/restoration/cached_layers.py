@@ -1,5 +1,7 @@
 """The layers of the prior, one place at a time: each keeps in its caches what the next place needs."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,9 +12,9 @@ from ..networks.pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, Poin
 State = dict[str, Tensor]  # of one part: what its caches hold, by their names
 
 
-def _row_of(grid: Tensor, slices: Tensor, row: Tensor, left: int = 0, right: int = 0) -> Tensor:
-    """Row row[i] of slice slices[i] of (B, C, H, W), zeros for rows above the grid: (N, left + W + right, C)."""
-    picked = grid[slices, :, row.clamp(0, grid.shape[2] - 1)] * (row >= 0)[:, None, None]
+def _row_of(grid: Tensor, members: Tensor, row: Tensor, left: int = 0, right: int = 0) -> Tensor:
+    """Row row[i] of slice members[i] of (B, C, H, W), zeros for rows above the grid: (N, left + W + right, C)."""
+    picked = grid[members, :, row.clamp(0, grid.shape[2] - 1)] * (row >= 0)[:, None, None]
     return F.pad(picked.transpose(1, 2), (0, 0, left, right))
 
 
@@ -65,17 +67,19 @@ class Buffer:
         self.data = torch.empty(0)
 
 
-class CachePart:
+class CachePart(ABC):
     """A part of the prior with caches. buffers: each of them by its name, as `state` calls it."""
 
     buffers: dict[str, Buffer]
 
-    def state(self, seen: dict[nn.Module, Tensor], slices: Tensor, row: Tensor) -> State:
-        """What the caches hold when `row` (N,) begins, of N slices, from a forward's activations of all slices.
+    @abstractmethod
+    def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
+        """What the caches hold when a slice's `row` (N,) begins, of N of the slices in a batch.
+
+        seen: a forward's activations of the whole batch. members: which of its slices, (N,).
 
         Caches that begin a row empty are left out.
         """
-        raise NotImplementedError
 
     def load(self, first: int, last: int, state: State, index: Tensor) -> None:
         """Fill the caches of the rows first .. last - 1 with index[i] of `state`."""
@@ -107,11 +111,11 @@ class VerticalUnit(CachePart):
         self.bias1, self.bias2 = bias_of(unit.conv1), bias_of(unit.conv2)
         self.cond_effect = _cond_effect(unit, width)
 
-    def state(self, seen: dict[nn.Module, Tensor], slices: Tensor, row: Tensor) -> State:
+    def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
         before, c = row - 1, self.unit.conv2.in_channels
         return {
-            "input": _row_of(seen[self.unit.conv1][:, :c], slices, before, 1, 1),
-            "middle": _row_of(seen[self.unit.conv2], slices, before, 1, 1),
+            "input": _row_of(seen[self.unit.conv1][:, :c], members, before, 1, 1),
+            "middle": _row_of(seen[self.unit.conv2], members, before, 1, 1),
         }
 
     def advance(self, n: int, r: int, v: Tensor, elu_v: Tensor, cond: Tensor) -> Tensor:
@@ -146,12 +150,12 @@ class HorizontalUnit(CachePart):
         self.bias1, self.bias2 = bias_of(unit.conv1) + bias_of(aux_of(unit)), bias_of(unit.conv2)
         self.cond_effect = _cond_effect(unit, width)
 
-    def state(self, seen: dict[nn.Module, Tensor], slices: Tensor, row: Tensor) -> State:
+    def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
         before, c = row - 1, self.unit.conv2.in_channels
         return {
-            "input": _row_of(seen[self.unit.conv1][:, :c], slices, before, 1),
-            "middle": _row_of(seen[self.unit.conv2], slices, before, 1),
-            "aux": _row_of(seen[aux_of(self.unit)], slices, row),  # already shifted down there
+            "input": _row_of(seen[self.unit.conv1][:, :c], members, before, 1),
+            "middle": _row_of(seen[self.unit.conv2], members, before, 1),
+            "aux": _row_of(seen[aux_of(self.unit)], members, row),  # already shifted down there
         }
 
     def begin_row(self, n: int, r: int, cond: Tensor) -> None:
@@ -206,8 +210,8 @@ class CachedAttention(CachePart):
         self.buffers = {"key": self.key, "value": self.value}
         self.scale = key_size**-0.5
 
-    def state(self, seen: dict[nn.Module, Tensor], slices: Tensor, row: Tensor) -> State:
-        return {"key": seen[self.attention.key][slices], "value": seen[self.attention.value][slices]}
+    def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
+        return {"key": seen[self.attention.key][members], "value": seen[self.attention.value][members]}
 
     def place(self, n: int, position: int, query: Tensor, key: Tensor) -> Tensor:
         """What the attention gives at a position of its grid: (n, C) twice -> (n, C)."""
@@ -278,13 +282,13 @@ class CachedBlock(CachePart):
         constant = F.conv2d(background, full, bias, self.step)[0]
         self.kq_constant = constant.permute(1, 2, 0).contiguous()
 
-    def state(self, seen: dict[nn.Module, Tensor], slices: Tensor, row: Tensor) -> State:
+    def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
         inputs, half = seen[self.block.downsample_key][:, : 2 * self.channels], self.half
-        above = [_row_of(inputs, slices, row - back, half, half) for back in range(half, 0, -1)]
+        above = [_row_of(inputs, members, row - back, half, half) for back in range(half, 0, -1)]
         added, top = seen[aux_of(self.block.out)], row - row % self.step
         right = self.columns * self.step - self.width
         aux = [
-            _row_of(added, slices, top + i, 0, right) for i in range(self.step)
+            _row_of(added, members, top + i, 0, right) for i in range(self.step)
         ]  # never looked at below the grid
         return {
             "above": torch.stack(above, 1),

@@ -76,11 +76,11 @@ def _restore(
     batch, restorations = uniforms.shape[:2]
     rows = batch * restorations
     batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
-    start, slices, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
-    row_state = torch.arange(len(slices), device=codes.device).repeat_interleave(restorations)
+    start, members, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
+    row_state = torch.arange(len(members), device=codes.device).repeat_interleave(restorations)
     row_slice, row_copy = (
-        slices[row_state],
-        torch.arange(restorations, device=codes.device).repeat(len(slices)),
+        members[row_state],
+        torch.arange(restorations, device=codes.device).repeat(len(members)),
     )
 
     def run(first: int, last: int, size: int) -> None:
@@ -117,7 +117,7 @@ def _first_forward(
     """
     places = codes[0].numel()
     start = codes.new_full((len(codes),), places)
-    slices: list[Tensor] = []
+    members: list[Tensor] = []
     states: list[list[State]] = []
 
     def run(first: int, last: int, _: int) -> None:
@@ -131,20 +131,20 @@ def _first_forward(
         state = [part.state(seen, found, at // cached.width) for part in cached.parts] if len(found) else None
         if state is not None:  # all that can run out of memory is done
             start[first + found] = at
-            slices.append(first + found)
+            members.append(first + found)
             states.append(state)
 
     in_batches(
         run, len(codes), max(1, batch_size // cached.height)
     )  # a slice keeps `height` rows of each layer
-    if not slices:
+    if not members:
         return start, start.new_empty(0), []
-    order = torch.argsort(start[torch.cat(slices)], stable=True)
+    order = torch.argsort(start[torch.cat(members)], stable=True)
     joined = [
         {name: torch.cat([chunk[i][name] for chunk in states])[order] for name in states[0][i]}
         for i in range(len(cached.parts))
     ]
-    return start, torch.cat(slices)[order], joined
+    return start, torch.cat(members)[order], joined
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def _grid(rows: dict[str, Tensor], picture: Path) -> None:
             else {"cmap": "gray", "vmin": low, "vmax": high}
         )
         for image, axis in zip(images, line):
-            axis.imshow(image.float().cpu(), **scale)
+            axis.imshow(image.float().cpu().numpy(), **scale)
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
     _save(figure, picture)
