@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -88,6 +90,21 @@ def test_every_command_has_a_module_and_a_script():
         assert (PACKAGE / "cli" / f"{name}.py").exists()
         if command != "predict":  # the four run_*.sh are its scripts
             assert f"mood_submission.cli.{name}" in (ROOT / "scripts" / f"{name}.py").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+def test_scripts_are_their_commands(script, tmp_path):
+    """From another folder and with nothing installed, as someone runs them who has just cloned the repository."""
+    command = [sys.executable, ROOT / "scripts" / script, "--help"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    name = script.removesuffix(".py").replace("_", "-")
+    assert run.returncode == 0 and f"usage: mood-submission {name}" in run.stdout, run.stderr
+
+
+def test_the_command_line_starts_as_a_process(tmp_path):
+    run = mood("--version", cwd=tmp_path)
+    assert run.returncode == 0 and run.stdout == f"{mood_submission.__version__}\n"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["predict", "--help"], ["compare", "--help"]])

@@ -14,6 +14,7 @@ from mood_submission.networks.context_detector import ContextDetector, VolumeEvi
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
+from mood_submission.runtime.sources import source_of, source_shares
 from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
@@ -340,3 +341,12 @@ def test_gas_may_become_contrast_and_fat_black():
         for s in range(12)
     ]
     assert all(abs(float(x[14, 14]) - 0.5) < 0.06 for x in seen) and min(float(x[7, 7]) for x in seen) == 0
+
+
+def test_small_sources_are_drawn_more_often_than_their_share():
+    names = [f"a{i}" for i in range(16)] + [f"b_{i}" for i in range(4)] + ["0001"]
+    shares = source_shares(names)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:16].sum() / shares[16:20].sum() == pytest.approx(2)  # roots of 16 and 4
+    assert shares[20] == pytest.approx(shares[0] * 4)
+    assert [source_of(name) for name in ("ixi012", "kidney_00", "0001")] == ["ixi", "kidney", "numbered"]

@@ -21,7 +21,6 @@ from ..evaluation.comparison import (
     model_ways,
     plan,
     run_case,
-    source_of,
     table,
     telling_apart,
     to_markdown,
@@ -32,6 +31,7 @@ from ..model_file import WEIGHTS, About, rewrite_about
 from ..predictor import Predictor
 from ..runtime.integrity import content_sha256
 from ..runtime.settings_file import check_settings
+from ..runtime.sources import source_of
 from ..volumes import VolumeError, named_volumes
 from .options import add_device, add_region, positive, restorations_option, slices_option
 

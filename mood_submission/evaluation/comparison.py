@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..predictor import Predictor, Prepared
 from ..preprocessing import to_unit_range, volume_to_slices
 from ..preprocessing.body import body_mask
 from ..runtime.files import write_whole
+from ..runtime.sources import source_of
 from ..scoring.paper import smooth, top_score
 from ..scoring.rarity import combined_rarity, soften
 from ..scoring.smoothing import top_mean
@@ -244,11 +244,6 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
                     ]
                     ways[way]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
     return result
-
-
-def source_of(name: str) -> str:
-    """A volume's source: the letters its name begins with, as `training.cache.split_names` has it."""
-    return re.split(r"\d", name, maxsplit=1)[0].rstrip("_-") or name
 
 
 def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
 from ..runtime.files import write_whole
+from ..runtime.sources import source_of
 from .order import BatchOrder
 
 SPLITS = ("train", "validation", "test")
@@ -104,12 +105,12 @@ def _name(path: Path) -> str:
 
 
 def split_names(names: list[str], validation: float, test: float) -> dict[str, list[str]]:
-    """Volumes' names by split. Fixed by the names alone, and by source: names are grouped by their leading letters,
+    """Volumes' names by split. Fixed by the names alone, and by source: names are grouped by source (`source_of`),
     ordered by hash within a group, and the first share of each group is held out (at least one, where asked for any).
     """
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.split(r"\d", name, maxsplit=1)[0], []).append(name)
+        groups.setdefault(source_of(name), []).append(name)
     split: dict[str, list[str]] = {name: [] for name in SPLITS}
     for group in groups.values():
         ordered = sorted(group, key=lambda name: hashlib.sha256(name.encode()).hexdigest())

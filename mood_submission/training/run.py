@@ -104,7 +104,8 @@ def plant_store(
     model = load_model(model_file, run.device)
     splits, names = _splits(run)
     _check_volumes(run, names, model, model_file)
-    return fill_store(Planter(splits["train"], model, settings), folder, count, run.budget.minutes, keep)
+    planter = Planter(splits["train"], model, settings, _names_by_number(run))
+    return fill_store(planter, folder, count, run.budget.minutes, keep)
 
 
 def train_context_detector(

@@ -23,6 +23,7 @@ from ..preprocessing import normalise
 from ..preprocessing.body import body_mask
 from ..runtime.files import write_whole
 from ..runtime.settings_file import check_settings
+from ..runtime.sources import source_shares
 from ..synthetic.anomalies import KINDS, plant
 from ..synthetic.varied import PASTED, TRAINING_KINDS, Host, plant_varied
 from .cache import CacheError, SliceData
@@ -52,11 +53,16 @@ class PlantingSettings:
 
 
 class Planter:
-    """Makes the store's files, each from its number alone."""
+    """Makes the store's files, each from its number alone.
 
-    def __init__(self, data: SliceData, model: Model, settings: PlantingSettings):
+    names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
+    all are drawn alike.
+    """
+
+    def __init__(self, data: SliceData, model: Model, settings: PlantingSettings, names: Sequence[str] = ()):
         self.data, self.settings, self.model = data, settings, model
         self.numbers = data.volume.unique().tolist()
+        self.shares = source_shares([names[number] for number in self.numbers]) if names else None
         self.prior = copy.deepcopy(model.prior).bfloat16()  # precise enough here, and twice as fast on a CPU
         self.vqvae = copy.deepcopy(model.vqvae).bfloat16()
 
@@ -65,9 +71,8 @@ class Planter:
         s = self.settings
         rng = np.random.default_rng([s.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        members = self._members(
-            self.numbers[number % len(self.numbers)] if s.benchmark else int(rng.choice(self.numbers))
-        )
+        in_turn = self.numbers[number % len(self.numbers)]
+        members = self._members(in_turn if s.benchmark else int(rng.choice(self.numbers, p=self.shares)))
         restored = rng.random() < s.restored
         if restored and len(members) > s.short:
             start = int(rng.integers(len(members) - s.short + 1))
