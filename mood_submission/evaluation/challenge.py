@@ -16,7 +16,7 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, nib.filebased
 
 
 @dataclass(frozen=True)
-class Result:
+class Evaluation:
     """One task's outcome.
 
     `ap`: average precision, 0 .. 1. `low`, `high`: its 95% interval over resampled volumes (both `ap` where the
@@ -41,14 +41,14 @@ class Result:
 
 def _result(
     task: str, counts: np.ndarray, missing: list[str], resamples: int, seed: int, where: Path
-) -> Result:
+) -> Evaluation:
     negatives, positives = counts.sum(0)
     if not positives.sum():
         raise ValueError(f"{where}: expected at least one positive label, found none in {len(counts)} cases")
     ap = float(average_precision(negatives, positives))
     low, high = bootstrap_interval(counts, resamples, seed) if resamples else (ap, ap)
     total = int(positives.sum())
-    return Result(task, ap, low, high, total / int(counts.sum()), len(counts), total, missing)
+    return Evaluation(task, ap, low, high, total / int(counts.sum()), len(counts), total, missing)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def evaluate_pixel(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: bool | None = None,
-) -> Result:
+) -> Evaluation:
     """Average precision over all voxels of all cases together, by the challenge's rules.
 
     `label_dir`: NAME.nii.gz with 0/1, or the `toy_label` folder that has them in `pixel`. `pred_dir`: NAME.nii.gz of
@@ -146,7 +146,7 @@ def evaluate_pixel(
 
 def evaluate_sample(
     pred_dir: str | Path, label_dir: str | Path, bootstrap: int = 1000, seed: int = 0
-) -> Result:
+) -> Evaluation:
     """Average precision over all volumes, by the challenge's rules.
 
     `label_dir`: NAME.nii.gz.txt with 0 or 1, or the `toy_label` folder that has them in `sample`. `pred_dir`:
@@ -170,4 +170,4 @@ def evaluate_sample(
     return _result("sample", counts, missing, bootstrap, seed, label_dir)
 
 
-EVALUATE: dict[str, Callable[..., Result]] = {"sample": evaluate_sample, "pixel": evaluate_pixel}
+EVALUATE: dict[str, Callable[..., Evaluation]] = {"sample": evaluate_sample, "pixel": evaluate_pixel}

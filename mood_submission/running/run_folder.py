@@ -16,7 +16,7 @@ from ..predictor import Predictor, Prepared
 from ..runtime.memory import is_gpu_failure
 from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, read_grid, read_volume
-from .time_budget import Result, compute_within
+from .time_budget import Computed, compute_within
 
 T = TypeVar("T")
 STATUSES = ("predicted", "resumed", "failed", "not reached")
@@ -181,11 +181,11 @@ class FolderRun:
         finally:
             outcome.seconds += time.monotonic() - begin
 
-    def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Result:
+    def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()
         if self.seconds is None:
             copies = predictor.restorations if self.task == "pixel" else 0
-            result = Result(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
+            result = Computed(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
         else:  # writing takes about as long as reading
             seconds = self.seconds - 2 * outcome.seconds
             result = compute_within(predictor, prepared, self.task, seconds, remark=outcome.remark)
@@ -195,7 +195,7 @@ class FolderRun:
         outcome.seconds += time.monotonic() - begin
         return result
 
-    def write(self, outcome: Outcome, result: Result, predictor: Predictor | None = None) -> None:
+    def write(self, outcome: Outcome, result: Computed, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
         outcome.score = (predictor or self.predictor).write(result.prepared, result.scored, self.out)
         outcome.seconds += time.monotonic() - begin
@@ -223,7 +223,7 @@ def _message(source: Path, error: Exception) -> str:
     return text if str(source) in text else f"{source}: {text}"
 
 
-def _shortage(predictor: Predictor, prepared: Prepared, result: Result, task: str) -> str:
+def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: str) -> str:
     """What the time budget cost, if anything."""
     slices, of = len(result.prepared.indices), len(prepared.indices)
     copies, wanted = result.restorations, predictor.restorations if task == "pixel" else 0

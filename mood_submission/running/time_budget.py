@@ -17,7 +17,7 @@ PILOT = 8  # slices; the least that a prediction is made of
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Computed:
     """A volume's scores, the slices that they are of, and how many restorations each slice had."""
 
     prepared: Prepared
@@ -32,7 +32,7 @@ def compute_within(
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
     remark: Callable[[str], object] = lambda line: None,
-) -> Result:
+) -> Computed:
     """`predictor.compute` with as many slices and restorations as `seconds` allow; where they allow all, just that.
 
     At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising. remark: see
@@ -53,14 +53,14 @@ def _undrawn_within(
     end: float,
     clock: Callable[[], float],
     remark: Callable[[str], object],
-) -> Result:
+) -> Computed:
     watch = Stopwatch(predictor.model.device, clock)
     scored = predictor.compute(pilot, task, remark)
     each = watch.lap() / len(pilot.indices)
     chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
     if len(chosen.indices) <= len(pilot.indices):
-        return Result(pilot, scored, 0)
-    return Result(chosen, predictor.compute(chosen, task, remark), 0)
+        return Computed(pilot, scored, 0)
+    return Computed(chosen, predictor.compute(chosen, task, remark), 0)
 
 
 def _pixel_within(
@@ -70,7 +70,7 @@ def _pixel_within(
     end: float,
     clock: Callable[[], float],
     remark: Callable[[str], object],
-) -> Result:
+) -> Computed:
     watch, count = Stopwatch(predictor.model.device, clock), len(pilot.indices)
     evidence = predictor.evidence(pilot)
     codes = evidence.codes
@@ -85,10 +85,10 @@ def _pixel_within(
     fixed = (fixed + watch.lap()) / count
     left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
     if slices * (fixed + copies * (sampling + decoding)) <= left:
-        return Result(prepared, predictor.compute(prepared, "pixel", remark), copies)
+        return Computed(prepared, predictor.compute(prepared, "pixel", remark), copies)
     chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
     if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
-        return Result(pilot, scored, 1)
+        return Computed(pilot, scored, 1)
     return _in_rounds(predictor, chosen, end, (fixed, sampling, decoding), clock)
 
 
@@ -98,7 +98,7 @@ def _in_rounds(
     end: float,
     each: tuple[float, float, float],
     clock: Callable[[], float],
-) -> Result:
+) -> Computed:
     """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
 
     each: seconds a slice takes but for restorations, to sample one, and to decode one.
@@ -118,7 +118,7 @@ def _in_rounds(
         parts.append(predictor.restore(prepared, evidence.codes, done, done + more))
         sampling, done = watch.lap() / more, done + more
     evidence = evidence.with_restorations(torch.cat(parts, dim=1))
-    return Result(prepared, predictor.score(evidence, "pixel"), done)
+    return Computed(prepared, predictor.score(evidence, "pixel"), done)
 
 
 def _share(seconds: float, each: float, most: int) -> int:
