@@ -34,6 +34,12 @@ class Evidence:
         other.__dict__ |= {name: self.__dict__[name] for name in UNDRAWN if name in self.__dict__}
         return other
 
+    def without_restorations(self) -> "Evidence":
+        """The same slices as if no restorations were drawn; what is computed already is not computed again."""
+        other = Evidence(self.model, self._slices, self.position)
+        other.__dict__ |= {name: self.__dict__[name] for name in UNDRAWN if name in self.__dict__}
+        return other
+
     @property
     def about(self) -> About:
         """The model's description: thresholds, calibration, sizes."""

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .findings.thresholds import HealthyVoxels
 from .networks.context_detector import ContextDetector
 from .networks.detector import Detector, DetectorSettings
 from .networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
@@ -50,6 +51,8 @@ class About:
     rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
     usual: by kind of evidence, the lowest and the highest bulk (`evidence.Evidence.bulk`) of healthy hold-out volumes of all
         sources; a volume beyond these looks unlike the scans that the weights know. Empty where it was not measured.
+    healthy_voxels: by way of scoring voxels, how often healthy hold-out volumes reach which scores; empty where it was not
+        measured. healthy_samples: by way of scoring volumes, the scores of these volumes, rising.
     restorations, temperature: published 15 and 3.
     detector: sizes of the detector; None where the model has none.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
@@ -67,6 +70,8 @@ class About:
     pixel_method: str = "paper"
     rarity_tables: dict[str, list[float]] = field(default_factory=dict)
     usual: dict[str, list[float]] = field(default_factory=dict)
+    healthy_voxels: dict[str, HealthyVoxels] = field(default_factory=dict)
+    healthy_samples: dict[str, list[float]] = field(default_factory=dict)
     restorations: int = 15
     temperature: float = 3.0
     detector: DetectorSettings | None = None
@@ -86,6 +91,8 @@ class About:
                 raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
         detector = values.get("detector")  # earlier files know of none
         values["detector"] = detector and DetectorSettings(**detector)
+        measured = values.get("healthy_voxels", {})
+        values["healthy_voxels"] = {way: HealthyVoxels(**found) for way, found in measured.items()}
         return cls(
             **values
             | {

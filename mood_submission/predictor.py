@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .evidence import Evidence
+from .findings import Finding, find
 from .model import Model
 from .model_file import ModelError
 from .preprocessing import (
@@ -27,7 +28,7 @@ from .preprocessing import (
 )
 from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
-from .scoring.rarity import EVIDENCE
+from .scoring.rarity import EVIDENCE, rarity
 from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
 
@@ -66,10 +67,12 @@ class Scored:
     """Scores of a volume, of the tasks that were asked for.
 
     sample: how anomalous the volume is, 0 .. 1. pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`.
+    rare: by kind of evidence, how rare it is among healthy voxels (N, H, H); of a predictor that is to `explain`.
     """
 
     sample: float | None = None
     pixel: Tensor | None = None
+    rare: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Predictor:
@@ -82,6 +85,7 @@ class Predictor:
     sample_method: "paper", "top" or "learned", pixel_method: "paper", "rarity" or "learned" (see `model.About`); None for
         what the model file says. Raises ModelError for "rarity" with a model that is not calibrated, and for "learned"
         with one that has no detector.
+    explain: whether pixel scores come with how rare each kind of evidence is, for findings to tell.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
         so a volume's scores do not depend on what else is in the folder.
     """
@@ -94,8 +98,9 @@ class Predictor:
         seed: int = 0,
         sample_method: str | None = None,
         pixel_method: str | None = None,
+        explain: bool = False,
     ):
-        self.model, self.slices, self.seed = model, slices, seed
+        self.model, self.slices, self.seed, self.explain = model, slices, seed, explain
         self.sample_method = sample_method or model.about.sample_method
         self.pixel_method = pixel_method or model.about.pixel_method
         by_default = (
@@ -128,6 +133,33 @@ class Predictor:
         with self.alone():
             scores = self.pixel(self.complete_evidence(prepared, "pixel"))
         return self.to_volume(prepared, scores)
+
+    def findings(self, volume: Volume) -> list[Finding]:
+        """The objects in a volume that stand out, the surest first. Raises ModelError for a model whose scores were not
+        measured on healthy volumes."""
+        prepared = self.prepare(volume)
+        with self.alone():
+            scored = self.score(self.complete_evidence(prepared, "pixel"), "pixel")
+        assert scored.pixel is not None
+        return self.find(prepared, scored, self.to_volume(prepared, scored.pixel))[0]
+
+    def find(
+        self, prepared: Prepared, scored: Scored, scores: np.ndarray
+    ) -> tuple[list[Finding], np.ndarray]:
+        """Findings, and the mask of their numbers (X, Y, Z) uint8, in a volume's scores (X, Y, Z). Raises ModelError for a
+        model whose scores were not measured on healthy volumes."""
+        self.check_findings()
+        healthy = self.model.about.healthy_voxels[self.pixel_method]
+        evidence = {name: self.to_volume(prepared, maps) for name, maps in scored.rare.items()}
+        return find(scores, prepared.spacing, prepared.grid, healthy, evidence=evidence)
+
+    def check_findings(self) -> None:
+        """Raises ModelError where the model does not say what this predictor's scores mean."""
+        if self.pixel_method not in self.model.about.healthy_voxels:
+            raise ModelError(
+                f"expected a model whose {self.pixel_method} scores were measured on healthy volumes, found one that "
+                f"does not say what they mean; see mood-submission calibrate"
+            )
 
     def prepare(self, volume: Volume) -> Prepared:
         """Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS."""
@@ -196,7 +228,14 @@ class Predictor:
         """The scores of evidence, for one of TASKS."""
         if task == "sample":
             return Scored(sample=self.sample(evidence))
-        return Scored(pixel=self.pixel(evidence))
+        return Scored(pixel=self.pixel(evidence), rare=self._rare(evidence) if self.explain else {})
+
+    def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
+        """How rare each kind of evidence is, of those that were measured and are there."""
+        tables = self.model.about.rarity_tables
+        return {
+            name: rarity(maps, tables[name]) for name, maps in evidence.smoothed.items() if name in tables
+        }
 
     def sample(self, evidence: Evidence) -> float:
         """The sample score by this predictor's method, 0 .. 1."""
@@ -250,14 +289,25 @@ class Predictor:
         """A file, ready for the networks. Raises VolumeError where it is no volume."""
         return self.prepare(read_volume(source))
 
-    def write(self, prepared: Prepared, scored: Scored, out: Path) -> float:
-        """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's."""
+    def write(
+        self,
+        prepared: Prepared,
+        scored: Scored,
+        out: Path,
+        found: Callable[[str, list[Finding], np.ndarray, Grid], object] | None = None,
+    ) -> float:
+        """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's.
+
+        found: called with the file's name, its findings, their mask and its grid, where voxels were scored.
+        """
         name = prepared.path.name
         highest = 0.0
         if scored.pixel is not None:
             scores = self.to_volume(prepared, scored.pixel)
             write_volume(out / name, scores, prepared.grid)
             highest = float(scores.max())
+            if found is not None:
+                found(name, *self.find(prepared, scored, scores), prepared.grid)
         if scored.sample is None:
             return highest
         with write_whole(out / f"{name}.txt") as file:
@@ -273,4 +323,5 @@ class Predictor:
             self.seed,
             self.sample_method,
             self.pixel_method,
+            self.explain,
         )

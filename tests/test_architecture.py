@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mood_submission"
 FLOORS = [
     {"runtime"},
     {"volumes", "preprocessing", "networks"},
-    {"synthetic", "restoration"},
+    {"synthetic", "restoration", "findings"},
     {"model_file"},
     {"model", "scoring"},
     {"evidence"},

@@ -17,6 +17,11 @@ from .options import restorations_option
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
+def _but_learned(measured: dict) -> dict:
+    """What was measured on healthy volumes, without the scores of another detector."""
+    return {way: found for way, found in measured.items() if way != "learned"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission add-detector", description=__doc__)
     parser.add_argument(
@@ -78,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sample_method=args.sample_method,
             pixel_method=args.pixel_method,
             training=model.about.training | {"detector": trained},
+            healthy_voxels=_but_learned(model.about.healthy_voxels),
+            healthy_samples=_but_learned(model.about.healthy_samples),
         )
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
     except (ValueError, OSError) as error:

@@ -1,4 +1,5 @@
-"""Measure on healthy volumes how rare what a model sees is, and write the model file with that, for the method "rarity".
+"""Measure on healthy volumes what is usual and what is rare, and write the model file with that: the tables of the method
+"rarity", what each score means, and which scans look strange.
 
 Takes the volumes that the model's training held out for thresholds, where --data has them, or those named, or all.
 """
@@ -16,7 +17,7 @@ from ..model import PRECISIONS, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ..predictor import Predictor
 from ..volumes import named_volumes
-from .options import add_device, positive, slices_option
+from .options import add_device, restorations_option, slices_option
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,7 +46,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a volume (default: those that prediction looks at)",
     )
     parser.add_argument(
-        "--restorations", type=positive, metavar="N", help="default: what the model file says"
+        "--restorations",
+        type=restorations_option,
+        metavar="N",
+        help="of a slice (default: what the model file says); 0: measure anew only what needs none, such as the detector's scores",
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
@@ -73,9 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         model = load_model(args.model, args.device, precision=args.precision)
-        predictor = Predictor(
-            model, args.slices, args.restorations, sample_method="paper", pixel_method="paper"
-        )
+        way = "paper" if args.restorations != 0 else "learned"
+        predictor = Predictor(model, args.slices, args.restorations, sample_method=way, pixel_method=way)
         files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
         with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
             about = calibrate(predictor, files, bar.update)

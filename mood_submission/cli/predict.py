@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..model import PRECISIONS, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
+from ..running.findings_folder import FindingsFolder
 from ..running.report import Report
 from ..running.run_folder import Outcome, predict_files
 from ..runtime.contract import TASKS
@@ -96,6 +97,13 @@ def parser() -> argparse.ArgumentParser:
         "(default: as long as it takes)",
     )
     predict.add_argument(
+        "--findings",
+        type=Path,
+        metavar="DIR",
+        help="with --task pixel: the objects that stand out, as masks and as tables findings.csv and findings.json, in a "
+        "folder of their own",
+    )
+    predict.add_argument(
         "--report",
         type=json_option,
         metavar="FILE.json",
@@ -120,6 +128,22 @@ def prepare_output(folder: Path, source: Path) -> None:
         pass
 
 
+def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> FindingsFolder | None:
+    """The folder for findings, where one is asked for. Raises OSError, VolumeError, ModelError."""
+    if args.findings is None:
+        return None
+    if args.task != "pixel":
+        raise VolumeError(f"--findings {args.findings}: expected --task pixel, found {args.task}")
+    predictor.check_findings()
+    for folder, what in ((args.input, "the volumes"), (args.output, "the predictions")):
+        if args.findings.exists() and args.findings.samefile(folder):
+            raise VolumeError(f"{args.findings}: expected a folder of its own, found the one with {what}")
+    try:
+        return FindingsFolder(args.findings)
+    except ValueError as error:
+        raise VolumeError(str(error)) from None
+
+
 def names(paths: list[Path], most: int = 5) -> str:
     return ", ".join(path.name for path in paths[:most]) + (
         f" and {len(paths) - most} more" if len(paths) > most else ""
@@ -135,8 +159,15 @@ def predict(args: argparse.Namespace) -> int:
         prepare_output(args.output, args.input)
         model = load_model(args.weights or args.region, args.device, precision=args.precision)
         predictor = Predictor(
-            model, args.slices, args.restorations, args.seed, args.sample_method, args.pixel_method
+            model,
+            args.slices,
+            args.restorations,
+            args.seed,
+            args.sample_method,
+            args.pixel_method,
+            explain=args.findings is not None,
         )
+        findings = prepare_findings(args, predictor)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
     except OSError as error:
@@ -163,7 +194,7 @@ def predict(args: argparse.Namespace) -> int:
             bar.update()
 
         outcomes = predict_files(
-            predictor, files, args.task, args.output, done, args.resume, args.time_budget
+            predictor, files, args.task, args.output, done, args.resume, args.time_budget, findings
         )
     return conclude(outcomes)
 

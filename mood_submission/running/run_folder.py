@@ -16,6 +16,7 @@ from ..predictor import Predictor, Prepared
 from ..runtime.memory import is_gpu_failure
 from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, read_grid, read_volume
+from .findings_folder import FindingsFolder
 from .time_budget import Computed, compute_within
 
 T = TypeVar("T")
@@ -61,18 +62,20 @@ def predict_files(
     done: Callable[[Outcome], object] = lambda outcome: None,
     resume: bool = False,
     seconds: float | None = None,
+    findings: FindingsFolder | None = None,
 ) -> list[Outcome]:
     """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
 
     While the networks run on one file, the next is read and the last one written, each in a thread: no more than one
     waits on either side. A file that a GPU fails at is computed on the CPU.
     done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
-    `finished`). seconds: for each file, from reading to writing it (see `budget`); None for as long as it takes.
+    `finished`). seconds: for each file, from reading to writing it (see `time_budget`); None for as long as it takes. findings: where
+    the objects that stand out are written to, with the pixel task.
 
     An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
     one that is being written are done; nothing else is begun.
     """
-    return FolderRun(predictor, task, out, done, resume, seconds).run(list(sources))
+    return FolderRun(predictor, task, out, done, resume, seconds, findings).run(list(sources))
 
 
 def finished(source: Path, task: str, out: Path) -> float | None:
@@ -102,6 +105,7 @@ class FolderRun:
     done: Callable[[Outcome], object]
     resume: bool
     seconds: float | None
+    findings: FindingsFolder | None = None
     cpu: Predictor | None = field(default=None, init=False)
 
     def run(self, sources: list[Path]) -> list[Outcome]:
@@ -170,7 +174,7 @@ class FolderRun:
     def read(self, outcome: Outcome) -> Prepared | None:
         begin = time.monotonic()
         try:
-            if self.resume:
+            if self.resume and (self.findings is None or self.findings.has(outcome.file.name)):
                 outcome.score = finished(outcome.file, self.task, self.out)
                 if outcome.score is not None:
                     outcome.status = "resumed"
@@ -197,7 +201,8 @@ class FolderRun:
 
     def write(self, outcome: Outcome, result: Computed, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
-        outcome.score = (predictor or self.predictor).write(result.prepared, result.scored, self.out)
+        found = None if self.findings is None else self.findings.add
+        outcome.score = (predictor or self.predictor).write(result.prepared, result.scored, self.out, found)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
 

@@ -2,7 +2,7 @@
 
 from .folder import SUFFIXES, find_others, find_volumes, named_volumes, volume_name
 from .grid import Grid, Volume, VolumeError
-from .nifti import read_grid, read_volume, write_volume
+from .nifti import read_grid, read_volume, write_mask, write_volume
 
 __all__ = [
     "SUFFIXES",
@@ -15,5 +15,6 @@ __all__ = [
     "read_grid",
     "read_volume",
     "volume_name",
+    "write_mask",
     "write_volume",
 ]

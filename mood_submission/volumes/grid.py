@@ -43,6 +43,11 @@ class Grid:
         """View an (I, J, K) array of the file in RAS axes, (X, Y, Z). No copy. The inverse of `to_file`."""
         return data[self._flips()].transpose(np.argsort(self.ras_axes))
 
+    def file_index(self, place: np.ndarray) -> np.ndarray:
+        """The file's own indices (I, J, K) of a place (X, Y, Z) in RAS indices; either may lie between voxels."""
+        along = np.asarray(place, np.float64)[list(self.ras_axes)]
+        return np.where(self.flipped, np.array(self.shape) - 1 - along, along)
+
     def _flips(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
 

@@ -96,19 +96,38 @@ def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
     score is not finite or not in [0, 1], OSError where the folder cannot be written to.
     """
     path = Path(path)
-    if not path.name.lower().endswith(SUFFIXES):
-        raise VolumeError(f"{path}: expected a name ending in .nii or .nii.gz")
-    if scores.shape != grid.ras_shape:
-        raise VolumeError(f"{path}: expected scores of shape {grid.ras_shape}, found {scores.shape}")
+    _check_target(path, scores, grid)
     low, high = float(scores.min()), float(scores.max())  # a NaN makes both NaN
     if not (low >= 0 and high <= 1):
         raise ValueError(f"{path}: expected scores in [0, 1], found {low:g} to {high:g}")
 
+    _write_image(path, _image_like(grid, scores, np.dtype(np.float32)))
+
+
+def write_mask(path: str | Path, mask: np.ndarray, grid: Grid) -> None:
+    """Write numbers of objects on the grid of the file that they were found in; uint8, 0 where nothing is.
+
+    mask: (X, Y, Z) uint8 in RAS order. Raises VolumeError where the shape is not the grid's or `path` does not end in .nii
+    or .nii.gz, OSError where the folder cannot be written to.
+    """
+    path = Path(path)
+    _check_target(path, mask, grid)
+    _write_image(path, _image_like(grid, mask, np.dtype(np.uint8)))
+
+
+def _check_target(path: Path, array: np.ndarray, grid: Grid) -> None:
+    if not path.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{path}: expected a name ending in .nii or .nii.gz")
+    if array.shape != grid.ras_shape:
+        raise VolumeError(f"{path}: expected an array of shape {grid.ras_shape}, found {array.shape}")
+
+
+def _write_image(path: Path, image: nib.Nifti1Image) -> None:
     with (
         write_whole(path) as file,
         _packed(file) if path.name.lower().endswith(".gz") else nullcontext(file) as inner,
     ):
-        _score_image(grid.to_file(scores), grid.header).to_stream(cast(IOBase, inner))
+        image.to_stream(cast(IOBase, inner))
 
 
 def _packed(file: BinaryIO) -> BinaryIO:
@@ -270,14 +289,15 @@ def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -
         file.read(1)  # at its end a gzip file checks its checksum
 
 
-def _score_image(scores: np.ndarray, header: nib.Nifti1Header) -> nib.Nifti1Image:
-    """A float32 image of scores (I, J, K) with the given header, less what was true of the scan's intensities only."""
-    header = header.copy()
-    header.set_data_shape(scores.shape)
-    header.set_data_dtype(np.float32)
+def _image_like(grid: Grid, array: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
+    """An image of an array (X, Y, Z), RAS order, with the grid's header, less what was true of the scan's intensities only."""
+    header = grid.header.copy()
+    data = grid.to_file(array).astype(dtype, copy=False)
+    header.set_data_shape(data.shape)
+    header.set_data_dtype(dtype)
     header.set_intent("none")
     header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0
     image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # without an affine nibabel leaves the header's sform and qform exactly as they were
-    return image_class(scores.astype(np.float32, copy=False), None, header)
+    return image_class(data, None, header)

@@ -1,0 +1,90 @@
+"""The folder of a run's findings: a mask for each volume, and one table over all."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..findings import Finding
+from ..runtime.files import write_whole
+from ..volumes import Grid, write_mask
+
+COLUMNS = (
+    "file",
+    "number",
+    *(f"centre_{axis}_mm" for axis in "xyz"),
+    *(f"centre_{axis}_voxel" for axis in "ijk"),
+    *(f"first_{axis}_voxel" for axis in "ijk"),
+    *(f"last_{axis}_voxel" for axis in "ijk"),
+    "volume_ml",
+    "voxels",
+    "highest",
+    "mean",
+    "false_objects",
+)
+
+
+@dataclass
+class FindingsFolder:
+    """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, and DIR/findings.csv and findings.json.
+
+    The tables are written anew after each volume. Volumes that an earlier run left there stay in them until they are added
+    again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
+    """
+
+    folder: Path
+    found: dict[str, list[dict]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = self.folder / "findings.json"
+        if table.exists():
+            try:
+                self.found = {entry["file"]: entry["findings"] for entry in json.loads(table.read_text())}
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{table}: expected findings of an earlier run, found something else"
+                ) from None
+        self._write_tables()
+
+    def add(self, name: str, findings: list[Finding], mask: np.ndarray, grid: Grid) -> None:
+        """Take in a volume's findings. name: its file's. mask: (X, Y, Z) uint8 of their numbers, RAS order."""
+        write_mask(self.folder / name, mask, grid)
+        self.found[name] = [finding.to_dict() for finding in findings]
+        self._write_tables()
+
+    def has(self, name: str) -> bool:
+        """Whether a volume's mask and findings are there already."""
+        return name in self.found and (self.folder / name).exists()
+
+    def _write_tables(self) -> None:
+        names = sorted(self.found)
+        entries = [{"file": name, "findings": self.found[name]} for name in names]
+        with write_whole(self.folder / "findings.json") as out:
+            out.write(json.dumps(entries, indent=1).encode() + b"\n")
+        text = io.StringIO(newline="")
+        rows = [_row(name, finding) for name in names for finding in self.found[name]]
+        kinds = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+        table = csv.DictWriter(text, [*COLUMNS, *kinds], restval="")
+        table.writeheader()
+        table.writerows(rows)
+        with write_whole(self.folder / "findings.csv") as out:
+            out.write(text.getvalue().encode())
+
+
+def _row(file: str, finding: dict) -> dict[str, object]:
+    """A finding as a row of the table: a column for each axis, and one for each kind of evidence."""
+    row: dict[str, object] = {"file": file}
+    for name, value in finding.items():
+        if name == "evidence":
+            row |= {f"rarity_{kind}": rare for kind, rare in value.items()}
+        elif isinstance(value, list | tuple):
+            what, unit = name.rsplit("_", 1)
+            axes = "xyz" if unit == "mm" else "ijk"
+            row |= {f"{what}_{axis}_{unit}": number for axis, number in zip(axes, value)}
+        else:
+            row[name] = "" if value is None else value
+    return row

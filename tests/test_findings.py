@@ -1,0 +1,215 @@
+"""Findings: what scores mean among healthy scans, and objects with their places, sizes and outlines."""
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import mood, write_nifti
+from scipy import ndimage
+
+from mood_submission import Predictor, load_model
+from mood_submission.findings import HealthyVoxels, false_alarm_score, find, least_voxels
+from mood_submission.findings.thresholds import count_objects
+from mood_submission.model_file import rewrite_about
+from mood_submission.volumes import read_volume
+
+
+def bumps(shape=(40, 40, 40), places=(), noise=0.0, seed=0) -> np.ndarray:
+    """Scores with smooth bumps: (centre, deviation, height) each."""
+    scores = np.full(shape, 0.1) + noise * np.random.default_rng(seed).random(shape)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    for centre, deviation, height in places:
+        scores += height * np.exp(-((grid - centre) ** 2).sum(-1) / (2 * deviation**2))
+    return scores.clip(0, 1).astype(np.float32)
+
+
+@pytest.fixture
+def healthy() -> HealthyVoxels:
+    volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
+    return HealthyVoxels.of(volumes, [9] * 6)
+
+
+def grid_of(tmp_path, affine, shape=(40, 40, 40)):
+    return read_volume(write_nifti(tmp_path / "v.nii.gz", np.zeros(shape, np.float32), np.asarray(affine)))
+
+
+def test_counts_of_false_objects_fall_and_end_at_none(healthy):
+    assert healthy.levels == sorted(healthy.levels) and healthy.false_objects[-1] == 0
+    assert all(a >= b for a, b in zip(healthy.false_objects, healthy.false_objects[1:]))
+    for wanted in (0.1, 0.5, 1.0):
+        threshold = healthy.threshold(wanted)
+        volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
+        assert np.mean([count_objects(v >= threshold, 9) for v in volumes]) <= wanted
+        assert healthy.expected(threshold) <= wanted
+
+
+def test_voxel_thresholds_are_exceeded_as_often_as_they_say(healthy):
+    volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
+    above = np.mean([(v > healthy.exceeded["0.01"]).mean() for v in volumes])
+    assert 0.005 < above < 0.02
+    assert healthy.exceeded["0.01"] < healthy.exceeded["0.001"] < healthy.exceeded["0.0001"]
+    scores = list(range(20))
+    assert sum(s > false_alarm_score(scores, 0.1) for s in scores) <= 2
+    with pytest.raises(ValueError, match="found none"):
+        HealthyVoxels.of([], [])
+
+
+@pytest.mark.parametrize("spacing, least", [((1, 1, 1), 100), ((2, 2, 2), 13), ((4, 4, 4), 9)])
+def test_an_object_has_a_size_and_the_challenge_s_voxels(spacing, least):
+    assert least_voxels(spacing) == least
+
+
+def test_findings_are_where_and_as_large_as_what_is_there(healthy, tmp_path):
+    affine = [[-2.0, 0, 0, 50], [0, 3.0, 0, -20], [0, 0, 2.5, 7], [0, 0, 0, 1]]
+    volume = grid_of(tmp_path, affine)
+    places = [((10, 12, 30), 2.5, 0.8), ((30, 25, 8), 2.0, 0.6)]
+    scores = bumps(places=places)
+    findings, mask = find(scores, volume.spacing, volume.grid, healthy)
+    assert [f.number for f in findings] == [1, 2] and set(np.unique(mask)) == {0, 1, 2}
+    for finding, (centre, _, height) in zip(findings, places):
+        in_file = (39 - centre[0], centre[1], centre[2])  # x runs the other way in the file
+        assert np.allclose(finding.centre_voxel, in_file, atol=0.1)
+        assert np.allclose(finding.centre_mm, (np.array(affine) @ [*in_file, 1])[:3], atol=0.3)
+        inside = mask == finding.number
+        assert finding.voxels == inside.sum() and finding.volume_ml == pytest.approx(
+            inside.sum() * 0.015, abs=1e-3
+        )
+        assert finding.highest == pytest.approx(scores[inside].max()) and height < finding.highest
+        in_grid = volume.grid.to_file(inside)
+        where = np.argwhere(in_grid)
+        assert finding.first_voxel == tuple(where.min(0)) and finding.last_voxel == tuple(where.max(0))
+        assert finding.false_objects <= 0.5
+
+
+def test_the_outline_is_the_lesion_s_not_the_smoothing_s(healthy, tmp_path):
+    """A ball whose scores were smoothed: its outline is within half and double its size at any threshold."""
+    volume = grid_of(tmp_path, np.eye(4))
+    x = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1)
+    ball = ((x - 20) ** 2).sum(-1) < 36
+    scores = (0.1 + 0.8 * ndimage.gaussian_filter(ball.astype(float), 2)).astype(np.float32)
+    for threshold in (0.2, 0.3, 0.5):
+        (finding,), _ = find(scores, (1.0,) * 3, volume.grid, None, threshold)
+        assert ball.sum() / 2 < finding.voxels < ball.sum() * 2 and math.isnan(finding.false_objects)
+        assert finding.to_dict()["false_objects"] is None
+    with pytest.raises(ValueError, match="threshold"):
+        find(scores, (1.0,) * 3, volume.grid, None)
+
+
+def test_nothing_is_found_in_nothing(healthy, tmp_path):
+    volume = grid_of(tmp_path, np.eye(4))
+    findings, mask = find(np.zeros((40, 40, 40), np.float32), (1.0,) * 3, volume.grid, healthy)
+    assert findings == [] and not mask.any()
+
+
+@pytest.mark.slow
+def test_calibration_measures_what_scores_mean(tiny_weights, blobs, tmp_path):
+    out = tmp_path / "brain.safetensors"
+    run = mood(
+        "calibrate",
+        tiny_weights["brain"],
+        "--data",
+        blobs,
+        "-o",
+        out,
+        "--slices 4 --restorations 1 --device cpu",
+    )
+    assert run.returncode == 0, run.stderr
+    about = load_model(out, device="cpu").about
+    assert set(about.healthy_voxels) == {"paper", "rarity"} and set(about.healthy_samples) == {"paper", "top"}
+    assert all(len(scores) == 3 and scores == sorted(scores) for scores in about.healthy_samples.values())
+    assert about.healthy_voxels["rarity"].volumes == 3 and len(about.healthy_voxels["rarity"].levels) == 48
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_weights, blobs, tmp_path_factory):
+    """A tiny brain model that knows what its scores mean."""
+    out = tmp_path_factory.mktemp("measured") / "brain.safetensors"
+    run = mood(
+        "calibrate",
+        tiny_weights["brain"],
+        "--data",
+        blobs,
+        "-o",
+        out,
+        "--slices 4 --restorations 1 --device cpu",
+    )
+    assert run.returncode == 0, run.stderr
+    model = load_model(out, device="cpu")
+    voxels = {
+        way: dataclasses.replace(h, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
+        for way, h in model.about.healthy_voxels.items()
+    }
+    rewrite_about(out, out, dataclasses.replace(model.about, healthy_voxels=voxels))  # where all is found
+    return out
+
+
+@pytest.mark.slow
+def test_findings_are_written_as_masks_and_tables(measured, blobs, tmp_path):
+    words = [
+        "--region brain --task pixel -i",
+        blobs,
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        measured,
+        "--slices 4 --restorations 1",
+    ]
+    run = mood("predict", *words, "--findings", tmp_path / "found")
+    assert run.returncode == 0, run.stderr
+    entries = json.loads((tmp_path / "found" / "findings.json").read_text())
+    assert [entry["file"] for entry in entries] == [f"case_{i}.nii.gz" for i in range(3)]
+    with open(tmp_path / "found" / "findings.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == sum(len(entry["findings"]) for entry in entries) >= 3
+    for entry in entries:
+        image = nib.load(tmp_path / "found" / entry["file"])
+        mask, scores = np.asarray(image.dataobj), nib.load(tmp_path / "out" / entry["file"]).get_fdata()
+        assert mask.dtype == np.uint8 and np.array_equal(image.affine, nib.load(blobs / entry["file"]).affine)
+        for finding in entry["findings"]:
+            inside = mask == finding["number"]
+            assert inside.sum() == finding["voxels"] and finding["false_objects"] == 0.4
+            assert scores[inside].max() == pytest.approx(finding["highest"], abs=1e-6)
+            assert np.allclose(np.argwhere(inside).mean(0), finding["centre_voxel"], atol=0.01)
+            assert set(finding["evidence"]) == {"restoration", "reconstruction", "likelihood"}
+    found = Predictor(load_model(measured, device="cpu"), 4, 1, explain=True).findings(
+        read_volume(blobs / "case_0.nii.gz")
+    )
+    assert [json.loads(json.dumps(finding.to_dict())) for finding in found] == entries[0]["findings"]
+
+
+@pytest.mark.slow
+def test_findings_go_on_where_a_run_was_cut_off(measured, blobs, tmp_path):
+    words = [
+        "--region brain --task pixel -i",
+        blobs,
+        "-o",
+        tmp_path / "out",
+        "--weights",
+        measured,
+        "--slices 4 --restorations 1",
+    ]
+    assert mood("predict", *words, "--findings", tmp_path / "whole").returncode == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part" / "case_1.nii.gz").unlink()
+    assert mood("predict", *words, "--resume --findings", tmp_path / "part").returncode == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "part" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.slow
+def test_what_findings_need_is_told_in_one_line(measured, tiny_weights, blobs, tmp_path):
+    words = ["--region brain -i", blobs, "-o", tmp_path / "out", "--slices 4 --restorations 1"]
+    for more, told in (
+        (["--task sample --weights", measured, "--findings", tmp_path / "f"], "--task pixel"),
+        (["--task pixel --weights", tiny_weights["brain"], "--findings", tmp_path / "f"], "calibrate"),
+        (["--task pixel --weights", measured, "--findings", tmp_path / "out"], "folder of its own"),
+        (["--task pixel --weights", measured, "--findings", blobs], "folder of its own"),
+    ):
+        run = mood("predict", *words, *more)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and told in run.stderr
+    assert not (tmp_path / "f").exists()
