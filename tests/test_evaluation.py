@@ -1,6 +1,8 @@
 """The evaluation against scikit-learn, and its rules for bad predictions."""
 
+import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +10,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import ROOT, mood
+from sklearn import metrics
 from sklearn.metrics import average_precision_score
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from conftest import mood
-
-from mood_submission.evaluation.challenge import evaluate_pixel, evaluate_sample  # noqa: E402
-from mood_submission.evaluation.metrics import average_precision, score_counts  # noqa: E402
+from mood_submission.evaluation.challenge import evaluate_pixel, evaluate_sample
+from mood_submission.evaluation.field_metrics import (
+    ObjectCounts,
+    aupro,
+    auroc,
+    best_dice,
+    count_objects,
+    dice_at,
+    sensitivity_at,
+)
+from mood_submission.evaluation.metrics import average_precision, score_counts
+from mood_submission.synthetic.toy import make_toy
 
 SHAPE = (12, 10, 8)
 
@@ -220,6 +229,126 @@ def test_command_line(tmp_path: Path) -> None:
     assert result["ap"] == pytest.approx(reference(scores, labels)) and result["missing"] == [
         "2.nii.gz: missing"
     ]
+
+
+# --- the field's other measures --------------------------------------------------------------------------------------
+
+
+def some_scores(seed: int = 0, size: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores with many ties (float16), labels, and their counts."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random(size) < 0.1
+    scores = (np.clip(rng.normal(0.4 + 0.2 * labels, 0.2), 0, 1).round(2)).astype(np.float16)
+    return scores, labels, score_counts(scores, labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_are_scikit_learns(seed):
+    scores, labels, (negatives, positives) = some_scores(seed)
+    assert auroc(negatives, positives) == pytest.approx(metrics.roc_auc_score(labels, scores))
+    thresholds = np.unique(scores)
+    dices = [metrics.f1_score(labels, scores >= t) for t in thresholds]
+    assert best_dice(negatives, positives) == pytest.approx(max(dices))
+    for rate in (0.01, 0.05):
+        allowed = [t for t in thresholds if (scores[~labels] >= t).mean() <= rate]
+        expected = metrics.f1_score(labels, scores >= min(allowed)) if allowed else 0.0
+        assert dice_at(negatives, positives, negatives, rate) == pytest.approx(expected)
+        found = (scores[labels] >= min(allowed)).mean() if allowed else 0.0
+        assert sensitivity_at(negatives, positives, rate) == pytest.approx(found)
+
+
+def test_region_overlap_is_the_obvious_integral():
+    scores, labels, (negatives, _) = some_scores(size=3000)
+    parts = [np.flatnonzero(labels)[i::4] for i in range(4)]
+    regions = np.stack([score_counts(scores[part], np.ones(len(part), bool))[1] for part in parts])
+    points = [(0.0, 0.0)]
+    for t in np.unique(scores)[::-1]:
+        overlap = np.mean([(scores[part] >= t).mean() for part in parts])
+        points.append(((scores[~labels] >= t).mean(), overlap))
+    x, y = np.array(points).T
+    at = np.append(x[x <= 0.3], 0.3)
+    assert aupro(regions, negatives) == pytest.approx(np.trapezoid(np.interp(at, x, y), at) / 0.3, abs=1e-3)
+    assert math.isnan(aupro(regions[:0], negatives))
+
+
+def box(*corner: int, side: int = 4) -> tuple[slice, ...]:
+    return tuple(slice(c, c + side) for c in corner)
+
+
+def test_objects_are_found_by_centre_and_size():
+    label = np.zeros((30, 30, 30), bool)
+    label[box(2, 2, 2)] = label[box(20, 20, 20)] = True  # two objects of 64 voxels
+    label[box(12, 2, 2, side=2)] = True  # 8 voxels: too small to count
+    predicted = np.zeros_like(label)
+    assert count_objects(predicted, label) == ObjectCounts(2, 0, 0)
+    predicted[box(3, 2, 2)] = True  # shifted by a voxel
+    predicted[box(12, 2, 2, side=3)] = True  # in the small one: neither right nor wrong
+    assert count_objects(predicted, label) == ObjectCounts(2, 1, 0)
+    predicted[box(19, 19, 19, side=6)] = True  # 216 voxels, more than double
+    assert count_objects(predicted, label) == ObjectCounts(2, 1, 1)
+    predicted[box(19, 19, 19, side=6)] = False
+    predicted[box(20, 20, 20, side=2)] = True  # 8 voxels do not count
+    predicted[box(10, 20, 10)] = True  # where nothing is
+    counted = count_objects(predicted, label)
+    assert counted == ObjectCounts(2, 1, 1) and counted.f1 == pytest.approx(2 / 4)
+    assert (counted + ObjectCounts(1, 1, 0)) == ObjectCounts(3, 2, 1) and math.isnan(ObjectCounts().f1)
+
+
+def test_an_object_is_found_once():
+    label, predicted = np.zeros((2, 30, 30, 30), bool)
+    label[box(2, 2, 2, side=8)] = True
+    predicted[2:10, 2:10, 2:6] = predicted[2:10, 2:10, 7:10] = True  # two components in one object
+    assert count_objects(predicted, label) == ObjectCounts(1, 1, 0 + 1)
+
+
+def test_details_tell_kinds_sources_and_every_case(tmp_path):
+    make_toy("brain", tmp_path, 4, 24, kinds=["uniform", "noise"], healthy_fraction=0.5)
+    labels = tmp_path / "brain" / "toy_label"
+    pred = tmp_path / "pred"
+    pred.mkdir()
+    for file in (labels / "pixel").iterdir():
+        label = nib.load(file)
+        scores = np.asarray(label.dataobj) * np.float32(0.7) + np.float32(0.1)
+        nib.save(nib.Nifti1Image(scores, label.affine), pred / file.name)
+    done = command(
+        "--pred", pred, "--label", labels, "--task pixel --objects --cases", tmp_path / "cases.csv", "--curves", tmp_path / "c.png",
+        "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (
+        "pixel average precision 1.0000" in done.stdout
+        and "by kind: noise 1.000, uniform 1.000" in done.stdout
+    )
+    measures = json.loads((tmp_path / "r.json").read_text())["measures"]
+    assert measures["auroc"] == 1 and measures["best dice"] == 1 and measures["aupro up to 0.3"] > 0.99
+    assert measures["object f1"] == 1 and measures["false objects a healthy volume"] == 0
+    rows = list(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
+    assert len(rows) == 4 and sorted(row["kind"] for row in rows) == [
+        "healthy",
+        "healthy",
+        "noise",
+        "uniform",
+    ]
+    assert all(float(row["ap"]) == 1 for row in rows if row["kind"] != "healthy")
+    assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_samples_have_sensitivities(tmp_path):
+    for name, label, score in (("a", 0, 0.1), ("b", 0, 0.4), ("c", 1, 0.3), ("d", 1, 0.9)):
+        for folder, value in (("label", label), ("pred", score)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.nii.gz.txt").write_text(f"{value}\n")
+    done = command("--pred", tmp_path / "pred", "--label", tmp_path / "label", "--task sample")
+    assert done.returncode == 0, done.stderr
+    assert "auroc 0.7500" in done.stdout and "sensitivity at 5% false alarms 0.5000" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    pred, label, _, _ = pixel_cases(tmp_path, 3)
+    line = f"{sys.executable} -m mood_submission evaluate --pred {pred} --label {label.parent} --task pixel | true"
+    run = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stderr == ""
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The command line: `mood-submission COMMAND ...`, the same as `python -m mood_submission COMMAND ...`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,6 +43,18 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except (
+        BrokenPipeError
+    ):  # whoever read the output has seen enough, as in `mood-submission evaluate ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        return 1
+
+
+def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:  # a command's module is imported only when it is asked for
         return import_module(f".{words[0].replace('-', '_')}", __name__).main(words[1:])
     if words and words[0] in ("-h", "--help"):

@@ -142,7 +142,7 @@ def make_toy(
     anomaly of a given kind depend on `seed` and its name only.
     toy_label/pixel holds uint8 0/1, toy_label/sample a line 0 or 1.
     Returns what anomalies.json holds, by case: origin, kind (None: healthy), seed, centre and radius (voxels, RAS),
-    voxels. Raises ValueError for arguments that cannot be, unusable volumes, and folders with other cases in them.
+    voxels, volume_ml. Raises ValueError for arguments that cannot be, unusable volumes, and folders with other cases in them.
     """
     out = Path(out)
     _check_arguments(region, volumes, size, source, kinds, healthy_fraction, names)
@@ -220,7 +220,8 @@ class _Case:
                 raise ValueError(f"{self.name}: {error}") from error
             data, mask = planted.volume, planted.mask
             record |= {"centre": list(planted.centre), "radius": list(planted.radii)}
-        record["voxels"] = int(mask.sum())
+        voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        record |= {"voxels": int(mask.sum()), "volume_ml": round(int(mask.sum()) * voxel_ml, 4)}
         to_file = self.grid.to_file if self.grid else np.asarray
         toy, pixel, sample = folders
         _save(toy / f"{self.name}.nii.gz", to_file(data), self.affine, self.header)
