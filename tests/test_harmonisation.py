@@ -313,3 +313,14 @@ def test_a_body_fills_its_share_of_the_frame_whatever_the_field_of_view(body):
     assert (
         agree(seen(body, (2.5, 2.5, 4.0), ABDOM), seen(air, (2.5, 2.5, 4.0), ABDOM)) > 0.97
     )  # a frame of whole voxels
+
+
+def test_where_there_is_nothing_to_look_at_nothing_is_scored(head):
+    """The score of the last slice that is looked at is not drawn out through the air above the head."""
+    data = np.pad(head, ((0, 0), (0, 0), (20, 20)))
+    view = look(data, (1.0,) * 3, BRAIN)
+    assert 20 <= view.first + 2 and view.end <= data.shape[2] - 18
+    indices = view.indices()
+    scores = slices_to_volume(torch.ones(len(indices), 40, 40), indices, data.shape, (1.0,) * 3, view=view)
+    assert not scores[:, :, : view.first].any() and not scores[:, :, view.end :].any()
+    assert scores[:, :, view.first : view.end].any((0, 1)).all()

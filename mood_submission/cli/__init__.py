@@ -11,6 +11,7 @@ from .. import __version__
 COMMANDS = {
     "predict": "score every volume of a folder",
     "make-toy": "plant anomalies in healthy volumes, and keep the labels",
+    "report": "make a page to look at: ranking, pictures, findings, a viewer",
     "evaluate": "judge predictions as the challenge does",
     "show": "draw volumes beside their scores",
     "train": "train the networks on healthy volumes",

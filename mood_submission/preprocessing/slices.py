@@ -86,7 +86,7 @@ def slices_to_volume(
 
     scores: (N, S, S) float, any device; indices: (N,) rising, the z of each. Linear in the plane (anti-aliased where it
     shrinks) and along z between the given slices; beyond the first and last the nearest. Values stay in scores' range, but
-    for voxels outside the frame or the body, which are 0.
+    for voxels outside the frame or the body, or in slices where the view sees nothing to look at, which are 0.
     out: float32 array (X, Y, Z) to fill, fastest in Fortran order; by default a new one.
     view: that the slices were cut with; None for the array's own field of view.
     Raises ValueError where the numbers of scores and indices differ, or indices do not rise or lie outside the volume.
@@ -117,6 +117,9 @@ def slices_to_volume(
         if view and view.body:
             for z in range(start, min(start + step, shape[2])):
                 out[:, :, z][~view.body.plane(z, shape[:2])] = 0
+    if view:
+        out[:, :, : view.first] = 0
+        out[:, :, view.end :] = 0
     return out
 
 

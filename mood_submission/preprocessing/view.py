@@ -53,10 +53,15 @@ class View:
     blur_in_plane: float = 0.0
     body: Body | None = None
 
+    @property
+    def end(self) -> int:
+        """The slice after the last that there is something to look at in."""
+        return self.depth if self.last < 0 else self.last + 1
+
     def indices(self, slices: int | str | None = None) -> np.ndarray:
         """Which slices to look at, rising, (N,) int64. None: every `step`th, counted from the centre; "all"; or so many,
         evenly spread."""
-        last = self.depth - 1 if self.last < 0 else self.last
+        last = self.end - 1
         if isinstance(slices, int):
             return self.first + slice_indices(last - self.first + 1, slices)
         step = 1 if slices == "all" else self.step

@@ -48,6 +48,11 @@ class Grid:
         along = np.asarray(place, np.float64)[list(self.ras_axes)]
         return np.where(self.flipped, np.array(self.shape) - 1 - along, along)
 
+    def ras_index(self, place: np.ndarray) -> np.ndarray:
+        """The inverse of `file_index`: RAS indices (X, Y, Z) of a place in the file's own indices."""
+        along = np.where(self.flipped, np.array(self.shape) - 1 - np.asarray(place, np.float64), place)
+        return along[np.argsort(self.ras_axes)]
+
     def _flips(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
 

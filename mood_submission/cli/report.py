@@ -1,0 +1,67 @@
+"""Make a page to look at of a run's predictions: volumes ranked, pictures, findings, and a viewer; nothing leaves the machine."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..model import load_model
+from ..report.collect import Sources
+from ..report.page import write_report
+from ..runtime.contract import REGIONS
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mood-submission report", description=__doc__)
+    add = parser.add_argument
+    add("-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes")
+    add(
+        "-p",
+        "--pred",
+        type=Path,
+        required=True,
+        metavar="PRED",
+        help="folder with their pixel scores; sample scores beside these are used for ranking",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder to write index.html and what belongs to it to",
+    )
+    add("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
+    add("--findings", type=Path, metavar="DIR", help="folder that 'predict --findings' wrote")
+    add(
+        "--run",
+        type=Path,
+        metavar="FILE.json",
+        help="what 'predict --report' wrote: warnings, devices, seconds",
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--region",
+        choices=REGIONS,
+        help="whose shipped weights made the scores: for what is usual among healthy scans",
+    )
+    weights.add_argument(
+        "--weights", type=Path, metavar="FILE", help="the model file that made the scores, likewise"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    label = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
+    try:
+        model = load_model(args.weights or args.region, "cpu") if args.weights or args.region else None
+        settings = {"volumes": str(args.input), "predictions": str(args.pred)}
+        settings |= {"weights": f"{model.file} (sha256 {model.sha256})"} if model else {}
+        sources = Sources(args.input, args.pred, args.findings, label, args.run)
+        entries = write_report(sources, args.out, model.about if model else None, settings)
+    except (ValueError, OSError) as error:
+        print(f"mood-submission report: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{args.out / 'index.html'}: {len(entries)} volumes")
+    return 0

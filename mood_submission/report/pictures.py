@@ -1,0 +1,125 @@
+"""Pictures of a volume's slices and plots of its scores, as PNG in data URLs."""
+
+import base64
+import io
+import math
+
+import matplotlib
+import numpy as np
+from scipy import ndimage
+
+matplotlib.use("Agg")
+from matplotlib import colormaps, image  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+
+SIDE = 360  # pixels of a picture's longer side
+PLANES = ("axial", "coronal", "sagittal")
+LABEL_COLOUR = (0.0, 0.9, 1.0)  # cyan, round what a label says
+FINDING_COLOUR = (1.0, 1.0, 1.0)  # white, round findings
+FAINT, STRONG = 0.3, 0.9  # scores from which on, and up to which, the overlay grows from clear to full
+
+
+def plane(array: np.ndarray, name: str, place: tuple[int, int, int]) -> np.ndarray:
+    """A slice through `place` of an array (X, Y, Z) in RAS order: superior or anterior at the top, x or y to the right."""
+    x, y, z = place
+    cut = {"axial": array[:, ::-1, z], "coronal": array[:, y, ::-1], "sagittal": array[x, :, ::-1]}[name]
+    return cut.T
+
+
+def plane_spacing(spacing: tuple[float, float, float], name: str) -> tuple[float, float]:
+    """Millimetres from row to row and from column to column of a slice."""
+    x, y, z = spacing
+    return {"axial": (y, x), "coronal": (z, x), "sagittal": (z, y)}[name]
+
+
+def resized(cut: np.ndarray, spacing: tuple[float, float], order: int) -> np.ndarray:
+    """A slice with square pixels and a longer side of SIDE."""
+    height, width = (n * d for n, d in zip(cut.shape, spacing))
+    scale = SIDE / max(height, width)
+    target = [max(1, round(side * scale)) for side in (height, width)]
+    factors = [new / old for new, old in zip(target, cut.shape)]
+    return ndimage.zoom(cut, factors, order=order, grid_mode=True, mode="nearest")
+
+
+def grey(cut: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A slice as RGB in [0, 1], (H, W, 3)."""
+    return np.repeat(((cut - low) / max(high - low, 1e-9)).clip(0, 1)[..., None], 3, axis=2)
+
+
+def overlaid(background: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores in a colour map that the colour-blind can read, over a grey picture: clear where they are low."""
+    colours = colormaps["inferno"]((scores - 0.1).clip(0, 1))[..., :3]
+    weight = (((scores - FAINT) / (STRONG - FAINT)).clip(0, 1) * 0.85)[..., None]
+    return background * (1 - weight) + colours * weight
+
+
+def outlined(
+    picture: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], width: int = 2
+) -> np.ndarray:
+    """The picture with a line round what the mask (H, W) holds."""
+    line = ndimage.binary_dilation(mask, iterations=width) & ~mask
+    return np.where(line[..., None], np.array(colour), picture)
+
+
+def data_url(picture: np.ndarray) -> str:
+    """A picture (H, W, 3) in [0, 1] as a PNG in a data URL."""
+    out = io.BytesIO()
+    image.imsave(out, (picture.clip(0, 1) * 255).astype(np.uint8), format="png")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def slices_at(
+    volume: np.ndarray,
+    scores: np.ndarray,
+    spacing: tuple[float, float, float],
+    place: tuple[int, int, int],
+    mask: np.ndarray | None,
+    label: np.ndarray | None,
+) -> list[dict[str, str]]:
+    """Of each plane through a place: its name, the slice, and the slice with scores and outlines, as data URLs."""
+    low, high = (float(v) for v in np.percentile(volume[::2, ::2, ::2], (1, 99.8)))
+    rows = []
+    for name in PLANES:
+        apart = plane_spacing(spacing, name)
+        original = grey(resized(plane(volume, name, place), apart, 1), low, high)
+        picture = overlaid(original, resized(plane(scores, name, place).astype(np.float32), apart, 1))
+        for what, colour in ((label, LABEL_COLOUR), (mask, FINDING_COLOUR)):
+            if what is not None:
+                inside = resized((plane(what, name, place) > 0).astype(np.float32), apart, 1) > 0.5
+                picture = outlined(picture, inside, colour)
+        rows.append({"plane": name, "original": data_url(original), "overlay": data_url(picture)})
+    return rows
+
+
+def _plot_url(figure: plt.Figure) -> str:
+    out = io.BytesIO()
+    figure.tight_layout()
+    figure.savefig(out, dpi=100, facecolor="white")
+    plt.close(figure)
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def histogram(scores: np.ndarray, thresholds: dict[str, float]) -> str:
+    """How many voxels have each score, with lines at the scores that shares of healthy voxels exceed."""
+    figure, axis = plt.subplots(figsize=(4, 2.4))
+    axis.hist(scores[scores > 0].ravel(), bins=60, range=(0, 1), log=True, color="#3b6ea8")
+    for (share, score), style in zip(thresholds.items(), ("-", "--", ":")):
+        axis.axvline(
+            score, color="#b3541e", linestyle=style, label=f"{float(share):.2%} of healthy voxels exceed"
+        )
+    axis.set(xlabel="voxel score", ylabel="voxels", xlim=(0, 1))
+    if thresholds:
+        axis.legend(fontsize=6)
+    return _plot_url(figure)
+
+
+def profile(scores: np.ndarray, threshold: float | None) -> str:
+    """The highest score of every axial slice."""
+    figure, axis = plt.subplots(figsize=(4, 2.4))
+    axis.plot(scores.max((0, 1)), color="#3b6ea8")
+    if threshold is not None and math.isfinite(threshold):
+        axis.axhline(threshold, color="#b3541e", linestyle="--", label="findings begin here")
+        axis.legend(fontsize=6)
+    axis.set(xlabel="axial slice (inferior to superior)", ylabel="highest score", ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    return _plot_url(figure)
