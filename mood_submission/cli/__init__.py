@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "score every volume of a folder",
     "make-toy": "plant anomalies in healthy volumes, and keep the labels",
     "report": "make a page to look at: ranking, pictures, findings, a viewer",
+    "view": "serve such a page on this machine alone",
     "evaluate": "judge predictions as the challenge does",
     "show": "draw volumes beside their scores",
     "train": "train the networks on healthy volumes",

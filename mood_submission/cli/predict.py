@@ -1,6 +1,8 @@
 """mood-submission predict: score every volume of a folder."""
 
 import argparse
+import dataclasses
+import importlib.util
 import os
 import signal
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..model import PRECISIONS, load_model
+from ..model import PRECISIONS, Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
 from ..running.findings_folder import FindingsFolder
@@ -104,6 +106,13 @@ def parser() -> argparse.ArgumentParser:
         "folder of their own",
     )
     predict.add_argument(
+        "--html",
+        type=Path,
+        metavar="FOLDER",
+        help="with --task pixel: a page to look at, FOLDER/index.html, with ranking, pictures, findings and a viewer (findings "
+        "in FOLDER/findings without --findings)",
+    )
+    predict.add_argument(
         "--report",
         type=json_option,
         metavar="FILE.json",
@@ -130,10 +139,18 @@ def prepare_output(folder: Path, source: Path) -> None:
 
 def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> FindingsFolder | None:
     """The folder for findings, where one is asked for. Raises OSError, VolumeError, ModelError."""
+    if args.html is not None:
+        args.findings = args.findings or args.html / "findings"
+        if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("jinja2") is None:
+            raise VolumeError(
+                "--html: expected matplotlib and jinja2, found none; pip install 'mood-submission[report]'"
+            )
     if args.findings is None:
         return None
     if args.task != "pixel":
-        raise VolumeError(f"--findings {args.findings}: expected --task pixel, found {args.task}")
+        raise VolumeError(
+            f"{'--html' if args.html else '--findings'}: expected --task pixel, found {args.task}"
+        )
     predictor.check_findings()
     for folder, what in ((args.input, "the volumes"), (args.output, "the predictions")):
         if args.findings.exists() and args.findings.samefile(folder):
@@ -165,7 +182,7 @@ def predict(args: argparse.Namespace) -> int:
             args.seed,
             args.sample_method,
             args.pixel_method,
-            explain=args.findings is not None,
+            explain=args.findings is not None or args.html is not None,
         )
         findings = prepare_findings(args, predictor)
     except (VolumeError, ModelError) as error:
@@ -196,7 +213,33 @@ def predict(args: argparse.Namespace) -> int:
         outcomes = predict_files(
             predictor, files, args.task, args.output, done, args.resume, args.time_budget, findings
         )
-    return conclude(outcomes)
+    status = conclude(outcomes)
+    return write_html(args, model, outcomes) or status if args.html else status
+
+
+def write_html(args: argparse.Namespace, model: Model, outcomes: list[Outcome]) -> int:
+    """The page of the run. Returns 1 where it cannot be made, which is told, else 0."""
+    from ..report.collect import Sources
+    from ..report.page import write_report
+
+    settings = {
+        "volumes": str(args.input),
+        "weights": f"{model.file} (sha256 {model.sha256})",
+        "device": str(model.device),
+    }
+    about = dataclasses.replace(
+        model.about,
+        pixel_method=args.pixel_method or model.about.pixel_method,
+        sample_method=args.sample_method or model.about.sample_method,
+    )
+    told = {outcome.file.name: outcome.to_dict() for outcome in outcomes}
+    try:
+        write_report(Sources(args.input, args.output, args.findings), args.html, about, settings, told)
+    except (ValueError, OSError) as error:
+        say(f"--html {args.html}: {error}")
+        return 1
+    say(f"look at {args.html / 'index.html'}")
+    return 0
 
 
 def conclude(outcomes: list[Outcome]) -> int:

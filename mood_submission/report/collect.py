@@ -48,14 +48,18 @@ class Entry:
     viewer: dict[str, str] = field(default_factory=dict)
 
 
-def collect(sources: Sources, healthy: HealthyVoxels | None) -> list[Entry]:
+def collect(
+    sources: Sources, healthy: HealthyVoxels | None, outcomes: dict[str, dict] | None = None
+) -> list[Entry]:
     """An entry for every volume that has pixel scores, the most anomalous first.
+
+    healthy: what scores mean, where that was measured. outcomes: of the run by file name, in the place of `sources.run`.
 
     Raises VolumeError where no volume has any, or where arrays of one volume differ in shape; ValueError for a
     findings.json or run report that is none.
     """
     found = _findings(sources.findings)
-    outcomes = _outcomes(sources.run)
+    outcomes = _outcomes(sources.run) if outcomes is None else outcomes
     entries = []
     for file in find_volumes(sources.volumes):
         if (sources.predictions / file.name).is_file():
@@ -137,7 +141,7 @@ def _places(
     """Titles and places (RAS indices): of the surest findings, or else of the highest score."""
     if not findings:
         highest = np.unravel_index(int(scores.argmax()), scores.shape)
-        return [("highest score", three(int(v) for v in highest))]
+        return [("the highest score", three(int(v) for v in highest))]
     places = []
     for finding in findings[:SHOWN]:
         at = volume.grid.ras_index(np.array(finding["centre_voxel"]))

@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..findings import HealthyVoxels
+from ..findings.objects import FALSE_BY_DEFAULT
 from ..model_file import About
 from ..runtime.files import write_whole
 from .collect import Entry, Sources, collect
@@ -16,14 +17,20 @@ HERE = resources.files(__package__)
 
 
 def write_report(
-    sources: Sources, out: Path, about: About | None = None, settings: dict[str, str] | None = None
+    sources: Sources,
+    out: Path,
+    about: About | None = None,
+    settings: dict[str, str] | None = None,
+    outcomes: dict[str, dict] | None = None,
 ) -> list[Entry]:
     """Write the report of a run's files into the folder `out`, and return what it shows.
 
     about: the model's description, for healthy ranges and the weights' card. settings: of the run, by name.
+    outcomes: see `collect`.
     Raises what `collect` raises, and OSError where the folder cannot be written to.
     """
-    entries = collect(sources, _healthy_voxels(about))
+    healthy = _healthy_voxels(about)
+    entries = collect(sources, healthy, outcomes)
     (out / "data").mkdir(parents=True, exist_ok=True)
     for entry in entries:
         script = f'window.MOOD_DATA["{entry.number}"] = {json.dumps(entry.viewer)};\n'
@@ -34,6 +41,7 @@ def write_report(
         title="Anomaly report",
         entries=entries,
         healthy_range=_healthy_range(about),
+        first_score=min(healthy.threshold(FALSE_BY_DEFAULT), 0.85) if healthy else 0.4,
         about={name: found for name, found in facts.items() if found},
         css=_static("report.css"),
         js=_static("report.js"),

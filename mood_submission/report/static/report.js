@@ -29,13 +29,13 @@ async function openViewer(number, place) {
   try {
     const layers = await loadData(number);
     if (!view) {
-      view = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, isColorbar: false, loadingText: "" });
+      view = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, isColorbar: false, crosshairWidth: 0.5, loadingText: "" });
       await view.attachToCanvas(document.getElementById("viewer-canvas"));
       view.setMultiplanarLayout(2);
       view.opts.multiplanarShowRender = 1;
     }
     while (view.volumes.length) view.removeVolume(view.volumes[0]);
-    view.addVolume(await imageOf(layers.volume, "volume", { colormap: "gray" }));
+    view.addVolume(await imageOf(layers.volume, "volume", { colormap: "gray", cal_min: 0, cal_max: 255 }));
     view.addVolume(await imageOf(layers.scores, "scores", { colormap: "inferno", cal_min: 30, cal_max: 90, opacity: 0.6 }));
     if (layers.findings) view.addVolume(await imageOf(layers.findings, "findings", { colormap: "winter", cal_min: 0.5, cal_max: 4, opacity: 0 }));
     if (layers.label) view.addVolume(await imageOf(layers.label, "label", { colormap: "blue", cal_min: 0.5, cal_max: 1, opacity: 0 }));
