@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import write_nifti
+from conftest import mood, write_nifti
 
 from mood_submission import Predictor, load_model
+from mood_submission.cli.output import Progress
 from mood_submission.evaluation.benchmark import FreeNetworks
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
 from mood_submission.volumes import read_volume
@@ -249,3 +250,30 @@ def test_a_model_moves_to_the_cpu_from_its_file_or_as_it_is(tiny_weights):
         other = model.on_cpu()
         assert other is not model and other.device.type == "cpu" and other.vqvae is not model.vqvae
         assert torch.equal(other.encode(slices, position), codes)
+
+
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(capsys):
+    times = iter([0.0, 10.0, 40.0, 50.0, 400.0])
+    with Progress(4, "scoring", every=30, clock=lambda: next(times)) as progress:
+        for _ in range(4):
+            progress.stage("a volume")
+            progress.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["scoring: 2 of 4 volumes, 40 s left", "scoring: 4 of 4 volumes, 0 s left"]
+    with Progress(1, "scoring", quiet=True, every=0, clock=lambda: 0.0) as progress:
+        progress.update()
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_and_verbose(tiny_weights, blobs, tmp_path):
+    words = [
+        "predict --region brain --task sample -i",
+        blobs,
+        "--weights",
+        tiny_weights["brain"],
+        "--slices 2 -o",
+    ]
+    assert mood(*words, tmp_path / "q", "--quiet").stderr == ""
+    lines = mood(*words, tmp_path / "v", "--verbose").stderr.splitlines()
+    assert len(lines) == 4 and lines[1].startswith("case_0.nii.gz: predicted, score ")
+    assert mood(*words, tmp_path / "b", "--quiet --verbose").returncode == 2

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..evaluation.calibration import calibrate
 from ..model import PRECISIONS, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ..predictor import Predictor
 from ..volumes import named_volumes
 from .options import add_device, restorations_option, slices_option
+from .output import Progress
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         way = "paper" if args.restorations != 0 else "learned"
         predictor = Predictor(model, args.slices, args.restorations, sample_method=way, pixel_method=way)
         files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
-        with tqdm(files, desc="calibrating", unit="volume", disable=None) as bar:
-            about = calibrate(predictor, files, bar.update)
+        with Progress(len(files), "calibrating") as progress:
+            about = calibrate(predictor, files, progress.update)
         kept = "learned" if model.about.pixel_method == "learned" else None
         about = dataclasses.replace(
             about,

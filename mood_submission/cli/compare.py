@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..evaluation.comparison import (
     Case,
     Ways,
@@ -34,6 +32,7 @@ from ..runtime.settings_file import check_settings
 from ..runtime.sources import source_of
 from ..volumes import VolumeError, named_volumes
 from .options import add_device, add_region, positive, restorations_option, slices_option
+from .output import Progress
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -242,9 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "seed": args.seed,
             },
         )
-        for case in tqdm(cases, desc="comparing", unit="case", disable=None):
-            for folder, function in ways.items():
-                run_case(case, files[case.volume], predictor, function, folder)
+        with Progress(len(cases), "comparing", "case") as progress:
+            for case in cases:
+                progress.stage(case.name)
+                for folder, function in ways.items():
+                    run_case(case, files[case.volume], predictor, function, folder)
+                progress.update()
         results = write_tables(cases, list(ways), parts, args.out)
         from ..evaluation.example_page import examples
 

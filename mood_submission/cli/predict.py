@@ -23,7 +23,7 @@ from ..runtime.contract import TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import VolumeError, find_others, find_volumes
 from .options import add_device, add_region, json_option, restorations_option, seconds_option, slices_option
-from .output import quiet, say
+from .output import Progress, quiet, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,6 +98,9 @@ def parser() -> argparse.ArgumentParser:
         help="for each volume: where there is too little for all restorations and slices, fewer of them "
         "(default: as long as it takes)",
     )
+    loud = predict.add_mutually_exclusive_group()
+    loud.add_argument("-q", "--quiet", action="store_true", help="tell nothing but what went wrong or is odd")
+    loud.add_argument("-v", "--verbose", action="store_true", help="a line for every volume")
     predict.add_argument(
         "--findings",
         type=Path,
@@ -201,20 +204,41 @@ def predict(args: argparse.Namespace) -> int:
         return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
     if others:
         say(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}")
-    say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
-    with tqdm(total=len(files), desc=args.task, unit="volume", disable=None) as bar:
+    if not args.quiet:
+        say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
+    with Progress(len(files), args.task, quiet=args.quiet) as progress:
 
         def done(outcome: Outcome) -> None:
             for line in (outcome.message, report.add(outcome)):
                 if line:
                     say(line)
-            bar.update()
+            if args.verbose:
+                say(described(outcome))
+            progress.update()
 
         outcomes = predict_files(
-            predictor, files, args.task, args.output, done, args.resume, args.time_budget, findings
+            predictor,
+            files,
+            args.task,
+            args.output,
+            done,
+            args.resume,
+            args.time_budget,
+            findings,
+            lambda stage, file: progress.stage(f"{stage} {file.name}"),
         )
     status = conclude(outcomes)
     return write_html(args, model, outcomes) or status if args.html else status
+
+
+def described(outcome: Outcome) -> str:
+    """A line on what became of a volume, for --verbose."""
+    told = [outcome.status]
+    if outcome.score is not None:
+        told.append(f"score {outcome.score:.4g}")
+    if outcome.slices is not None:
+        told.append(f"{outcome.slices} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s")
+    return f"{outcome.file.name}: {', '.join(told)}"
 
 
 def write_html(args: argparse.Namespace, model: Model, outcomes: list[Outcome]) -> int:

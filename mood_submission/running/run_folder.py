@@ -63,6 +63,7 @@ def predict_files(
     resume: bool = False,
     seconds: float | None = None,
     findings: FindingsFolder | None = None,
+    stage: Callable[[str, Path], object] = lambda name, file: None,
 ) -> list[Outcome]:
     """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
 
@@ -70,12 +71,13 @@ def predict_files(
     waits on either side. A file that a GPU fails at is computed on the CPU.
     done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
     `finished`). seconds: for each file, from reading to writing it (see `time_budget`); None for as long as it takes. findings: where
-    the objects that stand out are written to, with the pixel task.
+    the objects that stand out are written to, with the pixel task. stage: called when the networks begin with a file, with
+    what is done with it.
 
     An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
     one that is being written are done; nothing else is begun.
     """
-    return FolderRun(predictor, task, out, done, resume, seconds, findings).run(list(sources))
+    return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(list(sources))
 
 
 def finished(source: Path, task: str, out: Path) -> float | None:
@@ -106,6 +108,7 @@ class FolderRun:
     resume: bool
     seconds: float | None
     findings: FindingsFolder | None = None
+    stage: Callable[[str, Path], object] = lambda name, file: None
     cpu: Predictor | None = field(default=None, init=False)
 
     def run(self, sources: list[Path]) -> list[Outcome]:
@@ -115,8 +118,10 @@ class FolderRun:
         try:
             for outcome, reading in _ahead(reader, self.read, outcomes):
                 check_stopped()
+                self.stage("reading", outcome.file)
                 prepared = self.attempt(outcome, reading.result)
                 check_stopped()
+                self.stage("scoring", outcome.file)
                 result = None if prepared is None else self.attempt(outcome, self.compute, outcome, prepared)
                 if writing is not None:
                     self.settle(*writing)
