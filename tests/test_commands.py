@@ -12,6 +12,7 @@ from conftest import REFERENCE, Reference, write_nifti
 from test_docs import PAGES, command_lines
 
 from mood_submission.cli import main
+from mood_submission.findings import HealthyVoxels
 from mood_submission.model_file import About, add_detector, save_model
 from mood_submission.networks.context_detector import build_detector
 from mood_submission.networks.detector import DetectorSettings
@@ -57,6 +58,7 @@ def toy_model(file, region: str):
         Preprocessing.harmonised(region),
         pixel_threshold=2.45,
         sample_threshold=2.4,
+        healthy_voxels={"learned": HealthyVoxels(1, {"0.01": 0.5}, [0.0, 1.0], [0.4, 0.0])},
         training={"vqvae": {"volumes": SPLIT}},
     )
     save_model(file, VQVAE(VQVAE_SIZES), PixelSNAIL(PRIOR_SIZES), about)

@@ -333,6 +333,26 @@ def test_details_tell_kinds_sources_and_every_case(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
+def test_findings_are_counted_by_their_numbers(tmp_path):
+    label = np.zeros((20, 20, 20), np.uint8)
+    label[box(2, 2, 2)] = label[box(12, 12, 12)] = 1
+    mask = np.zeros_like(label)
+    mask[box(2, 2, 2)] = 1
+    mask[2:6, 2:6, 6:10] = 2  # touches the first, and is another
+    for folder, data in (("pred", label.astype(np.float32)), ("label", label), ("found", mask)):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "a.nii.gz", data)
+    words = ["--pred", tmp_path / "pred", "--label", tmp_path / "label", "--task pixel --findings"]
+    done = command(*words, tmp_path / "found")
+    assert (
+        done.returncode == 0
+        and "findings f1 0.5000" in done.stdout
+        and "findings recall 0.5000" in done.stdout
+    )
+    failed = command(*words, tmp_path / "nowhere")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "nowhere" in failed.stderr
+
+
 def test_samples_have_sensitivities(tmp_path):
     for name, label, score in (("a", 0, 0.1), ("b", 0, 0.4), ("c", 1, 0.3), ("d", 1, 0.9)):
         for folder, value in (("label", label), ("pred", score)):

@@ -4,13 +4,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample
+from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 from ..runtime.contract import TASKS
 from .options import at_least
@@ -42,6 +42,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="with --task pixel: count whole objects too, at many scores; reads all files again",
     )
+    parser.add_argument(
+        "--findings",
+        type=Path,
+        metavar="DIR",
+        help="with --task pixel: count the objects that 'predict --findings' wrote there",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
     parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="write a row for every case here")
     parser.add_argument(
@@ -64,7 +70,22 @@ def evaluate(args: argparse.Namespace) -> tuple[Evaluation, Details]:
             details.add_objects(name, scores, label, levels)
 
         evaluate_pixel(args.pred, args.label, 0, each=count)
+    if args.findings is not None:
+        evaluate_pixel(args.pred, args.label, 0, each=counting_findings(args.findings, details))
     return result, details
+
+
+def counting_findings(folder: Path, details: Details) -> Callable[..., None]:
+    """What counts the objects of each case by its mask of findings. Raises ValueError for a mask that is missing or of
+    another shape."""
+
+    def count(name: str, _: np.ndarray, label: np.ndarray, __: np.ndarray) -> None:
+        mask = read_mask(folder / name)
+        if mask.shape != label.shape:
+            raise ValueError(f"{folder / name}: expected the label's shape {label.shape}, found {mask.shape}")
+        details.add_findings(name, mask, label)
+
+    return count
 
 
 def told(result: Evaluation, details: Details, interval: bool) -> list[str]:

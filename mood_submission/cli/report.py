@@ -21,7 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="PRED",
-        help="folder with their pixel scores; sample scores beside these are used for ranking",
+        help="folder with their pixel scores",
     )
     add(
         "-o",
@@ -30,6 +30,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         metavar="FOLDER",
         help="folder to write index.html and what belongs to it to",
+    )
+    add(
+        "--samples",
+        type=Path,
+        metavar="DIR",
+        help="folder with their sample scores, to rank them by (default: PRED)",
     )
     add("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
     add("--findings", type=Path, metavar="DIR", help="folder that 'predict --findings' wrote")
@@ -58,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_model(args.weights or args.region, "cpu") if args.weights or args.region else None
         settings = {"volumes": str(args.input), "predictions": str(args.pred)}
         settings |= {"weights": f"{model.file} (sha256 {model.sha256})"} if model else {}
-        sources = Sources(args.input, args.pred, args.findings, label, args.run)
+        sources = Sources(args.input, args.pred, args.findings, label, args.run, args.samples)
         entries = write_report(sources, args.out, model.about if model else None, settings)
     except (ValueError, OSError) as error:
         print(f"mood-submission report: {' '.join(str(error).split())}", file=sys.stderr)

@@ -91,6 +91,14 @@ def _read_label(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: expected a readable label volume, found {_say(error)}") from error
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """Numbers of objects (I, J, K), in the file's own axis order. Raises ValueError for what is no volume."""
+    try:
+        return np.asanyarray(_load(path).dataobj).astype(np.int32)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: expected a readable mask, found {_say(error)}") from error
+
+
 def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
     """A pixel prediction as float16 of `shape`, or what is wrong with it."""
     if not path.is_file():

@@ -37,7 +37,7 @@ FALSE_ALARMS = (0.05, 0.10)
 class Case:
     """One case of either task. kind: of the anomaly, "healthy" without one, "" where it is not known. voxels: of anomaly.
 
-    regions: (R, K), of each connected anomaly the counts of its voxels' scores. objects: by score that voxels must reach.
+    regions: (R, K), of each connected anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Case:
     ap: float = float("nan")
     regions: np.ndarray | None = None
     objects: dict[float, ObjectCounts] = field(default_factory=dict)
+    findings: ObjectCounts | None = None
 
 
 @dataclass
@@ -100,8 +101,14 @@ class Details:
 
     def add_objects(self, name: str, scores: np.ndarray, label: np.ndarray, levels: Sequence[float]) -> None:
         """Count the objects of a case that was taken in, at each of these scores."""
-        case = next(case for case in self.cases if case.name == name.removesuffix(".nii.gz"))
-        case.objects = {level: count_objects(scores >= level, label) for level in levels}
+        self._named(name).objects = {level: count_objects(scores >= level, label) for level in levels}
+
+    def add_findings(self, name: str, mask: np.ndarray, label: np.ndarray) -> None:
+        """Count the objects of a case that was taken in as a mask of findings has them."""
+        self._named(name).findings = count_objects(mask, label)
+
+    def _named(self, name: str) -> Case:
+        return next(case for case in self.cases if case.name == name.removesuffix(".nii.gz"))
 
     def _case(self, name: str, counts: np.ndarray, positives: int) -> Case:
         name = name.removesuffix(".nii.gz")
@@ -142,7 +149,22 @@ class Details:
         }
         regions = [case.regions for case in self.cases if case.regions is not None]
         told["aupro up to 0.3"] = aupro(np.concatenate(regions), negatives) if regions else float("nan")
-        return told | self._object_measures()
+        return told | self._object_measures() | self._finding_measures()
+
+    def _finding_measures(self) -> dict[str, float]:
+        counted = [(case, case.findings) for case in self.cases if case.findings is not None]
+        if not counted:
+            return {}
+        total = sum((found for _, found in counted), ObjectCounts())
+        healthy = [found.false for case, found in counted if not case.voxels]
+        told = {
+            "findings f1": total.f1,
+            "findings recall": total.found / total.true if total.true else float("nan"),
+            "findings false in a healthy volume": sum(healthy) / len(healthy) if healthy else float("nan"),
+        }
+        for kind in sorted({case.kind for case, _ in counted if case.voxels} - {""}):
+            told[f"findings f1 of {kind}"] = sum((f for c, f in counted if c.kind == kind), ObjectCounts()).f1
+        return told
 
     def _object_measures(self) -> dict[str, float]:
         counted = [case for case in self.cases if case.objects]

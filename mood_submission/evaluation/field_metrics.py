@@ -96,12 +96,15 @@ class ObjectCounts:
 def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     """Objects as the challenge has counted them since 2023, as far as participants' published code shows it.
 
-    predicted, label: bool (X, Y, Z). Components (voxels that touch at a corner are one) of more than 8 voxels count. A true
+    label: bool (X, Y, Z). predicted: bool likewise, or numbers of objects as `predict --findings` writes them. Components (voxels that touch at a corner are one) of more than 8 voxels count. A true
     object is found by a component whose centre of mass lies in it and whose size is between half and double its own; each
     component finds one object at most, and each object is found once.
     """
     objects, sizes = _components(label)
-    components, found_sizes = _components(predicted)
+    if predicted.dtype == bool:
+        components, found_sizes = _components(predicted)
+    else:
+        components, found_sizes = predicted, np.bincount(predicted.ravel())[1:]
     found: set[int] = set()
     false = 0
     numbers = [

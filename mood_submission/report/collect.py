@@ -21,13 +21,18 @@ SHOWN = 3  # findings that have pictures of their own
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a report's files are. findings: masks and findings.json. label: folder of pixel labels. run: the JSON report."""
+    """Where a report's files are.
+
+    samples: folder of sample scores; by default the predictions'. findings: masks and findings.json. label: folder of pixel
+    labels. run: the JSON report.
+    """
 
     volumes: Path
     predictions: Path
     findings: Path | None = None
     label: Path | None = None
     run: Path | None = None
+    samples: Path | None = None
 
 
 @dataclass
@@ -85,7 +90,7 @@ def _entry(
     label = None
     if sources.label is not None and (sources.label / file.name).is_file():
         label = _alike(sources.label / file.name, volume)
-    text = sources.predictions / f"{file.name}.txt"
+    text = (sources.samples or sources.predictions) / f"{file.name}.txt"
     score, name = float(scores.max()), "highest voxel score"
     if text.is_file():
         score, name = float(text.read_text().split("\n", 1)[0]), "sample score"
