@@ -15,6 +15,7 @@ from .evidence import Evidence
 from .findings import Finding, find
 from .model import Model
 from .model_file import ModelError
+from .networks.detector import at_size
 from .preprocessing import (
     Frame,
     View,
@@ -68,11 +69,27 @@ class Scored:
 
     sample: how anomalous the volume is, 0 .. 1. pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`.
     rare: by kind of evidence, how rare it is among healthy voxels (N, H, H); of a predictor that is to `explain`.
+    expected: what the networks would have expected to see, in their intensities (N, S, S): the mean restoration, or the
+        reconstruction where none were drawn; likewise.
     """
 
     sample: float | None = None
     pixel: Tensor | None = None
     rare: dict[str, Tensor] = field(default_factory=dict)
+    expected: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What stands out in a volume.
+
+    findings: the surest first. mask: their numbers, (X, Y, Z) uint8, RAS order. expected: what would have been expected, as
+    grey values in [0, 1], (X, Y, Z) float32; None of a predictor that is not to `explain`.
+    """
+
+    findings: list[Finding]
+    mask: np.ndarray
+    expected: np.ndarray | None = None
 
 
 class Predictor:
@@ -141,17 +158,20 @@ class Predictor:
         with self.alone():
             scored = self.score(self.complete_evidence(prepared, "pixel"), "pixel")
         assert scored.pixel is not None
-        return self.find(prepared, scored, self.to_volume(prepared, scored.pixel))[0]
+        return self.find(prepared, scored, self.to_volume(prepared, scored.pixel)).findings
 
-    def find(
-        self, prepared: Prepared, scored: Scored, scores: np.ndarray
-    ) -> tuple[list[Finding], np.ndarray]:
-        """Findings, and the mask of their numbers (X, Y, Z) uint8, in a volume's scores (X, Y, Z). Raises ModelError for a
-        model whose scores were not measured on healthy volumes."""
+    def find(self, prepared: Prepared, scored: Scored, scores: np.ndarray) -> Found:
+        """What stands out in a volume's scores (X, Y, Z). Raises ModelError for a model whose scores were not measured on
+        healthy volumes."""
         self.check_findings()
         healthy = self.model.about.healthy_voxels[self.pixel_method]
         evidence = {name: self.to_volume(prepared, maps) for name, maps in scored.rare.items()}
-        return find(scores, prepared.spacing, prepared.grid, healthy, evidence=evidence)
+        findings, mask = find(scores, prepared.spacing, prepared.grid, healthy, evidence=evidence)
+        if scored.expected is None:
+            return Found(findings, mask)
+        low, high = (float(end) for end in (scored.expected.min(), scored.expected.max()))
+        greys = (scored.expected - low) / max(high - low, 1e-9)
+        return Found(findings, mask, self.to_volume(prepared, greys).clip(0, 1))
 
     def check_findings(self) -> None:
         """Raises ModelError where the model does not say what this predictor's scores mean."""
@@ -228,7 +248,12 @@ class Predictor:
         """The scores of evidence, for one of TASKS."""
         if task == "sample":
             return Scored(sample=self.sample(evidence))
-        return Scored(pixel=self.pixel(evidence), rare=self._rare(evidence) if self.explain else {})
+        scores = self.pixel(evidence)
+        return (
+            Scored(None, scores, self._rare(evidence), _expected(evidence))
+            if self.explain
+            else Scored(None, scores)
+        )
 
     def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
         """How rare each kind of evidence is, of those that were measured and are there."""
@@ -294,11 +319,11 @@ class Predictor:
         prepared: Prepared,
         scored: Scored,
         out: Path,
-        found: Callable[[str, list[Finding], np.ndarray, Grid], object] | None = None,
+        found: Callable[[str, Found, Grid], object] | None = None,
     ) -> float:
         """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's.
 
-        found: called with the file's name, its findings, their mask and its grid, where voxels were scored.
+        found: called with the file's name, what stands out in it and its grid, where voxels were scored.
         """
         name = prepared.path.name
         highest = 0.0
@@ -307,7 +332,7 @@ class Predictor:
             write_volume(out / name, scores, prepared.grid)
             highest = float(scores.max())
             if found is not None:
-                found(name, *self.find(prepared, scored, scores), prepared.grid)
+                found(name, self.find(prepared, scored, scores), prepared.grid)
         if scored.sample is None:
             return highest
         with write_whole(out / f"{name}.txt") as file:
@@ -325,3 +350,10 @@ class Predictor:
             self.pixel_method,
             self.explain,
         )
+
+
+def _expected(evidence: Evidence) -> Tensor:
+    """What would have been expected, with air left as it is, (N, S, S)."""
+    slices = evidence.slices
+    restored = evidence.decoded if evidence.restored is None else evidence.restored
+    return torch.where(slices == 0, slices, at_size(restored.to(slices), slices.shape[-2:]))

@@ -197,8 +197,11 @@ def test_findings_go_on_where_a_run_was_cut_off(measured, blobs, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     (tmp_path / "part" / "case_1.nii.gz").unlink()
     assert mood("predict", *words, "--resume --findings", tmp_path / "part").returncode == 0
-    for file in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "part" / file.name).read_bytes() == file.read_bytes(), file.name
+    files = [file for file in (tmp_path / "whole").rglob("*") if file.is_file()]
+    assert len(files) == 8  # masks, what was expected, two tables
+    for file in files:
+        there = tmp_path / "part" / file.relative_to(tmp_path / "whole")
+        assert there.read_bytes() == file.read_bytes(), file
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def test_the_page_holds_everything_and_runs_no_name(report):
         and "{{ 7 * 7 }}.nii.gz" in page
         and "49.nii.gz" not in page
     )
+    assert page.count("as expected</figcaption>") >= 12  # three planes of each
     assert page.count("<section") == 4 and "http" not in page.split("<script>")[0].replace("http-equiv", "")
     assert sorted(p.name for p in (report / "page" / "data").iterdir()) == [f"{i}.js" for i in range(4)]
     assert (report / "page" / "NIIVUE.txt").exists() and (

@@ -15,6 +15,7 @@ from ..runtime.triples import three
 from ..volumes import Volume, VolumeError, find_volumes, read_volume
 from . import pictures
 
+EXPECTED = "expected"  # folder within the findings', of what the model would have expected to see
 MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
 SHOWN = 3  # findings that have pictures of their own
 
@@ -84,9 +85,11 @@ def _entry(
 ) -> Entry:
     volume = read_volume(file)
     scores = _alike(sources.predictions / file.name, volume)
-    mask = None
+    mask, expected = None, None
     if found is not None and sources.findings is not None:
         mask = _alike(sources.findings / file.name, volume)
+        if (sources.findings / EXPECTED / file.name).is_file():
+            expected = _alike(sources.findings / EXPECTED / file.name, volume)
     label = None
     if sources.label is not None and (sources.label / file.name).is_file():
         label = _alike(sources.label / file.name, volume)
@@ -99,7 +102,7 @@ def _entry(
     entry.places = [
         {
             "title": title,
-            "planes": pictures.slices_at(volume.data, scores, volume.spacing, place, mask, label),
+            "planes": pictures.slices_at(volume.data, scores, volume.spacing, place, mask, label, expected),
         }
         for title, place in _places(volume, scores, entry.findings)
     ]

@@ -75,8 +75,10 @@ def slices_at(
     place: tuple[int, int, int],
     mask: np.ndarray | None,
     label: np.ndarray | None,
-) -> list[dict[str, str]]:
-    """Of each plane through a place: its name, the slice, and the slice with scores and outlines, as data URLs."""
+    expected: np.ndarray | None,
+) -> list[dict]:
+    """Of each plane through a place: its name, and by title the slice, what was expected, and the slice with scores and
+    outlines, as data URLs."""
     low, high = (float(v) for v in np.percentile(volume[::2, ::2, ::2], (1, 99.8)))
     rows = []
     for name in PLANES:
@@ -87,7 +89,13 @@ def slices_at(
             if what is not None:
                 inside = resized((plane(what, name, place) > 0).astype(np.float32), apart, 1) > 0.5
                 picture = outlined(picture, inside, colour)
-        rows.append({"plane": name, "original": data_url(original), "overlay": data_url(picture)})
+        shown = {"as it is": data_url(original)}
+        if expected is not None:
+            cut = resized(plane(expected, name, place).astype(np.float32), apart, 1)
+            shown["as expected"] = data_url(
+                grey(cut, 0.0, float(np.percentile(expected[::2, ::2, ::2], 99.8)))
+            )
+        rows.append({"plane": name, "pictures": shown | {"scores": data_url(picture)}})
     return rows
 
 

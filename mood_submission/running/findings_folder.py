@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from ..findings import Finding
+from ..predictor import Found
 from ..runtime.files import write_whole
-from ..volumes import Grid, write_mask
+from ..volumes import Grid, write_mask, write_volume
 
+EXPECTED = "expected"  # folder within
 COLUMNS = (
     "file",
     "number",
@@ -29,7 +28,8 @@ COLUMNS = (
 
 @dataclass
 class FindingsFolder:
-    """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, and DIR/findings.csv and findings.json.
+    """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, DIR/findings.csv and findings.json, and
+    DIR/expected/NAME.nii.gz, what the model would have expected to see.
 
     The tables are written anew after each volume. Volumes that an earlier run left there stay in them until they are added
     again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
@@ -50,10 +50,13 @@ class FindingsFolder:
                 ) from None
         self._write_tables()
 
-    def add(self, name: str, findings: list[Finding], mask: np.ndarray, grid: Grid) -> None:
-        """Take in a volume's findings. name: its file's. mask: (X, Y, Z) uint8 of their numbers, RAS order."""
-        write_mask(self.folder / name, mask, grid)
-        self.found[name] = [finding.to_dict() for finding in findings]
+    def add(self, name: str, found: Found, grid: Grid) -> None:
+        """Take in what stands out in a volume. name: its file's."""
+        if found.expected is not None:
+            (self.folder / EXPECTED).mkdir(exist_ok=True)
+            write_volume(self.folder / EXPECTED / name, found.expected, grid)
+        write_mask(self.folder / name, found.mask, grid)
+        self.found[name] = [finding.to_dict() for finding in found.findings]
         self._write_tables()
 
     def has(self, name: str) -> bool:
