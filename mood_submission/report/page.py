@@ -7,8 +7,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..findings import HealthyVoxels
+from ..findings import HealthyVoxels, false_alarm_score
 from ..findings.objects import FALSE_BY_DEFAULT
+from ..findings.thresholds import FALSE_ALARMS
 from ..model_file import About
 from ..runtime.files import write_whole
 from .collect import Entry, Sources, collect
@@ -68,9 +69,13 @@ def _healthy_voxels(about: About | None) -> HealthyVoxels | None:
     return about.healthy_voxels.get(about.pixel_method) if about else None
 
 
-def _healthy_range(about: About | None) -> dict[str, float] | None:
+def _healthy_range(about: About | None) -> dict | None:
+    """Between which sample scores healthy hold-out volumes lie, and above which ones few of them do."""
     scores = about.healthy_samples.get(about.sample_method) if about else None
-    return {"low": scores[0], "high": scores[-1], "volumes": len(scores)} if scores else None
+    if not scores:
+        return None
+    alarms = {f"{share:.0%}": false_alarm_score(scores, share) for share in FALSE_ALARMS}
+    return {"low": scores[0], "high": scores[-1], "volumes": len(scores), "alarms": alarms}
 
 
 def _card(about: About) -> dict[str, str]:
