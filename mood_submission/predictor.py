@@ -27,6 +27,7 @@ from .preprocessing import (
     slices_to_volume,
     volume_to_slices,
 )
+from .runtime.contract import BOTH
 from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
 from .scoring.rarity import EVIDENCE, rarity
@@ -213,7 +214,7 @@ class Predictor:
     def compute(
         self, prepared: Prepared, task: str, remark: Callable[[str], object] = lambda line: None
     ) -> Scored:
-        """What the networks make of a volume, for one of TASKS.
+        """What the networks make of a volume, for one of TASKS or BOTH.
 
         remark: called with a line where the volume looks unlike the scans that the weights know.
         """
@@ -227,7 +228,7 @@ class Predictor:
     def complete_evidence(self, prepared: Prepared, task: str) -> Evidence:
         """The evidence of a volume, with restorations where the task needs them; to be used within `alone`."""
         evidence = self.evidence(prepared)
-        if task == "pixel" and self.restorations:
+        if task != "sample" and self.restorations:
             evidence = evidence.with_restorations(self.restore(prepared, evidence.codes))
         return evidence
 
@@ -245,15 +246,15 @@ class Predictor:
         ]
 
     def score(self, evidence: Evidence, task: str) -> Scored:
-        """The scores of evidence, for one of TASKS."""
+        """The scores of evidence, for one of TASKS or BOTH."""
         if task == "sample":
-            return Scored(sample=self.sample(evidence))
+            return Scored(self.sample(evidence))
+        # the sample score is that of the sample task, which draws nothing
+        sample = self.sample(evidence.without_restorations()) if task == BOTH else None
         scores = self.pixel(evidence)
-        return (
-            Scored(None, scores, self._rare(evidence), _expected(evidence))
-            if self.explain
-            else Scored(None, scores)
-        )
+        if not self.explain:
+            return Scored(sample, scores)
+        return Scored(sample, scores, self._rare(evidence), _expected(evidence))
 
     def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
         """How rare each kind of evidence is, of those that were measured and are there."""

@@ -234,3 +234,24 @@ def test_evidence_is_computed_once_and_shared_with_its_restorations(tiny_weights
     drawn = evidence.with_restorations(predictor.restore(prepared, evidence.codes))
     assert drawn.nll is evidence.nll and drawn.decoded is evidence.decoded and drawn.codes is evidence.codes
     assert drawn.restored.shape == evidence.decoded.shape and calls.count("encode") == calls.count("nll") == 1
+
+
+@pytest.mark.parametrize("budget", [[], ["--time-budget", 1000]], ids=["whole", "in time"])
+def test_both_tasks_in_one_go_are_each_alone(tiny_weights, blobs, tmp_path, budget):
+    words = [
+        "--region brain -i",
+        blobs,
+        "--weights",
+        tiny_weights["brain"],
+        "--slices 4 --restorations 2",
+        *budget,
+    ]
+    for task in ("sample", "pixel", "both"):
+        assert predict(*words, "--task", task, "-o", tmp_path / task).returncode == 0
+    apart = [file for task in ("sample", "pixel") for file in (tmp_path / task).iterdir()]
+    assert len(apart) == 6 == len(list((tmp_path / "both").iterdir()))
+    for file in apart:
+        assert (tmp_path / "both" / file.name).read_bytes() == file.read_bytes()
+    (tmp_path / "both" / "case_1.nii.gz.txt").unlink()
+    again = predict(*words, "--task both --resume --verbose -o", tmp_path / "both")
+    assert again.returncode == 0 and again.stderr.count("resumed") == 2, again.stderr

@@ -19,7 +19,7 @@ from ..predictor import Predictor
 from ..running.findings_folder import FindingsFolder
 from ..running.report import Report
 from ..running.run_folder import Outcome, predict_files
-from ..runtime.contract import TASKS
+from ..runtime.contract import BOTH, TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import VolumeError, find_others, find_volumes
 from .options import add_device, add_region, json_option, restorations_option, seconds_option, slices_option
@@ -35,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     add_region(predict)
     predict.add_argument(
         "--task",
-        choices=TASKS,
+        choices=(*TASKS, BOTH),
         required=True,
-        help="sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz",
+        help="sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz; both: in one go",
     )
     predict.add_argument(
         "-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes"
@@ -105,14 +105,14 @@ def parser() -> argparse.ArgumentParser:
         "--findings",
         type=Path,
         metavar="DIR",
-        help="with --task pixel: the objects that stand out, as masks and as tables findings.csv and findings.json, in a "
+        help="with --task pixel or both: the objects that stand out, as masks and as tables findings.csv and findings.json, in a "
         "folder of their own",
     )
     predict.add_argument(
         "--html",
         type=Path,
         metavar="FOLDER",
-        help="with --task pixel: a page to look at, FOLDER/index.html, with ranking, pictures, findings and a viewer (findings "
+        help="with --task pixel or both: a page to look at, FOLDER/index.html, with ranking, pictures, findings and a viewer (findings "
         "in FOLDER/findings without --findings)",
     )
     predict.add_argument(
@@ -150,9 +150,9 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
             )
     if args.findings is None:
         return None
-    if args.task != "pixel":
+    if args.task == "sample":
         raise VolumeError(
-            f"{'--html' if args.html else '--findings'}: expected --task pixel, found {args.task}"
+            f"{'--html' if args.html else '--findings'}: expected --task pixel or both, found sample"
         )
     predictor.check_findings()
     for folder, what in ((args.input, "the volumes"), (args.output, "the predictions")):

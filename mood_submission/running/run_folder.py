@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..predictor import Predictor, Prepared
+from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
 from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, read_grid, read_volume
@@ -83,6 +84,9 @@ def predict_files(
 def finished(source: Path, task: str, out: Path) -> float | None:
     """The score (see `Outcome`) of a prediction that is there and whole: scores in [0, 1], for each voxel of the
     source's grid. None where it is not. With which options it was made is not known."""
+    if task == BOTH:
+        of_each = [finished(source, part, out) for part in TASKS]
+        return None if None in of_each else of_each[0]
     try:
         if task == "sample":
             score = float((out / f"{source.name}.txt").read_text())
@@ -193,7 +197,7 @@ class FolderRun:
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()
         if self.seconds is None:
-            copies = predictor.restorations if self.task == "pixel" else 0
+            copies = predictor.restorations if self.task != "sample" else 0
             result = Computed(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
         else:  # writing takes about as long as reading
             seconds = self.seconds - 2 * outcome.seconds
@@ -236,7 +240,7 @@ def _message(source: Path, error: Exception) -> str:
 def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: str) -> str:
     """What the time budget cost, if anything."""
     slices, of = len(result.prepared.indices), len(prepared.indices)
-    copies, wanted = result.restorations, predictor.restorations if task == "pixel" else 0
+    copies, wanted = result.restorations, predictor.restorations if task != "sample" else 0
     if (slices, copies) == (of, wanted):
         return ""
     restorations = f", {copies} of {wanted} restorations" if wanted else ""

@@ -40,8 +40,8 @@ def compute_within(
     """
     end, pilot = clock() + seconds, prepared.part(PILOT)
     with predictor.alone():
-        if task == "pixel" and predictor.restorations:
-            return _pixel_within(predictor, prepared, pilot, end, clock, remark)
+        if task != "sample" and predictor.restorations:
+            return _pixel_within(predictor, prepared, task, pilot, end, clock, remark)
         return _undrawn_within(predictor, prepared, task, pilot, end, clock, remark)
 
 
@@ -66,6 +66,7 @@ def _undrawn_within(
 def _pixel_within(
     predictor: Predictor,
     prepared: Prepared,
+    task: str,
     pilot: Prepared,
     end: float,
     clock: Callable[[], float],
@@ -79,22 +80,23 @@ def _pixel_within(
     sampling = watch.lap() / count
     evidence.decode_restorations()
     decoding = watch.lap() / count
-    scored = predictor.score(evidence, "pixel")
+    scored = predictor.score(evidence, task)
     for line in predictor.remarks(evidence, prepared.path):
         remark(line)
     fixed = (fixed + watch.lap()) / count
     left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
     if slices * (fixed + copies * (sampling + decoding)) <= left:
-        return Computed(prepared, predictor.compute(prepared, "pixel", remark), copies)
+        return Computed(prepared, predictor.compute(prepared, task, remark), copies)
     chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
     if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
         return Computed(pilot, scored, 1)
-    return _in_rounds(predictor, chosen, end, (fixed, sampling, decoding), clock)
+    return _in_rounds(predictor, chosen, task, end, (fixed, sampling, decoding), clock)
 
 
 def _in_rounds(
     predictor: Predictor,
     prepared: Prepared,
+    task: str,
     end: float,
     each: tuple[float, float, float],
     clock: Callable[[], float],
@@ -118,7 +120,7 @@ def _in_rounds(
         parts.append(predictor.restore(prepared, evidence.codes, done, done + more))
         sampling, done = watch.lap() / more, done + more
     evidence = evidence.with_restorations(torch.cat(parts, dim=1))
-    return Computed(prepared, predictor.score(evidence, "pixel"), done)
+    return Computed(prepared, predictor.score(evidence, task), done)
 
 
 def _share(seconds: float, each: float, most: int) -> int:

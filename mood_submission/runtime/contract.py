@@ -2,3 +2,4 @@
 
 REGIONS = ("brain", "abdom")
 TASKS = ("sample", "pixel")  # one score a volume, or one a voxel
+BOTH = "both"  # tasks of one run, which share all that the networks make of a volume
