@@ -354,7 +354,9 @@ class Predictor:
 
 
 def _expected(evidence: Evidence) -> Tensor:
-    """What would have been expected, with air left as it is, (N, S, S)."""
+    """What would have been expected, (N, S, S), with the air round a brain, which is exactly 0, as dark as can be."""
     slices = evidence.slices
     restored = evidence.decoded if evidence.restored is None else evidence.restored
-    return torch.where(slices == 0, slices, at_size(restored.to(slices), slices.shape[-2:]))
+    expected = at_size(restored.to(slices), slices.shape[-2:])
+    anatomy = slices != 0
+    return torch.where(anatomy, expected, expected[anatomy].min()) if anatomy.any() else expected
