@@ -11,6 +11,7 @@ from .. import __version__
 COMMANDS = {
     "predict": "score every volume of a folder",
     "make-toy": "plant anomalies in healthy volumes, and keep the labels",
+    "info": "tell what a volume or a model file is",
     "report": "make a page to look at: ranking, pictures, findings, a viewer",
     "view": "serve such a page on this machine alone",
     "evaluate": "judge predictions as the challenge does",

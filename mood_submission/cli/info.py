@@ -1,0 +1,168 @@
+"""Tell what a file is: a volume (grid, grey values, how they will be looked at) or a model file (what it holds and says)."""
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..model import Model, load_model
+from ..model_file import WEIGHTS
+from ..predictor import Predictor
+from ..preprocessing import Preprocessing, View, harmonise
+from ..preprocessing.anatomy import block_means, coarse_steps
+from ..preprocessing.hounsfield import find_scaling
+from ..runtime.contract import REGIONS
+from ..volumes import Volume, VolumeError, read_volume
+from .options import add_device
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mood-submission info", description=__doc__)
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a volume (.nii, .nii.gz), a model file, or a region's name"
+    )
+    parser.add_argument(
+        "--region",
+        choices=REGIONS,
+        help="of a volume: how it will be looked at with the region's preprocessing",
+    )
+    parser.add_argument(
+        "--scan",
+        action="store_true",
+        help="with --region: run the shipped networks too, and tell whether the volume looks like what they know",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    add_device(parser)
+    return parser.parse_args(argv)
+
+
+def of_model(model: Model) -> dict[str, Any]:
+    """What a model file holds and says of itself."""
+    about = model.about
+    parameters = {
+        name: sum(p.numel() for p in network.parameters())
+        for name, network in (("vqvae", model.vqvae), ("prior", model.prior), ("detector", model.detector))
+        if network is not None
+    }
+    card = {name: value for name, value in about.training.items() if isinstance(value, str)}
+    return {
+        "kind": "model file",
+        "region": about.region,
+        "sha256": model.sha256,
+        "parameters": parameters,
+        **card,
+        "preprocessing": about.preprocessing.to_dict(),
+        "thresholds": {"pixel": about.pixel_threshold, "sample": about.sample_threshold},
+        "default methods": {"sample": about.sample_method, "pixel": about.pixel_method},
+        "scores measured on healthy volumes": {way: h.volumes for way, h in about.healthy_voxels.items()},
+        "voxel scores that 0.1% of healthy voxels exceed": {
+            way: round(h.exceeded["0.001"], 4) for way, h in about.healthy_voxels.items()
+        },
+    }
+
+
+def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
+    """What is in a volume's file, and how it will be looked at as a region's."""
+    low, middle, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0, 50, 99.8)))
+    told: dict[str, Any] = {
+        "kind": "volume",
+        "grid": list(volume.grid.shape),
+        "orientation": "".join(nib.aff2axcodes(volume.grid.affine)),
+        "spacing, mm (right, anterior, superior)": [round(d, 4) for d in volume.spacing],
+        "stored as": str(volume.grid.header.get_data_dtype()),
+        "grey values: lowest, median, 99.8%": [round(v, 4) for v in (low, middle, high)],
+        "voxels that are no numbers": volume.missing,
+        "notes": list(volume.notes),
+    }
+    if region is None:
+        return told
+    prep = Preprocessing.harmonised(region)
+    _, view = harmonise(volume.data, volume.spacing, prep)
+    told["seen as"] = _seen(volume, view, prep)
+    return told
+
+
+def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
+    """How a volume is looked at under settings."""
+    told: dict[str, Any] = {
+        "region": prep.region,
+        "slices": len(view.indices()),
+        "from slice": int(view.indices()[0]),
+        "to slice": int(view.indices()[-1]),
+        "field of view, pixels of the file": [view.frame.padded_width, view.frame.padded_height],
+    }
+    if prep.region == "abdom":
+        scaling = find_scaling(
+            block_means(volume.data, coarse_steps(volume.data.shape, volume.spacing)), prep.hounsfield_window
+        )
+        told["scaling"] = scaling.kind
+        if math.isfinite(scaling.zero):
+            told["Hounsfield units of the lowest and highest value"] = [
+                round(scaling.zero),
+                round(scaling.one),
+            ]
+    elif view.tone is not None:
+        told["grey values that become 0.25, 0.5, 0.75"] = [
+            round(
+                float(
+                    np.interp(
+                        level, view.tone(greys := np.linspace(0, float(volume.data.max()), 2001)), greys
+                    )
+                ),
+                4,
+            )
+            for level in (0.25, 0.5, 0.75)
+        ]
+    return told
+
+
+def tell(facts: dict[str, Any], indent: str = "") -> list[str]:
+    """Lines of text."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *tell(value, indent + "  ")]
+        elif value not in ([], ""):
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            lines.append(f"{indent}{name}: {shown}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    file = (
+        WEIGHTS / f"{args.file}.safetensors"
+        if str(args.file) in REGIONS and not args.file.exists()
+        else args.file
+    )
+    try:
+        if file.suffix == ".safetensors":
+            facts = {"file": str(file)} | of_model(load_model(file, "cpu"))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what was odd is among the notes
+                volume = read_volume(file)
+            facts = {"file": str(file)} | of_volume(volume, args.region)
+            if args.scan:
+                facts["looks like what the weights know"] = _known(volume, args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mood-submission info: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(facts, indent=1) if args.json else "\n".join(tell(facts)))
+    return 0
+
+
+def _known(volume: Volume, args: argparse.Namespace) -> str:
+    if args.region is None:
+        raise VolumeError("--scan: expected --region, found none")
+    predictor = Predictor(load_model(args.region, args.device), restorations=0)
+    remarks: list[str] = []
+    predictor.compute(predictor.prepare(volume), "sample", remarks.append)
+    return remarks[0] if remarks else "yes"
