@@ -477,3 +477,12 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
             tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone")
         )
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_is_high_all_over_does_not_score_high():
+    logits = torch.randn(6, 40, 40, generator=torch.Generator().manual_seed(0)) - 3
+    planted = logits.clone()
+    planted[2, 10:14, 10:14] += 8
+    assert sample_of(logits + 2) > sample_of(logits)
+    assert sample_of(logits + 2, 0.9) == pytest.approx(sample_of(logits, 0.9), abs=1e-6)
+    assert sample_of(planted, 0.9) > sample_of(logits, 0.9) + 0.1

@@ -12,7 +12,7 @@ from ..model import load_model, networks_sha256
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
 from ..networks.detector import DetectorSettings
 from ..training.run import RunError, load_detector
-from .options import restorations_option
+from .options import restorations_option, share
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -63,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help=f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
     )
+    parser.add_argument(
+        "--bulk",
+        type=share,
+        metavar="QUANTILE",
+        help="sample scores are told from where a volume's logits lie above this quantile of its own; 0: as they are "
+        f"(default: {DetectorSettings.bulk})",
+    )
     args = parser.parse_args(argv)
     try:
         detector, trained = load_detector(args.run)
@@ -74,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         chosen = {
             name: value
-            for name in ("along", "in_plane", "restorations")
+            for name in ("along", "in_plane", "restorations", "bulk")
             if (value := getattr(args, name)) is not None
         }
         detector.settings = dataclasses.replace(detector.settings, **chosen)

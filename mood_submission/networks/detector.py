@@ -29,6 +29,8 @@ class DetectorSettings:
     context: which slices beside a slice are read with it, as differences of index; () for the detector of one slice that
         earlier model files hold (`Detector`), else (..., 0, ...) for `ContextDetector`, whose widths begin at the slice's
         own resolution.
+    bulk: the sample score is taken from where the logits lie above this quantile of the volume's own, so that scans whose
+        logits are high all over do not score high; 0 for the logits as they are.
     balanced: whether, of a `ContextDetector`, what comes up from the coarser level and what comes across from the same one are
         brought to one scale before they are added. Without, the coarser level drowns the finer one and maps are blobs.
     """
@@ -40,6 +42,7 @@ class DetectorSettings:
     restorations: int = 15
     context: tuple[int, ...] = ()
     balanced: bool = False
+    bulk: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "context"):

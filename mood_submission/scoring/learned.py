@@ -1,5 +1,6 @@
 """Scores from a detector's logits: smoothed in 3D, then softened so that float16 can still tell high ones apart."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,12 @@ def soften_logits(logits: Tensor) -> Tensor:
     return (logits / LOGIT_SCALE).sigmoid()
 
 
-def sample_of(logits: Tensor) -> float:
-    """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them."""
-    return float(torch.tensor(top_mean(logits, TOP_SHARE) / LOGIT_SCALE, dtype=torch.float64).sigmoid())
+def sample_of(logits: Tensor, bulk: float = 0.0) -> float:
+    """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them.
+
+    bulk: see `DetectorSettings`.
+    """
+    highest = top_mean(logits, TOP_SHARE)
+    if bulk:
+        highest -= float(np.quantile(logits[:, ::2, ::2].cpu().numpy(), bulk))
+    return float(torch.tensor(highest / LOGIT_SCALE, dtype=torch.float64).sigmoid())

@@ -45,7 +45,8 @@ def sample_top(evidence: Evidence) -> float:
 
 def sample_learned(evidence: Evidence) -> float:
     """Where the detector is surest."""
-    return sample_of(evidence.logits)
+    settings = evidence.about.detector
+    return sample_of(evidence.logits, settings.bulk if settings else 0.0)
 
 
 def pixel_paper(evidence: Evidence) -> Tensor:
