@@ -87,6 +87,7 @@ def sandbox(tmp_path, monkeypatch):
         "brain_train": NAMES[:5],
         "brain_sites": NAMES[5:],
         "abdom_train": NAMES[:10],
+        "abdom_hu": ["acrin001", "acrin013", "kits072", "amos0001", "amos0013"],
     }.items():
         for name in names:
             write_nifti(tmp_path / folder / f"{name}.nii.gz", ball(int(name[-2:])), AFFINE)
@@ -96,7 +97,12 @@ def sandbox(tmp_path, monkeypatch):
         "EIGHT_OF_THE_THRESHOLD_VOLUMES": SPLIT["validation"],
     }.items():
         (tmp_path / file).write_text("\n".join(names) + "\n")
-    for name, region in (("brain-0.1", "brain"), ("brain", "brain"), ("abdom", "abdom")):
+    for name, region in (
+        ("brain-0.1", "brain"),
+        ("abdom-0.1", "abdom"),
+        ("brain", "brain"),
+        ("abdom", "abdom"),
+    ):
         toy_model(tmp_path / f"{name}.safetensors", region)
     if (REFERENCE / "brain_small.npz").exists():  # else there are no published checkpoints to import
         vectors = Reference("brain")
