@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .evidence import Evidence
-from .findings import Finding, find
+from .findings.objects import Finding, find
 from .model import Model
 from .model_file import ModelError
 from .networks.detector import at_size
@@ -96,7 +96,7 @@ class Found:
 class Predictor:
     """Scores volumes with a model.
 
-    slices: how many slices of a volume are looked at, evenly spaced, or "all"; None for one every few mm, as the model's
+    slice_count: how many slices of a volume are looked at, evenly spaced, or "all"; None for one every few mm, as the model's
         preprocessing says, or all where that says nothing. The published method takes 32.
     restorations: how many a slice; None for what the model file says (published 15). 0, for the pixel method "learned"
         alone: nothing is drawn, which takes a small part of the time. Raises ModelError for 0 with the others.
@@ -111,14 +111,14 @@ class Predictor:
     def __init__(
         self,
         model: Model,
-        slices: int | str | None = None,
+        slice_count: int | str | None = None,
         restorations: int | None = None,
         seed: int = 0,
         sample_method: str | None = None,
         pixel_method: str | None = None,
         explain: bool = False,
     ):
-        self.model, self.slices, self.seed, self.explain = model, slices, seed, explain
+        self.model, self.slice_count, self.seed, self.explain = model, slice_count, seed, explain
         self.sample_method = sample_method or model.about.sample_method
         self.pixel_method = pixel_method or model.about.pixel_method
         by_default = (
@@ -188,7 +188,7 @@ class Predictor:
         self._check_frame(frame_of(shape, volume.spacing), volume.path)
         data, view = harmonise(volume.data, volume.spacing, preprocessing)
         self._check_frame(view.frame, volume.path)
-        indices = view.indices(self.slices)
+        indices = view.indices(self.slice_count)
         slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device, view)
         slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
         return Prepared(
@@ -344,7 +344,7 @@ class Predictor:
         """The same with the model on the CPU."""
         return Predictor(
             self.model.on_cpu(),
-            self.slices,
+            self.slice_count,
             self.restorations,
             self.seed,
             self.sample_method,

@@ -89,7 +89,7 @@ def test_a_budget_that_is_enough_changes_nothing(task, tiny_weights, blobs, tmp_
 def test_what_a_budget_cost_is_said(tiny_weights, blobs, tmp_path):
     predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), restorations=7)
     (outcome,) = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path, seconds=1e-3)
-    assert outcome.status == "predicted" and (outcome.slices, outcome.restorations) == (PILOT, 1)
+    assert outcome.status == "predicted" and (outcome.slice_count, outcome.restorations) == (PILOT, 1)
     assert (
         outcome.message
         == f"{blobs / 'case_0.nii.gz'}: 8 of 12 slices, 1 of 7 restorations within the time budget"

@@ -12,7 +12,7 @@ from conftest import REFERENCE, Reference, write_nifti
 from test_docs import PAGES, command_lines
 
 from mood_submission.cli import main
-from mood_submission.findings import HealthyVoxels
+from mood_submission.findings.thresholds import HealthyVoxels
 from mood_submission.model_file import About, add_detector, save_model
 from mood_submission.networks.context_detector import build_detector
 from mood_submission.networks.detector import DetectorSettings

@@ -357,7 +357,7 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
 
 def test_scores_are_the_steps_one_by_one(detecting, blobs):
     model = load_model(detecting, "cpu")
-    predictor = Predictor(model, slices=6, restorations=3)
+    predictor = Predictor(model, slice_count=6, restorations=3)
     volume = read_volume(blobs / "case_2.nii.gz")
     p = predictor.prepare(volume)
     codes = model.encode(p.slices, p.position)
@@ -386,12 +386,12 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
 def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monkeypatch):
     model = load_model(detecting, "cpu")
     volume = read_volume(blobs / "case_2.nii.gz")
-    p = Predictor(model, slices=9).prepare(volume)
+    p = Predictor(model, slice_count=9).prepare(volume)
     codes = model.encode(p.slices, p.position)
     nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
     expected = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
     monkeypatch.setattr(model, "restore", None)
-    predictor = Predictor(model, slices=9, restorations=0)
+    predictor = Predictor(model, slice_count=9, restorations=0)
     assert torch.allclose(predictor.compute(p, "pixel").pixel, torch.sigmoid(expected / 4), atol=1e-6)
     within = compute_within(predictor, p, "pixel", 1e6)
     assert torch.equal(within.scored.pixel, predictor.compute(p, "pixel").pixel) and within.restorations == 0

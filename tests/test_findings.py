@@ -13,8 +13,8 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.findings import HealthyVoxels, false_alarm_score, find, least_voxels
-from mood_submission.findings.thresholds import count_objects
+from mood_submission.findings.objects import find, least_voxels
+from mood_submission.findings.thresholds import HealthyVoxels, count_objects, false_alarm_score
 from mood_submission.model_file import rewrite_about
 from mood_submission.volumes import read_volume
 

@@ -19,7 +19,7 @@ from mood_submission.volumes import read_volume
 
 @pytest.mark.parametrize("task", ["sample", "pixel"])
 def test_a_folder_scores_as_its_files_one_by_one(task, tiny_weights, blobs, tmp_path):
-    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slices=3, restorations=2)
+    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slice_count=3, restorations=2)
     files, calls = sorted(blobs.iterdir()), []
     for name in ("folder", "files"):
         (tmp_path / name).mkdir()
@@ -42,7 +42,7 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     out = tmp_path / "out"
     (out / "unwritable.nii.gz").mkdir(parents=True)
     (out / "last.nii.gz").mkdir()
-    predictor = Predictor(FreeNetworks("brain"), slices=2, restorations=1)
+    predictor = Predictor(FreeNetworks("brain"), slice_count=2, restorations=1)
     compute = predictor.compute
 
     def small_compute(prepared, task, *more):
@@ -142,7 +142,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("task", ["sample", "pixel"])
 def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, tmp_path):
-    predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), slices=3, restorations=2)
+    predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), slice_count=3, restorations=2)
     files, whole, part = sorted(blobs.iterdir()), tmp_path / "whole", tmp_path / "part"
     whole.mkdir(), part.mkdir()
     expected = predict_files(predictor, files, task, whole)

@@ -72,7 +72,7 @@ def test_sample_scores_are_one_float_a_file(region, method, tiny_weights, blobs,
 def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     """All slices of a volume as large as the network's slices, step by step, without the predictor's shortcuts."""
     model = load_model(tiny_weights["brain"], device="cpu", dtype=torch.float64)
-    predictor = Predictor(model, slices=5, restorations=3, seed=1)
+    predictor = Predictor(model, slice_count=5, restorations=3, seed=1)
     volume = read_volume(blobs / "case_0.nii.gz")
     prepared = predictor.prepare(volume)
     codes = model.encode(prepared.slices, prepared.position)
@@ -94,7 +94,7 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
 def test_the_published_sample_score_is_the_sum_over_32_slices(tiny_weights, blobs):
     model = load_model(tiny_weights["brain"], device="cpu")
     volume = read_volume(blobs / "case_1.nii.gz")
-    predictor = Predictor(model, slices=6, sample_method="paper")
+    predictor = Predictor(model, slice_count=6, sample_method="paper")
     prepared = predictor.prepare(volume)
     nll = model.nll(model.encode(prepared.slices, prepared.position), prepared.position)
     expected = nll[nll > model.about.sample_threshold].sum().item() * 32 / 6 / 2000
@@ -218,7 +218,7 @@ def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_pat
 
 def test_evidence_is_computed_once_and_shared_with_its_restorations(tiny_weights, blobs):
     model = load_model(tiny_weights["brain"], device="cpu")
-    predictor = Predictor(model, slices=3, restorations=2)
+    predictor = Predictor(model, slice_count=3, restorations=2)
     prepared = predictor.prepare(read_volume(blobs / "case_0.nii.gz"))
     calls = []
     for name in ("encode", "nll", "decode"):

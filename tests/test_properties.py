@@ -90,7 +90,7 @@ def test_any_volume_has_scores_for_each_voxel(shape, affine, least, span, seed, 
     raw = (np.random.default_rng(seed).random(shape) * span + least).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
         volume = read_volume(save(Path(folder) / "scan.nii", raw, affine))
-        predictor = Predictor(FreeNetworks(region), slices=slices, restorations=1)
+        predictor = Predictor(FreeNetworks(region), slice_count=slices, restorations=1)
         prepared = predictor.prepare(volume)
         assert prepared.slices.isfinite().all() and len(prepared.indices) == min(
             slices or 40, volume.data.shape[2]

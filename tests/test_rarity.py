@@ -125,7 +125,7 @@ def test_calibration_fills_in_the_tables_and_leaves_the_parameters(calibrated, t
 
 def test_scores_are_the_steps_one_by_one(calibrated, blobs):
     model = load_model(calibrated, device="cpu")
-    predictor = Predictor(model, slices=6, restorations=3)
+    predictor = Predictor(model, slice_count=6, restorations=3)
     volume = read_volume(blobs / "case_2.nii.gz")
     p = predictor.prepare(volume)
     codes = model.encode(p.slices, p.position)

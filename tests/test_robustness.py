@@ -569,7 +569,7 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
     """MB in use over the second quarter of so many volumes, of many sizes, and over the last; medians, since what the
     allocator keeps goes up and down. All in this process."""
     rng = np.random.default_rng(0)
-    predictor = Predictor(load_model(weights, device="cpu"), slices=6, restorations=2)
+    predictor = Predictor(load_model(weights, device="cpu"), slice_count=6, restorations=2)
     sources, memory, shapes = [], [], [tuple(rng.integers(5, 60, 3)) for _ in range(20)]
     for i, shape in enumerate(shapes):
         write_nifti(folder / "in" / f"case_{i}.nii.gz", smooth_data(shape), AFFINE)

@@ -176,7 +176,7 @@ def test_shipped_weights_write_the_same_bytes_for_any_threads(task, blobs, tmp_p
 
 
 def test_the_order_of_files_is_not_seen(tiny_weights, blobs, tmp_path):
-    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slices=4, restorations=2)
+    predictor = Predictor(load_model(tiny_weights["abdom"], device="cpu"), slice_count=4, restorations=2)
     files = sorted(blobs.iterdir())
     for name, order in (("there", files), ("back", files[::-1])):
         (tmp_path / name).mkdir()
@@ -189,7 +189,7 @@ def test_the_order_of_files_is_not_seen(tiny_weights, blobs, tmp_path):
 def test_cpu_and_gpu_agree(blobs):
     """Within what the README promises: sample scores within 1%, pixel scores correlated above 0.99."""
     volume = read_volume(blobs / "case_1.nii.gz")
-    cpu, gpu = (Predictor(load_model("brain", device=device), slices=8) for device in ("cpu", "cuda"))
+    cpu, gpu = (Predictor(load_model("brain", device=device), slice_count=8) for device in ("cpu", "cuda"))
     assert gpu.sample_score(volume) == pytest.approx(cpu.sample_score(volume), rel=0.01)
     maps = [predictor.pixel_scores(volume).ravel() for predictor in (cpu, gpu)]
     assert np.corrcoef(*maps)[0, 1] > 0.99

@@ -236,8 +236,10 @@ def described(outcome: Outcome) -> str:
     told = [outcome.status]
     if outcome.score is not None:
         told.append(f"score {outcome.score:.4g}")
-    if outcome.slices is not None:
-        told.append(f"{outcome.slices} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s")
+    if outcome.slice_count is not None:
+        told.append(
+            f"{outcome.slice_count} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s"
+        )
     return f"{outcome.file.name}: {', '.join(told)}"
 
 

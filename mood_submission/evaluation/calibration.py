@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..evidence import Evidence
-from ..findings import HealthyVoxels, least_voxels
+from ..findings.objects import least_voxels
+from ..findings.thresholds import HealthyVoxels
 from ..model_file import About
 from ..predictor import Predictor, Prepared
 from ..scoring.rarity import EVIDENCE, rarity_table

@@ -58,13 +58,13 @@ class View:
         """The slice after the last that there is something to look at in."""
         return self.depth if self.last < 0 else self.last + 1
 
-    def indices(self, slices: int | str | None = None) -> np.ndarray:
+    def indices(self, count: int | str | None = None) -> np.ndarray:
         """Which slices to look at, rising, (N,) int64. None: every `step`th, counted from the centre; "all"; or so many,
         evenly spread."""
         last = self.end - 1
-        if isinstance(slices, int):
-            return self.first + slice_indices(last - self.first + 1, slices)
-        step = 1 if slices == "all" else self.step
+        if isinstance(count, int):
+            return self.first + slice_indices(last - self.first + 1, count)
+        step = 1 if count == "all" else self.step
         start = self.first + (round(self.centre) - self.first) % step
         return np.arange(min(start, last), last + 1, step, dtype=np.int64)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..findings import HealthyVoxels
 from ..findings.objects import FALSE_BY_DEFAULT
+from ..findings.thresholds import HealthyVoxels
 from ..runtime.triples import three
 from ..volumes import Volume, VolumeError, find_volumes, read_volume
 from . import pictures

@@ -7,9 +7,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ..findings import HealthyVoxels, false_alarm_score
 from ..findings.objects import FALSE_BY_DEFAULT
-from ..findings.thresholds import FALSE_ALARMS
+from ..findings.thresholds import FALSE_ALARMS, HealthyVoxels, false_alarm_score
 from ..model_file import About
 from ..runtime.files import write_whole
 from .collect import Entry, Sources, collect

@@ -29,7 +29,7 @@ class Outcome:
     """What became of a file.
 
     status: one of STATUSES. device: that its networks ran on. seconds: reading, computing and writing it.
-    score: the sample score, or the highest voxel's, 0 .. 1. slices, restorations: what it was made of.
+    score: the sample score, or the highest voxel's, 0 .. 1. slice_count, restorations: what it was made of.
     message: why it failed, or what was not as usual; one line that names the file, or empty. notes: of reading it.
     """
 
@@ -38,7 +38,7 @@ class Outcome:
     device: str = ""
     seconds: float = 0.0
     score: float | None = None
-    slices: int | None = None
+    slice_count: int | None = None
     restorations: int | None = None
     message: str = ""
     notes: tuple[str, ...] = ()
@@ -50,9 +50,13 @@ class Outcome:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
-        names = ("status", "seconds", "device", "score", "slices", "restorations")
+        names = ("status", "seconds", "device", "score", "restorations")
         message = "; ".join(filter(None, (self.message, *self.notes)))
-        return {"file": self.file.name} | {name: getattr(self, name) for name in names} | {"message": message}
+        return (
+            {"file": self.file.name}
+            | {name: getattr(self, name) for name in names}
+            | {"slices": self.slice_count, "message": message}
+        )
 
 
 def predict_files(
@@ -203,7 +207,7 @@ class FolderRun:
             seconds = self.seconds - 2 * outcome.seconds
             result = compute_within(predictor, prepared, self.task, seconds, remark=outcome.remark)
             outcome.remark(_shortage(predictor, prepared, result, self.task))
-        outcome.slices, outcome.restorations = len(result.prepared.indices), result.restorations
+        outcome.slice_count, outcome.restorations = len(result.prepared.indices), result.restorations
         outcome.device = str(predictor.model.device)
         outcome.seconds += time.monotonic() - begin
         return result
