@@ -72,6 +72,7 @@ def test_restorations_are_the_first_of_those_without_a_budget(blobs):
     assert torch.equal(torch.cat(drawn, 1), expected) and 1 < result.restorations < 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sample", "pixel"])
 def test_a_budget_that_is_enough_changes_nothing(task, tiny_weights, blobs, tmp_path):
     predictor, files = (

@@ -129,6 +129,7 @@ def test_entrypoint_refuses_what_it_does_not_know(words, found, entrypoint):
     assert len(run.stderr.splitlines()) == 1 and run.stderr.endswith(f"found {found}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_run_started_by_the_entrypoint(sent, tiny_weights, blobs, tmp_path):
     """The way from the entrypoint to Python is all exec: the signal goes to the process that was started."""

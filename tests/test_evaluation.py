@@ -301,6 +301,7 @@ def test_an_object_is_found_once():
     assert count_objects(predicted, label) == ObjectCounts(1, 1, 0 + 1)
 
 
+@pytest.mark.slow
 def test_details_tell_kinds_sources_and_every_case(tmp_path):
     make_toy("brain", tmp_path, 4, 24, kinds=["uniform", "noise"], healthy_fraction=0.5)
     labels = tmp_path / "brain" / "toy_label"

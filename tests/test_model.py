@@ -182,6 +182,7 @@ def test_precision_is_of_restoring_alone(tiny_weights):
         load_model(tiny_weights["brain"], device="cpu", precision="half")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 32, 33, 75])
 def test_batches_have_few_sizes_and_are_not_seen(tiny_weights, count):
     model = load_model(tiny_weights["abdom"], device="cpu", dtype=torch.float64)

@@ -195,6 +195,7 @@ def test_a_planted_impulse_is_found_at_its_own_voxel(tiny_weights, tmp_path):
     assert np.abs(centre - (5, 12, 23)).max() <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(p.name for p in ROOT.glob("run_*.sh")))
 def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_path):
     _, task, region = script.removesuffix(".sh").split("_")

@@ -75,6 +75,7 @@ def test_what_is_written_is_read_again_on_the_same_grid(shape, dtype, affine, na
         assert sorted(path.name for path in Path(folder).iterdir()) == sorted(["scan.nii", out.name])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.tuples(*[st.integers(1, 40)] * 3),

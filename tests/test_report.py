@@ -20,6 +20,7 @@ from mood_submission import load_model
 from mood_submission.cli.view import server
 from mood_submission.model_file import rewrite_about
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-dev.txt)")
 
 HOSTILE = [
@@ -183,7 +184,6 @@ def test_the_server_answers_only_who_knows_the_token(report):
         serving.server_close()
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_server(report):
     command = [sys.executable, "-m", "mood_submission", *words_of("view", report / "page")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -221,7 +221,6 @@ def painted(page) -> np.ndarray:
     return (image.imread(io.BytesIO(shot), format="png")[..., :3] * 255).astype(int)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1600])
 @pytest.mark.parametrize("scheme", ["file", "http"])
 def test_the_page_works_in_a_browser(browser, report, width, scheme):

@@ -152,6 +152,7 @@ def case():
     return prior, codes, position, uniforms, threshold, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batches_are_not_seen(case, batch_size):
     prior, codes, position, uniforms, threshold, expected = case

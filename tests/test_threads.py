@@ -113,6 +113,7 @@ def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, wit
         ask_to_stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", ["brain", "abdom"])
 def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weights, with_threads):
     generator = torch.Generator().manual_seed(0)
