@@ -159,6 +159,14 @@ def test_what_is_missing_is_told_in_one_line(report, tiny_weights, tmp_path):
         assert run.returncode == 1 and run.stderr.count("\n") == 1 and told in run.stderr, run.stderr
 
 
+def test_what_must_be_installed_is_told(report, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("matplotlib", "mood_submission.report"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = mood("report -i", report / "in", "-p", report / "out", "-o", tmp_path)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "mood-submission[report]" in run.stderr
+
+
 def test_the_server_answers_only_who_knows_the_token(report):
     serving, address = server(report / "page", 0)
     thread = threading.Thread(target=serving.serve_forever)
