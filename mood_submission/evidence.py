@@ -28,17 +28,15 @@ class Evidence:
         self.model, self.position, self.restored_codes = model, position, restored_codes
         self._slices = slices
 
-    def with_restorations(self, restored_codes: Tensor) -> "Evidence":
-        """The same slices with these restorations (N, R, h, w); what is computed already is not computed again."""
+    def with_restorations(self, restored_codes: Tensor | None) -> "Evidence":
+        """The same slices with these restorations (N, R, h, w), or with none; what is computed already is not computed again."""
         other = Evidence(self.model, self._slices, self.position, restored_codes)
         other.__dict__ |= {name: self.__dict__[name] for name in UNDRAWN if name in self.__dict__}
         return other
 
     def without_restorations(self) -> "Evidence":
-        """The same slices as if no restorations were drawn; what is computed already is not computed again."""
-        other = Evidence(self.model, self._slices, self.position)
-        other.__dict__ |= {name: self.__dict__[name] for name in UNDRAWN if name in self.__dict__}
-        return other
+        """The same slices as if no restorations were drawn."""
+        return self.with_restorations(None)
 
     @property
     def about(self) -> About:

@@ -1,5 +1,6 @@
 """Shared by the tests: the reference vectors, tiny random models, toy volumes."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -22,7 +23,8 @@ REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
 from mood_submission import cli  # noqa: E402
-from mood_submission.model_file import About, save_model  # noqa: E402
+from mood_submission.model import load_model  # noqa: E402
+from mood_submission.model_file import About, rewrite_about, save_model  # noqa: E402
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
@@ -137,3 +139,19 @@ def blobs(tmp_path_factory) -> Path:
         )
         write_nifti(folder / f"case_{number}.nii.gz", ball.astype(np.float32), np.diag([2, 2, 4, 1.0]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def measured(tiny_weights, blobs, tmp_path_factory) -> Path:
+    """The tiny brain model, calibrated; then made to take all that it sees for findings."""
+    out = tmp_path_factory.mktemp("measured") / "brain.safetensors"
+    options = "--slices 4 --restorations 1 --device cpu"
+    run = mood("calibrate", tiny_weights["brain"], "--data", blobs, "-o", out, options)
+    assert run.returncode == 0, run.stderr
+    about = load_model(out, device="cpu").about
+    voxels = {
+        way: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
+        for way, found in about.healthy_voxels.items()
+    }
+    rewrite_about(out, out, dataclasses.replace(about, healthy_voxels=voxels, sample_method="top"))
+    return out

@@ -486,3 +486,26 @@ def test_what_is_high_all_over_does_not_score_high():
     assert sample_of(logits + 2) > sample_of(logits)
     assert sample_of(logits + 2, 0.9) == pytest.approx(sample_of(logits, 0.9), abs=1e-6)
     assert sample_of(planted, 0.9) > sample_of(logits, 0.9) + 0.1
+
+
+def test_both_tasks_in_one_go_score_as_each_alone_with_a_detector_too(detecting, blobs, tmp_path):
+    """The sample score is made without restorations, also where the pixel scores have some."""
+    for task in ("sample", "pixel", "both"):
+        run = predict(task, blobs, tmp_path / task, detecting, "--restorations 2")
+        assert run.returncode == 0, run.stderr
+    for file in (tmp_path / "both").iterdir():
+        task = "sample" if file.suffix == ".txt" else "pixel"
+        assert (tmp_path / task / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_detector_s_scores_are_measured_apart_from_the_rarity_tables(detecting, blobs, tmp_path):
+    out = tmp_path / "out.safetensors"
+    words = ("calibrate", detecting, "--data", blobs, "-o", out, "--slices 4 --device cpu --restorations")
+    assert mood(*words, 1).returncode == 0
+    before = load_model(out, "cpu").about
+    assert mood("calibrate", out, "--data", blobs, *words[4:5], out, *words[6:], 0).returncode == 0
+    after = load_model(out, "cpu").about
+    assert set(before.healthy_voxels) == {"paper", "rarity", "learned"} == set(after.healthy_voxels)
+    assert after.rarity_tables == before.rarity_tables
+    assert after.training["calibration"] == before.training["calibration"]
+    assert after.training["healthy_scores"]["restorations"] == 0

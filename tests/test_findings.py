@@ -1,7 +1,6 @@
 """Findings: what scores mean among healthy scans, and objects with their places, sizes and outlines."""
 
 import csv
-import dataclasses
 import json
 import math
 import shutil
@@ -14,8 +13,7 @@ from scipy import ndimage
 
 from mood_submission import Predictor, load_model
 from mood_submission.findings.objects import find, least_voxels
-from mood_submission.findings.thresholds import HealthyVoxels, count_objects, false_alarm_score
-from mood_submission.model_file import rewrite_about
+from mood_submission.findings.thresholds import HealthyVoxels, false_alarm_score, how_many
 from mood_submission.volumes import read_volume
 
 
@@ -44,7 +42,7 @@ def test_counts_of_false_objects_fall_and_end_at_none(healthy):
     for wanted in (0.1, 0.5, 1.0):
         threshold = healthy.threshold(wanted)
         volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
-        assert np.mean([count_objects(v >= threshold, 9) for v in volumes]) <= wanted
+        assert np.mean([how_many(v >= threshold, 9) for v in volumes]) <= wanted
         assert healthy.expected(threshold) <= wanted
 
 
@@ -123,29 +121,6 @@ def test_calibration_measures_what_scores_mean(tiny_weights, blobs, tmp_path):
     assert set(about.healthy_voxels) == {"paper", "rarity"} and set(about.healthy_samples) == {"paper", "top"}
     assert all(len(scores) == 3 and scores == sorted(scores) for scores in about.healthy_samples.values())
     assert about.healthy_voxels["rarity"].volumes == 3 and len(about.healthy_voxels["rarity"].levels) == 48
-
-
-@pytest.fixture(scope="module")
-def measured(tiny_weights, blobs, tmp_path_factory):
-    """A tiny brain model that knows what its scores mean."""
-    out = tmp_path_factory.mktemp("measured") / "brain.safetensors"
-    run = mood(
-        "calibrate",
-        tiny_weights["brain"],
-        "--data",
-        blobs,
-        "-o",
-        out,
-        "--slices 4 --restorations 1 --device cpu",
-    )
-    assert run.returncode == 0, run.stderr
-    model = load_model(out, device="cpu")
-    voxels = {
-        way: dataclasses.replace(h, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
-        for way, h in model.about.healthy_voxels.items()
-    }
-    rewrite_about(out, out, dataclasses.replace(model.about, healthy_voxels=voxels))  # where all is found
-    return out
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from mood_submission.preprocessing.body import body_mask
 from mood_submission.runtime.sources import source_of, source_shares
 from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
 from mood_submission.training.cache import CacheError, build_cache, load_cache
+from mood_submission.training.detector_stages import ContextStage
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
@@ -350,3 +351,21 @@ def test_small_sources_are_drawn_more_often_than_their_share():
     assert shares[:16].sum() / shares[16:20].sum() == pytest.approx(2)  # roots of 16 and 4
     assert shares[20] == pytest.approx(shares[0] * 4)
     assert [source_of(name) for name in ("ixi012", "kidney_00", "0001")] == ["ixi", "kidney", "numbered"]
+
+
+def test_false_alarms_in_healthy_slices_count_in_validation(planter, tmp_path, monkeypatch):
+    fill_store(planter, tmp_path, 2)
+    store, stage = Store(tmp_path), ContextStage(TINY, "float32")
+    labels = {id(e): v.labels(i) for v in store.volumes.values() for i, e in enumerate(v.variants)}
+
+    def perfect(alarms: float):
+        def logits(model, evidence, index):
+            label = labels[id(evidence)][index].float()
+            return label * 8 - 4 + (0 if label.any() else alarms)
+
+        return logits
+
+    monkeypatch.setattr(stage, "logits", perfect(0))
+    assert stage.validate(stage.model, store)["validation_ap"] == 1
+    monkeypatch.setattr(stage, "logits", perfect(20))  # where nothing is, all is called anomalous
+    assert stage.validate(stage.model, store)["validation_ap"] < 0.5

@@ -1,6 +1,9 @@
 """The report: what it shows, that it runs nothing that a file's name says, and the page in a real browser."""
 
-import dataclasses
+import base64
+import gzip
+import html
+import io
 import json
 import shutil
 import signal
@@ -16,9 +19,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, mood, words_of, write_nifti
 
-from mood_submission import load_model
 from mood_submission.cli.view import server
-from mood_submission.model_file import rewrite_about
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (requirements-dev.txt)")
@@ -30,29 +31,6 @@ HOSTILE = [
     "{{ 7 * 7 }}.nii.gz",
 ]
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2.0, 0, -20], [0, 0, 4.0, -5], [0, 0, 0, 1]])
-
-
-@pytest.fixture(scope="module")
-def measured(tiny_weights, blobs, tmp_path_factory):
-    """A tiny brain model for which everything is a finding."""
-    out = tmp_path_factory.mktemp("measured") / "brain.safetensors"
-    run = mood(
-        "calibrate",
-        tiny_weights["brain"],
-        "--data",
-        blobs,
-        "-o",
-        out,
-        "--slices 4 --restorations 1 --device cpu",
-    )
-    assert run.returncode == 0, run.stderr
-    about = load_model(out, device="cpu").about
-    voxels = {
-        way: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
-        for way, found in about.healthy_voxels.items()
-    }
-    rewrite_about(out, out, dataclasses.replace(about, healthy_voxels=voxels, sample_method="top"))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +68,6 @@ def test_the_most_anomalous_comes_first(report):
     page = (report / "page" / "index.html").read_text()
     peaks = {name: float(nib.load(report / "out" / name).get_fdata().max()) for name in HOSTILE}
     first = min(peaks, key=lambda name: (-peaks[name], name))
-    import html
-
     assert page.index('id="volume-0"') < page.index('id="volume-1"')
     assert (
         html.escape(first, quote=True).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
@@ -101,21 +77,12 @@ def test_the_most_anomalous_comes_first(report):
 
 def test_layers_lie_where_the_file_lies(report):
     """A voxel of the viewer's small volumes is at its place in the world, whatever the file's orientation."""
-    import base64
-    import gzip
-    import io
-
     text = (report / "page" / "data" / "0.js").read_text()
     layers = json.loads(text[text.index("=") + 1 :].rstrip().rstrip(";"))
     image = nib.Nifti1Image.from_stream(io.BytesIO(gzip.decompress(base64.b64decode(layers["volume"]))))
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S") and {"volume", "scores", "findings"} <= set(
         layers
     )
-    page = (report / "page" / "index.html").read_text()
-    name = next(
-        name for name in HOSTILE if nib.load(report / "out" / name).get_fdata().max() > 0 and name in HOSTILE
-    )
-    assert name and page
     corners = [image.affine @ [*corner, 1] for corner in ((0, 0, 0), np.array(image.shape) - 1)]
     file = nib.load(report / "in" / HOSTILE[0])
     wanted = [file.affine @ [27, 0, 0, 1], file.affine @ [0, 23, 11, 1]]
@@ -224,8 +191,6 @@ def painted(page) -> np.ndarray:
     from matplotlib import image
 
     shot = page.locator("#viewer-canvas").screenshot()
-    import io
-
     return (image.imread(io.BytesIO(shot), format="png")[..., :3] * 255).astype(int)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from ..model import PRECISIONS, Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
+from ..report import what_is_missing
 from ..running.findings_folder import FindingsFolder
 from ..running.report import Report
 from ..running.run_folder import Outcome, predict_files
@@ -144,10 +144,8 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
     """The folder for findings, where one is asked for. Raises OSError, VolumeError, ModelError."""
     if args.html is not None:
         args.findings = args.findings or args.html / "findings"
-        if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("jinja2") is None:
-            raise VolumeError(
-                "--html: expected matplotlib and jinja2, found none; pip install 'mood-submission[report]'"
-            )
+        if what_is_missing():
+            raise VolumeError(f"--html: {what_is_missing()}")
     if args.findings is None:
         return None
     if args.task == "sample":

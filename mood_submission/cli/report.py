@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..model import load_model
+from ..report import what_is_missing
 from ..runtime.contract import REGIONS
 
 
@@ -57,13 +58,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        from ..report.collect import Sources
-        from ..report.page import write_report
-    except ModuleNotFoundError as error:
-        needed = f"expected {error.name}, found none; pip install 'mood-submission[report]'"
-        print(f"mood-submission report: {needed}", file=sys.stderr)
+    if what_is_missing():
+        print(f"mood-submission report: {what_is_missing()}", file=sys.stderr)
         return 1
+    from ..report.collect import Sources
+    from ..report.page import write_report
+
     label = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
     try:
         model = load_model(args.weights or args.region, "cpu") if args.weights or args.region else None

@@ -50,7 +50,9 @@ def calibrate(
         "restorations": predictor.restorations,
         "precision": predictor.model.precision,
     }
-    return dataclasses.replace(about, training=about.training | {"calibration": calibration})
+    # what was measured without restorations does not stand in the place of how the rarity tables were made
+    name = "calibration" if predictor.restorations else "healthy_scores"
+    return dataclasses.replace(about, training=about.training | {name: calibration})
 
 
 def _table(evidence: list[Evidence], name: str) -> list[float]:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..findings.thresholds import FALSE_ALARMS
 from ..runtime.files import write_whole
 from ..runtime.sources import source_of
 from .field_metrics import (
     HEALTHY_RATES,
     OBJECT_RATES,
     ObjectCounts,
-    _components,
     aupro,
     auroc,
     best_dice,
+    components_of,
     count_objects,
     dice_at,
     rates,
@@ -27,17 +28,17 @@ from .field_metrics import (
 from .metrics import VALUES, average_precision, score_counts
 
 SIZES_ML = {"small": 1.0, "medium": 10.0, "large": np.inf}  # an anomaly is called so up to this volume
-SCORE_OF = (
-    np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64)
-)  # of each place in the counts
-FALSE_ALARMS = (0.05, 0.10)
+# the score of each place in the counts
+SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
 @dataclass
-class Case:
-    """One case of either task. kind: of the anomaly, "healthy" without one, "" where it is not known. voxels: of anomaly.
+class Judged:
+    """A case of either task with its prediction.
 
-    regions: (R, K), of each connected anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
+    kind: of the anomaly, "healthy" without one, "" where it is not known. size: a name of SIZES_ML, or "". counts: of its
+    scores, see `metrics.score_counts`. voxels: of the anomaly; in the sample task 1 or 0. regions: (R, K), of each connected
+    anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Details:
 
     task: str
     records: Mapping[str, Mapping]
-    cases: list[Case] = field(default_factory=list)
+    cases: list[Judged] = field(default_factory=list)
 
     @classmethod
     def beside(cls, label_dir: Path, task: str) -> "Details":
@@ -87,7 +88,7 @@ class Details:
         case.highest = float(scores.max())
         if case.voxels:
             case.ap = float(average_precision(counts[0], counts[1]))
-            objects, sizes = _components(label)
+            objects, sizes = components_of(label)
             of_each = [
                 score_counts(scores[objects == n], np.ones(sizes[n - 1], bool))[1]
                 for n in range(1, len(sizes) + 1)
@@ -107,10 +108,10 @@ class Details:
         """Count the objects of a case that was taken in as a mask of findings has them."""
         self._named(name).findings = count_objects(mask, label)
 
-    def _named(self, name: str) -> Case:
+    def _named(self, name: str) -> Judged:
         return next(case for case in self.cases if case.name == name.removesuffix(".nii.gz"))
 
-    def _case(self, name: str, counts: np.ndarray, positives: int) -> Case:
+    def _case(self, name: str, counts: np.ndarray, positives: int) -> Judged:
         name = name.removesuffix(".nii.gz")
         record = self.records.get(name, {})
         kind = str(record.get("kind") or ("healthy" if not positives else ""))
@@ -118,7 +119,7 @@ class Details:
         if positives and "volume_ml" in record:
             size = next(size for size, most in SIZES_ML.items() if float(record["volume_ml"]) <= most)
         origin = str(record.get("origin", name))
-        case = Case(name, kind, size, source_of(origin), counts, positives)
+        case = Judged(name, kind, size, source_of(origin), counts, positives)
         self.cases.append(case)
         return case
 
@@ -204,7 +205,7 @@ class Details:
         return told
 
     @staticmethod
-    def _sum(cases: Sequence[Case]) -> np.ndarray:
+    def _sum(cases: Sequence[Judged]) -> np.ndarray:
         return np.sum([case.counts for case in cases], axis=0)
 
     # --- files -----------------------------------------------------------------------------------------------------------

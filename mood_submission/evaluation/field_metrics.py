@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from ..findings.thresholds import CORNERS
+from ..findings.thresholds import CHALLENGE_VOXELS, CORNERS
 
-CHALLENGE_VOXELS = 9  # since 2023 the challenge counts components of more than 8 voxels
 SIZE_RATIO = (0.5, 2.0)  # that a component's size may have to the object's
 PRO_LIMIT = 0.3  # false positive rate up to which regions' overlap is integrated
 HEALTHY_RATES = (0.01, 0.05)  # false positive rates at which Dice is told
@@ -100,9 +99,9 @@ def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     object is found by a component whose centre of mass lies in it and whose size is between half and double its own; each
     component finds one object at most, and each object is found once.
     """
-    objects, sizes = _components(label)
+    objects, sizes = components_of(label)
     if predicted.dtype == bool:
-        components, found_sizes = _components(predicted)
+        components, found_sizes = components_of(predicted)
     else:
         components, found_sizes = predicted, np.bincount(predicted.ravel())[1:]
     found: set[int] = set()
@@ -123,7 +122,7 @@ def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     return ObjectCounts(int((sizes >= CHALLENGE_VOXELS).sum()), len(found), false)
 
 
-def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def components_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the connected parts, and how many voxels each has."""
     labels, _ = ndimage.label(mask, CORNERS)
     return labels, np.bincount(labels.ravel())[1:]

@@ -8,11 +8,11 @@ from scipy import ndimage
 
 from ..runtime.triples import three
 from ..volumes import Grid
-from .thresholds import CORNERS, HealthyVoxels
+from .thresholds import CHALLENGE_VOXELS, CORNERS, HealthyVoxels
 
-CHALLENGE_VOXELS = 9  # the challenge counts components of more than 8
 LEAST_ML = 0.1  # a ball of 6 mm
 OUTLINE = 0.5  # an object's outline lies so far up from the volume's median score to the object's peak
+EXPECTED = "expected"  # folder within a folder of findings: what the model would have expected to see
 FALSE_BY_DEFAULT = 0.5  # objects that a healthy volume shows at the threshold that is taken
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from scipy import ndimage
 
 VOXEL_SHARES = (0.01, 0.001, 0.0001)  # of healthy voxels
-FALSE_OBJECTS = (0.1, 0.5, 1.0)  # a healthy volume
 FALSE_ALARMS = (0.05, 0.10)  # of healthy volumes, by their sample scores
 CORNERS = np.ones((3, 3, 3), bool)  # voxels that touch at a corner are one object
+CHALLENGE_VOXELS = 9  # since 2023 the challenge counts components of more than 8 voxels
 LEVELS = 48  # scores at which objects are counted
 
 
@@ -63,9 +63,7 @@ def false_objects_table(
     tops = np.concatenate([np.partition(s.ravel(), -_many(s))[-_many(s) :] for s in scores])
     low, high = float(np.median(tops)), float(tops.max())
     levels = np.linspace(low, high, LEVELS - 1).tolist() + [math.nextafter(high, 1.0)]
-    counts = [
-        sum(count_objects(s >= level, n) for s, n in zip(scores, least)) / len(scores) for level in levels
-    ]
+    counts = [sum(how_many(s >= level, n) for s, n in zip(scores, least)) / len(scores) for level in levels]
     falling = np.maximum.accumulate(counts[::-1])[::-1]
     return levels, [float(count) for count in falling]
 
@@ -75,7 +73,7 @@ def _many(scores: np.ndarray) -> int:
     return max(1, scores.size // 100)
 
 
-def count_objects(mask: np.ndarray, least: int) -> int:
+def how_many(mask: np.ndarray, least: int) -> int:
     """How many connected parts of at least so many voxels a mask has."""
     if not mask.any():
         return 0

@@ -9,13 +9,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..findings.objects import FALSE_BY_DEFAULT
+from ..findings.objects import EXPECTED, FALSE_BY_DEFAULT
 from ..findings.thresholds import HealthyVoxels
 from ..runtime.triples import three
 from ..volumes import Volume, VolumeError, find_volumes, read_volume
 from . import pictures
 
-EXPECTED = "expected"  # folder within the findings', of what the model would have expected to see
 MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
 SHOWN = 3  # findings that have pictures of their own
 

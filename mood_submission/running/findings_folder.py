@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..findings.objects import EXPECTED
 from ..predictor import Found
 from ..runtime.files import write_whole
 from ..volumes import Grid, write_mask, write_volume
 
-EXPECTED = "expected"  # folder within
 COLUMNS = (
     "file",
     "number",
