@@ -297,8 +297,10 @@ def test_objects_are_found_by_centre_and_size():
 def test_an_object_is_found_once():
     label, predicted = np.zeros((2, 30, 30, 30), bool)
     label[box(2, 2, 2, side=8)] = True
-    predicted[2:10, 2:10, 2:6] = predicted[2:10, 2:10, 7:10] = True  # two components in one object
-    assert count_objects(predicted, label) == ObjectCounts(1, 1, 0 + 1)
+    predicted[2:10, 2:10, 0:5] = predicted[2:10, 2:10, 6:12] = (
+        True  # both have their centre in it, and a fitting size
+    )
+    assert count_objects(predicted, label) == ObjectCounts(1, 1, 1)
 
 
 @pytest.mark.slow
