@@ -260,7 +260,7 @@ KINDS = tuple(MAKERS)
 # --- planting ------------------------------------------------------------------------------------------------------
 
 
-def _visible(site: Site, new: np.ndarray) -> np.ndarray:
+def visible_part(site: Site, new: np.ndarray) -> np.ndarray:
     """The part of the shape that really changed, bool of the box's shape: mostly changed neighbourhoods, no gaps.
 
     A voxel belongs to it when at least 35% of the shape's voxels around it changed, so single voxels that keep their
@@ -303,7 +303,7 @@ def plant_with_details(
         if not site.inside.any():
             continue
         new = np.clip(MAKERS[kind](site, rng), 0, 1).astype(np.float32)
-        seen = _visible(site, new)
+        seen = visible_part(site, new)
         if not seen.any():
             continue
         covered = seen.sum() / site.inside.sum()

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from .anomalies import MAKERS, Site, choose_site, outline, places_of
+from .anomalies import COVERED, MAKERS, Site, choose_site, outline, places_of, visible_part
 
 RADII = (0.04, 0.2)  # shares of the field of view
-LEAST_CHANGE = 0.035  # mean change of the voxels inside, on the [0, 1] scale; what is less is tried elsewhere
+LEAST_CHANGE = 0.06  # mean change of the voxels labelled, on the [0, 1] scale; what is less is tried elsewhere
+LEAST_WORTH = 0.6  # of the best place tried, in shares of LEAST_CHANGE and COVERED; what is less is not planted at all
 ATTEMPTS = 8
 LABEL = 0.35  # share of the full change from which a voxel counts as anomalous
 
@@ -220,8 +221,8 @@ def plant_varied(
     """Plant one anomaly of `kind`, one of TRAINING_KINDS, with a random shape, edge and strength.
 
     donor: another volume on the same grid, for the kinds PASTED; without one they are "foreign".
-    Returns the new volume and the mask, bool: where the anomaly has at least LABEL of its strength. Raises ValueError for an
-    unknown kind, and where nothing can be changed.
+    Returns the new volume and the mask, bool: where the anomaly has at least LABEL of its strength, less the stretches where
+    nothing is to be seen of it. Raises ValueError for an unknown kind, and where nothing can be seen at any place tried.
     """
     if kind not in TRAINING_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(TRAINING_KINDS)}, found {kind!r}")
@@ -237,19 +238,25 @@ def plant_varied(
             continue
         new = np.clip(_make(site, kind, rng, donor), 0, 1)
         weight = _weight(site, kind, rng)
-        change = np.abs(weight * (new - site.patch))
-        worth = float(change[site.inside].mean()) / LEAST_CHANGE
+        new = site.patch + weight * (new - site.patch)
+        meant = site.inside & (weight >= LABEL * weight.max())
+        seen = visible_part(replace(site, inside=meant), new)
+        if not seen.any():
+            continue
+        worth = min(
+            float(np.abs(new - site.patch)[seen].mean()) / LEAST_CHANGE,
+            np.count_nonzero(seen) / np.count_nonzero(meant) / COVERED,
+        )
         if best is None or worth > best[0]:
-            best = (worth, site, new, weight)
+            best = (worth, site, new, seen)
         if worth >= 1:
             break
-    if best is None or best[0] < 0.3:
-        raise ValueError(f"no place found where an anomaly of kind {kind!r} would change the volume")
-    _, site, new, weight = best
+    if best is None or best[0] < LEAST_WORTH:
+        raise ValueError(f"no place found where an anomaly of kind {kind!r} would be seen")
+    _, site, new, seen = best
     result, mask = host.volume.copy(), np.zeros(host.volume.shape, bool)
-    result[site.box] += weight * (new - site.patch)
-    mask[site.box] = weight >= LABEL * weight.max()
-    return result, mask & host.body
+    result[site.box], mask[site.box] = new, seen
+    return result, mask
 
 
 def _make(site: Site, kind: str, rng: np.random.Generator, donor: np.ndarray | None) -> np.ndarray:
