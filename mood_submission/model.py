@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .model_file import FORMAT, WEIGHTS, About, ModelError, _filled, _stored
-from .networks.context_detector import ContextDetector, VolumeEvidence, build_detector
+from .networks.context_detector import AnyDetector, VolumeEvidence, build_detector
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
@@ -54,7 +54,7 @@ class Model:
         precision: str = "float32",
         file: Path | None = None,
         sha256: str | None = None,
-        detector: Detector | ContextDetector | None = None,
+        detector: AnyDetector | None = None,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
@@ -107,13 +107,12 @@ class Model:
                 "expected a model with a detector, found one without; see mood-submission train detector"
             )
         detector = self.detector
-        context = detector.settings.context
-        if not context:
+        if isinstance(detector, Detector):
             return self._batched(detector, slices, reconstruction, restoration, nll, position)
         maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
         evidence = VolumeEvidence.of(*maps)
         return self._batched(
-            lambda index: detector(*(self._here(x) for x in evidence.inputs(index, context))),
+            lambda index: detector.of_slices(evidence, self._here(index)),
             torch.arange(len(slices)),
         )
 

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .findings.thresholds import HealthyVoxels
-from .networks.context_detector import ContextDetector
-from .networks.detector import Detector, DetectorSettings
+from .networks.context_detector import AnyDetector
+from .networks.detector import DetectorSettings
 from .networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .networks.vqvae import VQVAE, VQVAESettings
 from .preprocessing import Preprocessing
@@ -141,7 +141,7 @@ def rewrite_about(file: Path, out: Path, about: About) -> None:
 def add_detector(
     file: Path,
     out: Path,
-    detector: Detector | ContextDetector,
+    detector: AnyDetector,
     about: About,
     dtype: torch.dtype | None = None,
 ) -> None:

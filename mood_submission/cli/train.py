@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..networks.context_detector import CONTEXT, WIDTHS
+from ..networks.context_detector import BOX_WIDTHS, CONTEXT
 from ..networks.detector import DetectorSettings
 from ..networks.vae import VAESettings
 from ..networks.vqvae import VQVAESettings
@@ -287,8 +287,8 @@ def _detector(args: argparse.Namespace) -> None:
         )
         train_detector(_run(args), DetectorSettings(args.widths, args.dropout), args.model, planting)
         return
-    widths = WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
-    settings = DetectorSettings(widths, args.dropout, context=args.context, restorations=0, balanced=True)
+    widths = BOX_WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
+    settings = DetectorSettings(widths, args.dropout, context=args.context, restorations=0, boxed=True)
     train_context_detector(_run(args), settings, args.model, args.store, args.most)
 
 

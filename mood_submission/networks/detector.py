@@ -31,6 +31,7 @@ class DetectorSettings:
         own resolution.
     bulk: the sample score is taken from where the logits lie above this quantile of the volume's own, so that scans whose
         logits are high all over do not score high; 0 for the logits as they are.
+    boxed: whether it reads a box round the anatomy, at half the slices' resolution first: a `BoxDetector`.
     balanced: whether, of a `ContextDetector`, what comes up from the coarser level and what comes across from the same one are
         brought to one scale before they are added. Without, the coarser level drowns the finer one and maps are blobs.
     """
@@ -42,6 +43,7 @@ class DetectorSettings:
     restorations: int = 15
     context: tuple[int, ...] = ()
     balanced: bool = False
+    boxed: bool = False
     bulk: float = 0.0
 
     def __post_init__(self) -> None:

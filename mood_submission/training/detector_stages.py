@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..evaluation.metrics import average_precision, score_counts
-from ..networks.context_detector import ContextDetector, VolumeEvidence
+from ..networks.context_detector import BoxDetector, VolumeEvidence
 from ..networks.detector import STRIDE, Detector, DetectorSettings, at_size
 from ..scoring.learned import soften_logits
 from ..synthetic.anomalies import KINDS
 from .augment import Augmentation, sampling_grid
 from .planted import PlantedData
 from .stage import Stage, autocast
-from .store import Store
+from .store import Drawing, Store
 
 
 @torch.no_grad()
@@ -99,11 +99,9 @@ class DetectorStage(Stage[PlantedData, Detector]):
         return {kind: places_ap(*self.logits(model, part)) for kind, part in parts.items() if len(part)}
 
 
-class ContextStage(Stage[Store, ContextDetector]):
-    """Binary cross-entropy of where anomalies were planted, over slices of a store that is filled meanwhile.
-
-    healthy: share of slices of volumes without any anomaly. strides: how far apart a slice's neighbours are taken.
-    """
+class ContextStage(Stage[Store, BoxDetector]):
+    """Where anomalies were planted, over patches of a store that is filled meanwhile: cross-entropy, and the Dice of the whole
+    batch, which is not content with "rare everywhere"."""
 
     name = "detector"
     channels_last_on_cpu = True
@@ -112,31 +110,33 @@ class ContextStage(Stage[Store, ContextDetector]):
         self,
         settings: DetectorSettings,
         precision: str,
-        healthy: float = 0.2,
-        strides: tuple[int, ...] = (1, 1, 1, 2),
-        refresh_every: int = 20,
+        drawing: Drawing | None = None,
+        dice: float = 0.5,
+        refresh_every: int = 50,
     ):
-        self.model, self.precision = ContextDetector(settings), precision
-        self.healthy, self.strides, self.refresh_every = healthy, strides, refresh_every
+        self.model, self.precision = BoxDetector(settings), precision
+        self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
         self.store: Store | None = None  # what the last batch was drawn from
-        expect_rarely(self.model.head, -4.0)
+        expect_rarely(self.model.head, -3.0)
 
     def loss(
         self, data: Store, index: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.store = data
         drawn = torch.Generator().manual_seed(generator.initial_seed())
-        maps, nll, label = data.batch(
-            len(index), self.model.settings.context, self.healthy, self.strides, drawn
-        )
+        batch = data.batch(len(index), self.model.settings.context, self.drawing, drawn)
         device = next(self.model.parameters()).device
-        maps, nll, label = maps.to(device), nll.to(device), label.to(device)
+        maps, nll, place, label, counts = (part.to(device) for part in batch)
         if self.channels_last_on_cpu or device.type != "cpu":
             maps = maps.to(memory_format=torch.channels_last)
         with autocast(maps, self.precision):
-            logits = self.model(maps, nll)
-        return F.binary_cross_entropy_with_logits(logits.float(), label), {
-            "volumes": torch.tensor(float(len(data)))
+            logits = self.model(maps, nll, place).float()
+        entropy = (F.binary_cross_entropy_with_logits(logits, label, reduction="none") * counts).mean()
+        overlap = dice(logits.sigmoid() * counts, label)
+        return entropy + self.dice * (1 - overlap), {
+            "cross_entropy": entropy.detach(),
+            "dice": overlap.detach(),
+            "volumes": torch.tensor(float(len(data))),
         }
 
     def after_step(self, step: int, progress: float) -> None:
@@ -144,17 +144,14 @@ class ContextStage(Stage[Store, ContextDetector]):
             self.store.refresh()
 
     @torch.inference_mode()
-    def logits(self, model: ContextDetector, evidence: VolumeEvidence, index: Tensor) -> Tensor:
+    def logits(self, model: BoxDetector, evidence: VolumeEvidence, index: Tensor) -> Tensor:
         """Logits of the slices `index` (B,) of a volume, (B, S, S) float32 on the CPU."""
         model.eval()
-        device, parts = next(model.parameters()).device, []
-        for chunk in index.split(16):
-            maps, nll = (x.to(device) for x in evidence.inputs(chunk, self.model.settings.context))
-            with autocast(maps, self.precision):
-                parts.append(model(maps, nll).float().cpu())
-        return torch.cat(parts)
+        evidence = evidence.to(next(model.parameters()).device)
+        with autocast(evidence.slices, self.precision):
+            return torch.cat([model.of_slices(evidence, chunk).float().cpu() for chunk in index.split(16)])
 
-    def validate(self, model: ContextDetector, data: Store) -> dict[str, float]:
+    def validate(self, model: BoxDetector, data: Store) -> dict[str, float]:
         """Cross-entropy and average precision over all pixels of every third slice of volumes with an anomaly, and of the
         same volumes without one: false alarms in healthy slices count as they do in use."""
         parts, labels = [], []
@@ -169,6 +166,11 @@ class ContextStage(Stage[Store, ContextDetector]):
             "validation_ap": places_ap(logits, planted),
             "validation_loss": float(F.binary_cross_entropy_with_logits(logits, planted)),
         }
+
+
+def dice(probability: Tensor, label: Tensor) -> Tensor:
+    """Twice the overlap by the sum of both, over all places together; 1 more in either, so that nothing and nothing agree."""
+    return (2 * (probability * label).sum() + 1) / (probability.sum() + label.sum() + 1)
 
 
 def places_ap(logits: Tensor, label: Tensor) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ..model import Model, load_model, networks_sha256
-from ..networks.context_detector import ContextDetector, build_detector
-from ..networks.detector import Detector, DetectorSettings
+from ..networks.context_detector import AnyDetector, build_detector
+from ..networks.detector import DetectorSettings
 from ..networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ..networks.vae import VAE, VAESettings
 from ..networks.vqvae import VQVAE, VQVAESettings
@@ -285,7 +285,7 @@ def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     return fold_weight_norm(model).eval(), about
 
 
-def load_detector(folder: Path) -> tuple[Detector | ContextDetector, dict]:
+def load_detector(folder: Path) -> tuple[AnyDetector, dict]:
     """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
     stored, about = load_stage(folder, "detector")
     model = build_detector(DetectorSettings(**about["detector"]))
@@ -395,7 +395,7 @@ def _of_model_file(file: Path, stage: Stage) -> tuple[Parameters, dict]:
     if found is None:
         raise RuntimeError("no such network")
     wanted = stage.model.settings
-    if not isinstance(found, Detector | ContextDetector) and found.settings != dataclasses.replace(
+    if not isinstance(found, AnyDetector) and found.settings != dataclasses.replace(
         wanted, dropout=found.settings.dropout
     ):
         raise RuntimeError(f"one of {found.settings}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model import Model, networks_sha256
-from ..networks.context_detector import VolumeEvidence
+from ..networks.context_detector import Box, VolumeEvidence, places
 from ..preprocessing import normalise
 from ..preprocessing.body import body_mask
 from ..runtime.files import write_whole
@@ -305,32 +305,101 @@ class Store:
             del self.volumes[name]
 
     def batch(
-        self,
-        count: int,
-        context: Sequence[int],
-        healthy: float,
-        strides: Sequence[int],
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps, NLL (see `VolumeEvidence.inputs`) and labels (B, S, S) of random slices: a share of them of healthy volumes,
-        of the others most with an anomaly or near one; half of them turned left to right."""
+        self, count: int, context: Sequence[int], how: "Drawing", generator: torch.Generator
+    ) -> "Batch":
+        """Random patches of random slices, half of them turned left to right."""
         members, columns = list(self.volumes.values()), []
-        pick = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
         for _ in range(count):
-            stored = members[pick(len(members))]
-            planted = len(stored.variants) > 1 and float(torch.rand((), generator=generator)) >= healthy
-            variant = 1 + pick(len(stored.variants) - 1) if planted else 0
-            evidence, label = stored.variants[variant], stored.labels(variant)
-            index = pick(len(label))
-            marked = label.any(2).any(1).nonzero()[:, 0]
-            if len(marked) and float(torch.rand((), generator=generator)) < 0.8:
-                near = pick(13) - 6 if float(torch.rand((), generator=generator)) < 0.4 else 0
-                index = min(max(int(marked[pick(len(marked))]) + near, 0), len(label) - 1)
-            maps, nll = evidence.inputs(torch.tensor([index]), tuple(context), strides[pick(len(strides))])
-            column = [maps, nll, label[index : index + 1].float()]
-            columns.append([c.flip(-1) for c in column] if pick(2) else column)
-        maps, nll, label = (torch.cat(column) for column in zip(*columns))
-        return maps, nll, label
+            stored = members[_below(len(members), generator)]
+            planted = len(stored.variants) > 1 and _share(generator) >= how.healthy
+            variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
+            columns.append(_patch(stored, variant, tuple(context), how, generator))
+        return Batch(*(torch.cat(column) for column in zip(*columns)))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a batch is drawn from a store.
+
+    patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
+    others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
+    """
+
+    patch: float = 0.65
+    healthy: float = 0.15
+    near: float = 0.9
+    strides: tuple[int, ...] = (1, 1, 1, 2)
+
+
+REACH = 4
+
+
+class Batch(NamedTuple):
+    """Patches: maps, NLL (see `VolumeEvidence.inputs`) and where they lie (`places`), labels (B, H, W), and what counts: 0
+    where an anomaly changed the slice too little to be labelled, else 1."""
+
+    maps: Tensor
+    nll: Tensor
+    place: Tensor
+    label: Tensor
+    counts: Tensor
+
+
+def _below(end: int, generator: torch.Generator) -> int:
+    return int(torch.randint(end, (), generator=generator))
+
+
+def _share(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _patch(
+    stored: StoredVolume, variant: int, context: tuple[int, ...], how: Drawing, generator: torch.Generator
+) -> Batch:
+    evidence, label = stored.variants[variant], stored.labels(variant)
+    index = _below(len(label), generator)
+    marked = label.any(2).any(1).nonzero()[:, 0]
+    if len(marked) and _share(generator) < how.near:
+        beside = _below(2 * REACH + 1, generator) - REACH if _share(generator) < 0.2 else 0
+        index = min(max(int(marked[_below(len(marked), generator)]) + beside, 0), len(label) - 1)
+    box = _box(evidence, label[index], how.patch, generator)
+    stride = how.strides[_below(len(how.strides), generator)]
+    maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
+    # a slice's rows differ from the healthy variant's where, and only where, something was planted
+    own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
+    shown = label[index]
+    counts = shown | (own == healthy)
+    batch = Batch(
+        maps,
+        nll,
+        places(box, label.shape[1:])[None],
+        *(part[None, box.rows, box.columns].float() for part in (shown, counts)),
+    )
+    if _below(2, generator):
+        return batch
+    turned = Batch(*(part.flip(-1) for part in batch))
+    return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def _box(evidence: VolumeEvidence, label: Tensor, share: float, generator: torch.Generator) -> Box:
+    """A random patch within the box round the anatomy; mostly one with some of the slice's anomaly where it has one."""
+    cells, sides = evidence.nll.shape[-2:], label.shape
+    if any(side % places for side, places in zip(sides, cells)):
+        return evidence.whole
+    marked = label.nonzero()
+    at = marked[_below(len(marked), generator)].tolist() if len(marked) and _share(generator) < 0.8 else None
+    parts = []
+    for axis, (side, cell_count) in enumerate(zip(sides, cells)):
+        cell = side // cell_count
+        long = max(1, round(share * cell_count))  # codes
+        around = (evidence.box.rows, evidence.box.columns)[axis]
+        low, high = sorted((around.start // cell, around.stop // cell - long))
+        low, high = min(max(low, 0), cell_count - long), min(max(high, 0), cell_count - long)
+        first = low + _below(high - low + 1, generator)
+        if at is not None:
+            first = min(max(at[axis] // cell - _below(long, generator), 0), cell_count - long)
+        parts.append(slice(first * cell, (first + long) * cell))
+    return Box(*parts)
 
 
 VALIDATION = PlantingSettings(variants=2, kinds=KINDS, benchmark=True)
