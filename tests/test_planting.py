@@ -10,7 +10,15 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.networks.context_detector import ContextDetector, VolumeEvidence, input_channels
+from mood_submission.networks.context_detector import (
+    AIR_LOGIT,
+    Box,
+    BoxDetector,
+    ContextDetector,
+    VolumeEvidence,
+    input_channels,
+    places,
+)
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
@@ -19,11 +27,12 @@ from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Ho
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.detector_stages import ContextStage
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
-from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
+from mood_submission.training.store import Drawing, Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
-TINY = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
+EARLIER = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
+TINY = DetectorSettings((4, 6, 8, 8), context=CONTEXT, restorations=0, boxed=True)
 STILL = Randomisation(*[0] * 5, 1, *[0] * 13)
 
 
@@ -158,7 +167,7 @@ def test_evidence_is_relative_to_the_volume_s_own():
 @pytest.mark.parametrize("size", [160, 40, 38])
 def test_a_logit_for_every_pixel_whatever_the_batch(size, balanced):
     torch.manual_seed(0)
-    detector = ContextDetector(dataclasses.replace(TINY, balanced=balanced)).double().eval()
+    detector = ContextDetector(dataclasses.replace(EARLIER, balanced=balanced)).double().eval()
     for mirror in detector.mirrors:
         torch.nn.init.normal_(mirror.mix.weight, 0, 0.1)
     maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
@@ -174,7 +183,7 @@ def test_what_meets_on_the_way_up_weighs_alike():
     maps, nll = torch.rand(4, input_channels(CONTEXT), 40, 40), torch.rand(4, 5, 5, 5)
     sharp = {}
     for balanced in (False, True):
-        detector = ContextDetector(dataclasses.replace(TINY, balanced=balanced)).train()
+        detector = ContextDetector(dataclasses.replace(EARLIER, balanced=balanced)).train()
         with torch.no_grad():
             for up in detector.up:
                 up.weight *= 10
@@ -182,6 +191,45 @@ def test_what_meets_on_the_way_up_weighs_alike():
         smooth = torch.nn.functional.avg_pool2d(logits[:, None], 5, 1, 2)[:, 0]
         sharp[balanced] = float((logits - smooth).std() / logits.std())
     assert sharp[True] > 2 * sharp[False]
+
+
+@pytest.mark.parametrize("size", [160, 40, 38])
+def test_a_logit_for_every_pixel_of_a_box_whatever_the_batch(size):
+    torch.manual_seed(0)
+    detector = BoxDetector(TINY).double().eval()
+    maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
+    place = places(Box(slice(0, size), slice(0, size)), torch.Size((size, size))).expand(3, -1, -1, -1)
+    together = detector(maps, nll, place)
+    assert together.shape == (3, size, size)
+    alone = torch.cat([detector(*(x[i : i + 1] for x in (maps, nll, place))) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-12)
+
+
+def test_air_round_the_anatomy_is_not_looked_at():
+    """Logits in the box are those of the box cut out; outside there is nothing."""
+    torch.manual_seed(1)
+    slices = torch.zeros(6, 80, 80)
+    slices[:, 30:50, 41:60] = torch.rand(6, 20, 19)
+    nll = torch.rand(6, 10, 10)
+    evidence = VolumeEvidence.of(slices, slices * 0.9, slices * 0.9, nll, torch.rand(6, 1))
+    assert (evidence.box.rows, evidence.box.columns) == (slice(16, 64), slice(32, 72))  # codes are 8 pixels wide
+    detector = BoxDetector(TINY).eval()
+    with torch.no_grad():
+        logits = detector.of_slices(evidence, torch.arange(6))
+        maps, codes = evidence.inputs(torch.arange(6), CONTEXT)
+        place = places(evidence.whole, slices.shape[1:])[None, :, 16:64, 32:72].expand(6, -1, -1, -1)
+        cut = detector(maps[..., 16:64, 32:72], codes[..., 2:8, 4:9], place)
+    assert torch.equal(logits[:, 16:64, 32:72], cut)
+    outside = torch.ones(80, 80, dtype=torch.bool)
+    outside[16:64, 32:72] = False
+    assert (logits[:, outside] == AIR_LOGIT).all() and float(cut.min()) > AIR_LOGIT
+
+
+def test_a_volume_of_air_alone_has_a_box():
+    nothing = torch.zeros(2, 40, 40)
+    evidence = VolumeEvidence.of(nothing, nothing, nothing, torch.zeros(2, 5, 5), torch.zeros(2, 1))
+    assert evidence.box == evidence.whole
+    assert BoxDetector(TINY).eval().of_slices(evidence, torch.arange(2)).isfinite().all()
 
 
 def test_a_context_has_the_slice_itself_in_it():
@@ -266,18 +314,44 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
     store.refresh()
     assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
-    maps, nll, label = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
-    assert (
-        maps.shape == (8, input_channels(CONTEXT), 40, 40)
-        and nll.shape == (8, 5, 5, 5)
-        and label.shape == (8, 40, 40)
-    )
-    assert label.any() and set(label.unique().tolist()) <= {0.0, 1.0}
-    same = store.batch(8, CONTEXT, 0.25, (1, 2), torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip((maps, nll, label), same))
+    batch = store.batch(8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    assert batch.maps.shape == (8, input_channels(CONTEXT), 24, 24) and batch.nll.shape == (8, 5, 3, 3)
+    assert batch.label.shape == batch.counts.shape == (8, 24, 24) and batch.place.shape == (8, 2, 24, 24)
+    assert batch.label.any() and set(batch.label.unique().tolist()) <= {0.0, 1.0}
+    again = store.batch(8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(batch, again))
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
     with pytest.raises(CacheError, match="expected files made with kinds"):
         fill_store(other, tmp_path, 9)
+
+
+def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
+    """It says where it lies; turned left to right, it lies on the other side. What counts is labelled or as it was."""
+    fill_store(planter, tmp_path, 2)
+    store, found = Store(tmp_path), 0
+    slices = {
+        (name, v, z): stored.variants[v].inputs(torch.tensor([z]), (0,))[0][0, 0]
+        for name, stored in store.volumes.items()
+        for v in range(len(stored.variants))
+        for z in range(len(stored.labels(v)))
+    }
+    for seed in range(12):
+        patch = store.batch(1, (0,), Drawing(patch=0.6, strides=(1,)), torch.Generator().manual_seed(seed))
+        down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
+        at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
+        turned = [
+            key for key, whole in slices.items() if torch.equal(whole[down, 39 - right], patch.maps[0, 0])
+        ]
+        assert at or turned
+        for name, v, z in at[:1] or turned[:1]:
+            stored = store.volumes[name]
+            columns = right if at else 39 - right
+            label = stored.labels(v)[z][down, columns]
+            assert torch.equal(patch.label[0] > 0, label)
+            as_it_was = slices[name, v, z] == slices[name, 0, z]
+            assert torch.equal(patch.counts[0] > 0, label | as_it_was[down, columns])
+            found += int(label.sum())
+    assert found
 
 
 @pytest.mark.slow
