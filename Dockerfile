@@ -37,7 +37,7 @@ RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-use
         -r /workspace/requirements.txt \
  && site=$(python3 -c 'import scipy, pathlib; print(pathlib.Path(scipy.__file__).parents[1])') \
  && find "$site/scipy" "$site/nibabel" -type d -name tests -prune -exec rm -rf {} + \
- && python3 -c 'import isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm'
+ && python3 -c 'import SimpleITK, isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm'
 
 RUN mkdir -p /mnt/data /mnt/pred
 COPY --from=files /weights /workspace/weights

@@ -32,7 +32,7 @@ from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
 from .scoring.rarity import EVIDENCE, rarity
 from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
-from .volumes import Grid, Volume, VolumeError, read_volume, write_volume
+from .volumes import Grid, Volume, VolumeError, output_name, read_volume, write_volume
 
 MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
@@ -301,7 +301,8 @@ class Predictor:
         )
 
     def predict_file(self, source: Path, task: str, out: Path) -> float | None:
-        """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score.
+        """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score (of other
+        formats see `volumes.output_name`).
 
         Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError
         where `out` cannot be written to. For many files: `running.run_folder.predict_files`.
@@ -324,9 +325,9 @@ class Predictor:
     ) -> float:
         """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's.
 
-        found: called with the file's name, what stands out in it and its grid, where voxels were scored.
+        found: called with the name of the file that is written, what stands out in it and its grid, where voxels were scored.
         """
-        name = prepared.path.name
+        name = output_name(prepared.path)
         highest = 0.0
         if scored.pixel is not None:
             scores = self.to_volume(prepared, scored.pixel)

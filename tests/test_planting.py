@@ -212,7 +212,10 @@ def test_air_round_the_anatomy_is_not_looked_at():
     slices[:, 30:50, 41:60] = torch.rand(6, 20, 19)
     nll = torch.rand(6, 10, 10)
     evidence = VolumeEvidence.of(slices, slices * 0.9, slices * 0.9, nll, torch.rand(6, 1))
-    assert (evidence.box.rows, evidence.box.columns) == (slice(16, 64), slice(32, 72))  # codes are 8 pixels wide
+    assert (evidence.box.rows, evidence.box.columns) == (
+        slice(16, 64),
+        slice(32, 72),
+    )  # codes are 8 pixels wide
     detector = BoxDetector(TINY).eval()
     with torch.no_grad():
         logits = detector.of_slices(evidence, torch.arange(6))

@@ -21,7 +21,7 @@ from ..running.report import Report
 from ..running.run_folder import Outcome, predict_files
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
-from ..volumes import VolumeError, find_others, find_volumes
+from ..volumes import FORMATS, VolumeError, survey
 from .options import add_device, add_region, json_option, restorations_option, seconds_option, slices_option
 from .output import Progress, quiet, say
 
@@ -29,7 +29,7 @@ from .output import Progress, quiet, say
 def parser() -> argparse.ArgumentParser:
     predict = argparse.ArgumentParser(
         prog="mood-submission predict",
-        description="Score every .nii and .nii.gz volume of a folder. Exit status: 0 when every volume has its prediction, "
+        description="Score every volume of a folder: NIfTI, MetaImage, NRRD, and folders of DICOM files. Exit status: 0 when every volume has its prediction, "
         "1 when some failed (each named on standard error), 2 for wrong usage.",
     )
     add_region(predict)
@@ -170,10 +170,11 @@ def names(paths: list[Path], most: int = 5) -> str:
 
 def predict(args: argparse.Namespace) -> int:
     try:
-        files, others = find_volumes(args.input), find_others(args.input)
+        there = survey(args.input)
+        files, others = there.volumes, there.others
         if not files:
             found = f"only {names(others)}" if others else "none"
-            return usage_error(f"{args.input}: expected .nii or .nii.gz volumes, found {found}")
+            return usage_error(f"{args.input}: expected {FORMATS}, found {found}")
         prepare_output(args.output, args.input)
         model = load_model(args.weights or args.region, args.device, precision=args.precision)
         predictor = Predictor(
@@ -201,7 +202,9 @@ def predict(args: argparse.Namespace) -> int:
     except OSError as error:
         return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
     if others:
-        say(f"{args.input}: skipped what is no .nii or .nii.gz: {names(others)}")
+        say(f"{args.input}: skipped what is no volume: {names(others)}")
+    for note in there.notes:
+        say(note)
     if not args.quiet:
         say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
     with Progress(len(files), args.task, quiet=args.quiet) as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..volumes import VolumeError, find_volumes, read_volume
+from ..volumes import FORMATS, VolumeError, find_volumes, output_name, read_volume, volume_name
 
 
 def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
@@ -28,9 +28,9 @@ class Row:
 
 def load_row(source: Path, predicted: Path, labels: Path | None) -> Row:
     """The pictures of one volume. Raises VolumeError where shapes differ."""
-    arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / source.name).data}
+    arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / output_name(source)).data}
     if labels is not None:
-        arrays["label"] = read_volume(labels / source.name).data > 0.5
+        arrays["label"] = read_volume(labels / output_name(source)).data > 0.5
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise VolumeError(f"{source}: expected scores and label of its shape, found {shapes}")
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = find_volumes(args.volumes)[: args.most]
         if not files:
-            raise VolumeError(f"{args.volumes}: expected .nii or .nii.gz volumes, found none")
-        rows = {file.name.removesuffix(".nii.gz"): load_row(file, args.predicted, labels) for file in files}
+            raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
+        rows = {volume_name(file): load_row(file, args.predicted, labels) for file in files}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         draw(rows, args.out)
     except (VolumeError, OSError) as error:

@@ -20,7 +20,7 @@ from ..restoration.plain import replace_unlikely
 from ..running.run_folder import predict_files
 from ..runtime.precision import exact_float32
 from ..runtime.stopwatch import Stopwatch
-from ..volumes import read_volume, write_volume
+from ..volumes import output_name, read_volume, write_volume
 
 REPLACED = 0.1  # share of a slice's codes that are above its threshold where nothing is to be skipped
 
@@ -120,7 +120,7 @@ def _predict(
     with clock.step("postprocess_s"):
         scores = predictor.to_volume(prepared, predictor.pixel(evidence))
     with clock.step("write_s"):
-        write_volume(out / path.name, scores, prepared.grid)
+        write_volume(out / output_name(path), scores, prepared.grid)
     return prepared, codes, nll, restored
 
 

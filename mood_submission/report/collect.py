@@ -12,7 +12,7 @@ import numpy as np
 from ..findings.objects import EXPECTED, FALSE_BY_DEFAULT
 from ..findings.thresholds import HealthyVoxels
 from ..runtime.triples import three
-from ..volumes import Volume, VolumeError, find_volumes, read_volume
+from ..volumes import Volume, VolumeError, find_volumes, output_name, read_volume
 from . import pictures
 
 MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
@@ -67,8 +67,9 @@ def collect(
     outcomes = _outcomes(sources.run) if outcomes is None else outcomes
     entries = []
     for file in find_volumes(sources.volumes):
-        if (sources.predictions / file.name).is_file():
-            entries.append(_entry(file, sources, healthy, found.get(file.name), outcomes.get(file.name, {})))
+        name = output_name(file)
+        if (sources.predictions / name).is_file():
+            entries.append(_entry(file, sources, healthy, found.get(name), outcomes.get(file.name, {})))
     if not entries:
         raise VolumeError(
             f"{sources.predictions}: expected pixel scores of the volumes in {sources.volumes}, found none"
@@ -83,16 +84,17 @@ def _entry(
     file: Path, sources: Sources, healthy: HealthyVoxels | None, found: list[dict] | None, outcome: dict
 ) -> Entry:
     volume = read_volume(file)
-    scores = _alike(sources.predictions / file.name, volume)
+    written = output_name(file)
+    scores = _alike(sources.predictions / written, volume)
     mask, expected = None, None
     if found is not None and sources.findings is not None:
-        mask = _alike(sources.findings / file.name, volume)
-        if (sources.findings / EXPECTED / file.name).is_file():
-            expected = _alike(sources.findings / EXPECTED / file.name, volume)
+        mask = _alike(sources.findings / written, volume)
+        if (sources.findings / EXPECTED / written).is_file():
+            expected = _alike(sources.findings / EXPECTED / written, volume)
     label = None
-    if sources.label is not None and (sources.label / file.name).is_file():
-        label = _alike(sources.label / file.name, volume)
-    text = (sources.samples or sources.predictions) / f"{file.name}.txt"
+    if sources.label is not None and (sources.label / written).is_file():
+        label = _alike(sources.label / written, volume)
+    text = (sources.samples or sources.predictions) / f"{written}.txt"
     score, name = float(scores.max()), "highest voxel score"
     if text.is_file():
         score, name = float(text.read_text().split("\n", 1)[0]), "sample score"

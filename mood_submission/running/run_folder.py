@@ -16,7 +16,7 @@ from ..predictor import Predictor, Prepared
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
 from ..runtime.stopping import check_stopped
-from ..volumes import VolumeError, read_grid, read_volume
+from ..volumes import VolumeError, output_name, read_grid, read_volume
 from .findings_folder import FindingsFolder
 from .time_budget import Computed, compute_within
 
@@ -93,14 +93,16 @@ def finished(source: Path, task: str, out: Path) -> float | None:
         return None if None in of_each else of_each[0]
     try:
         if task == "sample":
-            score = float((out / f"{source.name}.txt").read_text())
+            score = float((out / f"{output_name(source)}.txt").read_text())
             return score if 0 <= score <= 1 else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scores, grid = read_volume(out / source.name), read_grid(source)
+            scores, grid = read_volume(out / output_name(source)), read_grid(source)
     except (OSError, ValueError):  # VolumeError is one
         return None
-    same = scores.grid.shape == grid.shape and np.array_equal(scores.grid.affine, grid.affine, equal_nan=True)
+    same = scores.grid.shape == grid.shape and np.allclose(
+        scores.grid.affine, grid.affine, rtol=1e-6, atol=1e-4, equal_nan=True
+    )
     low, high = float(scores.data.min()), float(scores.data.max())
     return high if same and not scores.missing and low >= 0 and high <= 1 else None
 
@@ -187,7 +189,7 @@ class FolderRun:
     def read(self, outcome: Outcome) -> Prepared | None:
         begin = time.monotonic()
         try:
-            if self.resume and (self.findings is None or self.findings.has(outcome.file.name)):
+            if self.resume and (self.findings is None or self.findings.has(output_name(outcome.file))):
                 outcome.score = finished(outcome.file, self.task, self.out)
                 if outcome.score is not None:
                     outcome.status = "resumed"

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +22,20 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(
                 file.fileno()
             )  # a disk may say only here that it is full, and power may fail after the renaming
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole_by_name(path: Path, write: Callable[[str], object]) -> None:
+    """`write_whole` for libraries that open the file themselves: `write` is called with a hidden name that ends as
+    `path` does, in small letters."""
+    part = path.with_name(f".part.{path.stem}{path.suffix.lower()}")
+    part.unlink(missing_ok=True)
+    try:
+        write(str(part))
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

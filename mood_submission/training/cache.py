@@ -6,7 +6,6 @@ Training itself reads only this file: it needs neither nibabel nor SimpleITK, so
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -45,7 +44,7 @@ def build_cache(
     such as "ucla*", of volumes that are not to be read.
     Raises VolumeError for a folder without volumes or a file that is not one, CacheError for two volumes of one name.
     """
-    from ..volumes import read_volume
+    from ..volumes import read_volume, volume_name
 
     paths = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
     side = preprocessing.image_size
@@ -68,7 +67,7 @@ def build_cache(
         ):
             columns[name].append(np.full(len(indices), value))
     arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
-    names = [_name(path) for path in paths]
+    names = [volume_name(path) for path in paths]
     about = json.dumps({"names": names, "preprocessing": preprocessing.to_dict()})
     file.parent.mkdir(parents=True, exist_ok=True)
     with write_whole(file) as out:
@@ -76,32 +75,28 @@ def build_cache(
 
 
 def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
-    from ..volumes import VolumeError, find_volumes
+    from ..volumes import FORMATS, VolumeError, find_volumes, volume_name
 
     paths = []
     for folder in folders:
         found = [
             path
             for path in find_volumes(folder)
-            if not any(fnmatch(_name(path), pattern) for pattern in leave_out)
+            if not any(fnmatch(volume_name(path), pattern) for pattern in leave_out)
         ]
         if not found:
             raise VolumeError(
-                f"{folder}: expected .nii or .nii.gz volumes, found none"
+                f"{folder}: expected {FORMATS}, found none"
                 + (f" but those left out ({', '.join(leave_out)})" if leave_out else "")
             )
         paths += found
-    names = [_name(path) for path in paths]
+    names = [volume_name(path) for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise CacheError(
             f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice"
         )
     return paths
-
-
-def _name(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def split_names(names: list[str], validation: float, test: float) -> dict[str, list[str]]:

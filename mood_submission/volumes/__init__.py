@@ -1,19 +1,33 @@
-"""NIfTI files in and out, in any orientation."""
+"""Files in and out, in any orientation: NIfTI, MetaImage, NRRD and DICOM."""
 
-from .folder import SUFFIXES, find_others, find_volumes, named_volumes, volume_name
+from .files import read_grid, read_volume, write_mask, write_volume
+from .folder import (
+    FORMATS,
+    SUFFIXES,
+    Survey,
+    find_others,
+    find_volumes,
+    named_volumes,
+    output_name,
+    survey,
+    volume_name,
+)
 from .grid import Grid, Volume, VolumeError
-from .nifti import read_grid, read_volume, write_mask, write_volume
 
 __all__ = [
+    "FORMATS",
     "SUFFIXES",
     "Grid",
+    "Survey",
     "Volume",
     "VolumeError",
     "find_others",
     "find_volumes",
     "named_volumes",
+    "output_name",
     "read_grid",
     "read_volume",
+    "survey",
     "volume_name",
     "write_mask",
     "write_volume",

@@ -6,7 +6,6 @@ Axes are only permuted and flipped, never resampled, so that a score belongs to 
 import math
 import os
 import stat
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,14 +15,11 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-import torch
 from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice and written ten times as fast
 
 from ..runtime.files import write_whole
-from ..runtime.memory import free_memory
 from ..runtime.triples import three
-from .folder import SUFFIXES
-from .grid import Grid, Volume, VolumeError, one_line
+from .grid import Grid, Volume, VolumeError, axes_of, check_memory, one_line
 
 SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
 UNREADABLE: tuple[
@@ -51,7 +47,7 @@ OTHER_FORMATS = (  # where in the file, what stands there, what that says
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
 
 
-def read_volume(path: str | Path) -> Volume:
+def read_nifti(path: Path) -> Volume:
     """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
 
     Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
@@ -62,7 +58,6 @@ def read_volume(path: str | Path) -> Volume:
 
     Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
     """
-    path = Path(path)
     with _as_volume_error(path):
         file_size = _size_of(path)
         image = _image_of(path)
@@ -71,55 +66,20 @@ def read_volume(path: str | Path) -> Volume:
         assert isinstance(stored, nib.arrayproxy.ArrayProxy)  # an image that was read from a file
         _check_size(stored, path, file_size)
         data, missing = _read_ras(stored, grid)
-    if missing:
-        notes += (f"{path}: {missing} NaN or infinite voxels read as the lowest of the others",)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
     return Volume(data, spacing, grid, path, missing, notes)
 
 
-def read_grid(path: str | Path) -> Grid:
-    """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_volume` raises for headers."""
-    path = Path(path)
+def read_nifti_grid(path: Path) -> Grid:
+    """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_nifti` raises for headers."""
     with _as_volume_error(path):
         _size_of(path)
         return _grid_of(_image_of(path), path)[0]
 
 
-def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
-    """Write scores on the grid of the file they belong to: its axes, shape, affine, codes and units; float32, unscaled.
-
-    scores: (X, Y, Z) in RAS order, every value in [0, 1].
-    The file is written under a hidden name beside `path` and moved into place, so `path` is never half written.
-
-    Raises VolumeError where the shape is not the grid's or `path` does not end in .nii or .nii.gz, ValueError where a
-    score is not finite or not in [0, 1], OSError where the folder cannot be written to.
-    """
-    path = Path(path)
-    _check_target(path, scores, grid)
-    low, high = float(scores.min()), float(scores.max())  # a NaN makes both NaN
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"{path}: expected scores in [0, 1], found {low:g} to {high:g}")
-
-    _write_image(path, _image_like(grid, scores, np.dtype(np.float32)))
-
-
-def write_mask(path: str | Path, mask: np.ndarray, grid: Grid) -> None:
-    """Write numbers of objects on the grid of the file that they were found in; uint8, 0 where nothing is.
-
-    mask: (X, Y, Z) uint8 in RAS order. Raises VolumeError where the shape is not the grid's or `path` does not end in .nii
-    or .nii.gz, OSError where the folder cannot be written to.
-    """
-    path = Path(path)
-    _check_target(path, mask, grid)
-    _write_image(path, _image_like(grid, mask, np.dtype(np.uint8)))
-
-
-def _check_target(path: Path, array: np.ndarray, grid: Grid) -> None:
-    if not path.name.lower().endswith(SUFFIXES):
-        raise VolumeError(f"{path}: expected a name ending in .nii or .nii.gz")
-    if array.shape != grid.ras_shape:
-        raise VolumeError(f"{path}: expected an array of shape {grid.ras_shape}, found {array.shape}")
+def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
+    """Write an array (X, Y, Z) in RAS order on the grid of the file it belongs to: its axes, shape, affine, codes and units;
+    in the array's own dtype, unscaled."""
+    _write_image(path, _image_like(grid, array, array.dtype))
 
 
 def _write_image(path: Path, image: nib.Nifti1Image) -> None:
@@ -200,9 +160,7 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     notes: tuple[str, ...] = ()
     if _orientation_is_known(header, affine):
-        orientation = nib.orientations.io_orientation(affine)
-        ras_axes = three(int(axis) for axis in orientation[:, 0])
-        flipped = three(bool(sign < 0) for sign in orientation[:, 1])
+        ras_axes, flipped = axes_of(affine)
     else:
         notes = (f"{path}: no usable orientation in the header; array taken as it is for RAS",)
         ras_axes, flipped = (0, 1, 2), (False, False, False)
@@ -241,12 +199,7 @@ def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) ->
             f"{path}: expected {needed} bytes for shape {proxy.shape} at {proxy.offset}, found a file of "
             f"{file_size}{' (packed)' if packed else ''}"
         )
-    free = free_memory(torch.device("cpu"))
-    if 4 * voxels > free:
-        raise VolumeError(
-            f"{path}: expected {4 * voxels >> 20} MB of free memory for shape {proxy.shape}, "
-            f"found {free >> 20} MB"
-        )
+    check_memory(path, proxy.shape, 4)
 
 
 def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:

@@ -1,0 +1,388 @@
+"""MetaImage, NRRD and DICOM in, through the same door as NIfTI: voxels stay at their own place in the patient."""
+
+import itertools
+import locale
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import mood, write_nifti
+
+from mood_submission.volumes import (
+    VolumeError,
+    find_others,
+    find_volumes,
+    output_name,
+    read_grid,
+    read_volume,
+    survey,
+    volume_name,
+    write_mask,
+    write_volume,
+)
+from mood_submission.volumes.metaimage import same_locale
+
+SHAPE = (5, 6, 4)
+STRAIGHT = np.eye(3)
+IMPULSE = (3, 1, 2)  # in the file's own indices
+ORIENTATIONS = [
+    np.array(axes) * np.array(signs)
+    for axes in (np.eye(3), np.eye(3)[[1, 2, 0]], np.eye(3)[[2, 1, 0]])
+    for signs in ((1, 1, 1), (-1, 1, -1))
+]
+
+
+def tilted(axes: np.ndarray) -> np.ndarray:
+    """The axes, turned a little about all three."""
+    turn = np.eye(3)
+    for axis, degrees in enumerate((4, -7, 9)):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        one = np.eye(3)
+        a, b = [i for i in range(3) if i != axis]
+        one[a, a], one[a, b], one[b, a], one[b, b] = c, -s, s, c
+        turn = turn @ one
+    return turn @ axes
+
+
+def image(axes: np.ndarray, dtype=np.int16) -> sitk.Image:
+    """An impulse of 7 in noughts."""
+    voxels = np.zeros(SHAPE, dtype)
+    voxels[IMPULSE] = 7
+    result = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose(2, 1, 0)))
+    result.SetSpacing((0.8, 1.25, 3.0))
+    result.SetOrigin((-12.5, 30.25, 101.125))
+    result.SetDirection(axes.ravel().tolist())
+    return result
+
+
+def place_of(volume, index) -> np.ndarray:
+    """Where a voxel of the array lies in the patient, RAS mm."""
+    return (volume.grid.affine @ [*volume.grid.file_index(np.array(index)), 1])[:3]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr", ".MHA"])
+@pytest.mark.parametrize("axes", [*ORIENTATIONS, tilted(np.eye(3))])
+def test_an_impulse_stays_at_its_place_in_the_patient(tmp_path, suffix, axes):
+    """Read, it lies where SimpleITK says; its score, written, lies there too."""
+    stored, path = image(axes), tmp_path / f"scan{suffix}"
+    sitk.WriteImage(stored, str(tmp_path / f"scan{suffix.lower()}"))
+    (tmp_path / f"scan{suffix.lower()}").rename(path)
+    volume = read_volume(path)
+    assert volume.data.sum() == 7 and volume.data.dtype == np.float32 and volume.data.flags.f_contiguous
+    found = np.unravel_index(volume.data.argmax(), volume.data.shape)
+    lps = np.array(stored.TransformIndexToPhysicalPoint(IMPULSE))
+    assert np.allclose(place_of(volume, found), lps * [-1, -1, 1], atol=1e-6)
+    assert np.allclose(sorted(volume.spacing), [0.8, 1.25, 3.0])
+    assert np.array_equal(read_grid(path).affine, volume.grid.affine)
+
+    target = tmp_path / output_name(path).replace("scan", "scores")
+    write_volume(target, (volume.data == 7).astype(np.float32), volume.grid)
+    io = "MetaImageIO" if "mh" in target.suffix.lower() else "NrrdImageIO"
+    back = sitk.ReadImage(str(target), imageIO=io)
+    assert back.GetSize() == SHAPE and back.GetPixelID() == sitk.sitkFloat32
+    assert back.GetPixel(IMPULSE) == 1 and sitk.GetArrayFromImage(back).sum() == 1
+    for one, other in (
+        (back.GetOrigin(), stored.GetOrigin()),
+        (back.GetSpacing(), stored.GetSpacing()),
+        (back.GetDirection(), stored.GetDirection()),
+    ):
+        assert np.allclose(one, other, atol=1e-9)
+    write_mask(target, (volume.data == 7).astype(np.uint8) * 3, volume.grid)
+    assert sitk.ReadImage(str(target), imageIO=io).GetPixel(IMPULSE) == 3
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("axes", ORIENTATIONS)
+def test_formats_agree(tmp_path, axes):
+    """One scan in three formats is read as one array of one spacing."""
+    for suffix in (".nii.gz", ".mha", ".nrrd"):
+        sitk.WriteImage(image(axes, np.float32), str(tmp_path / f"scan{suffix}"))
+    nifti, *others = (read_volume(tmp_path / f"scan{suffix}") for suffix in (".nii.gz", ".mha", ".nrrd"))
+    for other in others:
+        assert np.array_equal(other.data, nifti.data) and np.allclose(other.spacing, nifti.spacing)
+        assert np.allclose(other.grid.affine, nifti.grid.affine, atol=1e-4)
+
+
+def test_missing_voxels_are_the_lowest_of_the_others(tmp_path):
+    voxels = np.full((3, 4, 5), 2.0, np.float32)
+    voxels[0, 0, 0], voxels[1, 1, 1], voxels[2, 2, 2] = np.nan, np.inf, 1.5
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "scan.mha"))
+    with pytest.warns(UserWarning, match="2 NaN or infinite voxels"):
+        volume = read_volume(tmp_path / "scan.mha")
+    assert volume.missing == 2 and np.isfinite(volume.data).all() and (volume.data == 1.5).sum() == 3
+
+
+def broken(folder, kind: str):
+    path = folder / "scan.mha"
+    good = image(np.eye(3))
+    if kind == "colour":
+        sitk.WriteImage(sitk.Compose(good, good, good), str(path))
+    elif kind == "complex":
+        sitk.WriteImage(
+            sitk.RealAndImaginaryToComplex(*(sitk.Cast(good, sitk.sitkFloat32),) * 2),
+            str(folder / "scan.nrrd"),
+        )
+        return folder / "scan.nrrd"
+    elif kind == "flat":
+        sitk.WriteImage(good[:, :, 0], str(path))
+    elif kind == "several in time":
+        sitk.WriteImage(sitk.JoinSeries([good, good]), str(path))
+    elif kind == "short":
+        sitk.WriteImage(good, str(path))
+        path.write_bytes(path.read_bytes()[:-40])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no image at all\n" * 9)
+    elif kind == "huge":
+        sitk.WriteImage(good, str(path))
+        path.write_bytes(path.read_bytes().replace(b"DimSize = 5 6 4", b"DimSize = 50000 60000 40000"))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "without its voxels":
+        sitk.WriteImage(good, str(folder / "scan.mhd"))
+        next(folder.glob("*.*raw")).unlink()
+        return folder / "scan.mhd"
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    "colour complex flat several_in_time short empty text huge folder missing without_its_voxels".split(),
+)
+def test_what_is_no_volume_is_one_line(tmp_path, kind):
+    path = broken(tmp_path, kind.replace("_", " "))
+    with pytest.raises(VolumeError) as error:
+        read_volume(path)
+    assert str(error.value).startswith(f"{path}: expected ") and "found" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_files_with_bytes_changed_are_volumes_or_errors(tmp_path, suffix):
+    """Never a crash, never numbers that are none."""
+    path, rng, usual = tmp_path / f"scan{suffix}", np.random.default_rng(0), locale.setlocale(locale.LC_ALL)
+    sitk.WriteImage(image(np.eye(3)), str(path))
+    whole, outcomes = path.read_bytes(), set()
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for at in rng.integers(len(whole), size=rng.integers(1, 6)):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(bytes(damaged[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.3 else damaged))
+        try:
+            volume = read_volume(path)
+            assert volume.data.ndim == 3 and np.isfinite(volume.data).all() and min(volume.spacing) > 0
+            outcomes.add("volume")
+        except VolumeError as error:
+            assert "\n" not in str(error)
+            outcomes.add("error")
+        assert locale.setlocale(locale.LC_ALL) == usual
+    assert outcomes == {"volume", "error"}
+
+
+# DICOM
+
+
+@same_locale()
+def write_series(
+    folder,
+    axes=STRAIGHT,
+    count=4,
+    uid="1.2.3",
+    number=1,
+    slope=2.0,
+    intercept=-1000.0,
+    tilt=0.0,
+    leave_out=(),
+    image_type="ORIGINAL\\PRIMARY\\AXIAL",
+    sop_class="1.2.840.10008.5.1.4.1.1.2",
+    size=(5, 6),
+    names=lambda i: f"IM{(i * 7) % 10:04d}",
+):
+    """A CT of `count` slices, 2.5 mm apart, of 100 * slice + 10 * row + 2 * column HU; SimpleITK stores them as the slope and
+    the intercept say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i in range(count):
+        if i in leave_out:
+            continue
+        rows, columns = np.mgrid[: size[1], : size[0]]
+        one = sitk.GetImageFromArray((100 * i + 10 * rows + 2 * columns).astype(np.int16)[None])
+        origin = np.array([-10.0, 20, 30]) + i * 2.5 * (axes[:, 2] + np.tan(np.radians(tilt)) * axes[:, 1])
+        one.SetSpacing((0.75, 1.5, 2.5))
+        one.SetOrigin(origin.tolist())
+        one.SetDirection(axes.ravel().tolist())
+        for tag, value in {
+            "0008|0060": "CT",
+            "0008|0008": image_type,
+            "0008|0016": sop_class,
+            "0008|0018": f"{uid}.{i + 1}",
+            "0020|000d": "1.2",
+            "0020|000e": uid,
+            "0020|0011": str(number),
+            "0020|0013": str(count - i),
+            "0020|0032": "\\".join(f"{x:.9f}" for x in origin),
+            "0020|0037": "\\".join(f"{x:.9f}" for x in axes[:, :2].T.ravel()),
+            "0028|1052": str(intercept),
+            "0028|1053": str(slope),
+        }.items():
+            one.SetMetaData(tag, value)
+        path = folder / f"{names(i)}.dcm"
+        writer.SetFileName(str(path))
+        writer.Execute(one)
+    return folder
+
+
+@pytest.mark.parametrize("axes", [np.eye(3), ORIENTATIONS[2], ORIENTATIONS[4], tilted(np.eye(3))])
+def test_a_series_is_a_volume_in_hounsfield_units(tmp_path, axes):
+    """Sorted by place, whatever the files are called; as SimpleITK's own series reader puts it together."""
+    folder = write_series(tmp_path / "patient", axes)
+    assert find_volumes(tmp_path) == [folder] and find_others(tmp_path) == []
+    assert volume_name(folder) == "patient" and output_name(folder) == "patient.nii.gz"
+    volume = read_volume(folder)
+    with same_locale():
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+        expected = reader.Execute()
+    for index in itertools.product(range(5), range(6), range(4)):
+        ras = np.array(expected.TransformIndexToPhysicalPoint(index)) * [-1, -1, 1]
+        at = np.linalg.solve(volume.grid.affine, [*ras, 1])[:3]
+        at = volume.grid.ras_index(at.round().astype(int)).astype(int)
+        assert volume.data[tuple(at)] == expected.GetPixel(index)
+    assert volume.data.min() == 0 and volume.data.max() == 358
+    stored = np.frombuffer(next(folder.iterdir()).read_bytes()[-60:], np.int16)
+    assert stored.min() >= 500  # (0 + 1000) / 2: rescaled when it was read
+    assert np.allclose(sorted(volume.spacing), [0.75, 1.5, 2.5])
+
+
+def test_reading_leaves_the_locale_as_it_is(tmp_path):
+    """GDCM and NRRD's reader set it; Python would take text files for ASCII from then on."""
+    usual = locale.setlocale(locale.LC_ALL)
+    read_volume(write_series(tmp_path / "patient"))
+    assert locale.setlocale(locale.LC_ALL) == usual
+
+
+def test_mixed_series_are_told_apart_and_others_skipped_with_a_note(tmp_path):
+    folder = tmp_path / "study"
+    write_series(folder / "a", uid="1.2.3", number=2)
+    write_series(folder / "b", uid="1.2.4", number=3, count=3, names=lambda i: f"B{i}")
+    write_series(
+        folder / "a", uid="1.2.5", count=3, image_type="ORIGINAL\\PRIMARY\\LOCALIZER", names=lambda i: f"L{i}"
+    )
+    write_series(folder, uid="1.2.6", count=1, sop_class="1.2.840.10008.5.1.4.1.1.7", names=lambda i: "shot")
+    (folder / "README").write_text("nothing")
+    found = survey(tmp_path)
+    assert [volume_name(path) for path in found.volumes] == ["study_002", "study_003"]
+    assert [read_volume(path).data.shape for path in found.volumes] == [(5, 6, 4), (5, 6, 3)]
+    assert found.notes == [
+        f"{folder}: 3 DICOM files skipped: localisers",
+        f"{folder}: 1 DICOM files skipped: secondary captures",
+    ]
+
+
+def test_files_of_a_series_may_lie_in_the_folder_itself(tmp_path):
+    folder = write_series(tmp_path / "input")
+    write_nifti(folder / "brain.nii.gz", np.zeros((3, 3, 3), np.float32))
+    assert find_volumes(folder) == [folder, folder / "brain.nii.gz"]
+    assert read_volume(folder).data.shape == (5, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "how, found",
+    [
+        ({"leave_out": (2,)}, "slices are missing"),
+        ({"tilt": 12.0}, "gantry tilt of 12.0 degrees"),
+    ],
+)
+def test_what_is_no_straight_stack_is_one_line(tmp_path, how, found):
+    folder = write_series(tmp_path / "patient", count=5, **how)
+    with pytest.raises(VolumeError, match=found) as error:
+        read_volume(folder)
+    assert str(error.value).startswith(f"{folder}: expected slices") and "\n" not in str(error.value)
+
+
+def test_slices_there_twice_or_of_another_size_are_one_line(tmp_path):
+    write_series(tmp_path / "twice")
+    write_series(tmp_path / "twice", names=lambda i: f"again{i}")
+    write_series(tmp_path / "sizes", count=3)
+    write_series(tmp_path / "sizes", count=4, leave_out=(0, 1, 2), size=(5, 7), names=lambda i: "other")
+    with pytest.raises(VolumeError, match="each slice once, found .* at one place"):
+        read_volume(tmp_path / "twice")
+    with pytest.raises(VolumeError, match="slices of one size, found"):
+        read_volume(tmp_path / "sizes")
+
+
+def test_a_broken_file_of_a_series_is_a_missing_slice(tmp_path):
+    folder = write_series(tmp_path / "patient", count=6)
+    damaged = sorted(folder.iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert survey(tmp_path).notes == [f"{folder}: 1 DICOM files skipped: unreadable, or no images"]
+    with pytest.raises(VolumeError, match="slices are missing|slices 2.5 mm apart"):
+        read_volume(folder)
+
+
+def test_a_folder_without_dicom_is_no_volume(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1")
+    assert find_volumes(tmp_path) == [] and find_others(tmp_path) == [tmp_path / "labels"]
+    for path in (tmp_path / "labels", tmp_path / "nothing"):
+        with pytest.raises(VolumeError, match="expected a volume or a DICOM series, found no such file"):
+            read_volume(path)
+
+
+def test_two_volumes_of_one_prediction_are_an_error(tmp_path):
+    sitk.WriteImage(image(np.eye(3)), str(tmp_path / "scan.mha"))
+    sitk.WriteImage(image(np.eye(3)), str(tmp_path / "scan.mhd"))
+    with pytest.raises(
+        VolumeError, match="each prediction's name once, found scan.mha for scan.mha and scan.mhd"
+    ):
+        find_volumes(tmp_path)
+
+
+# from end to end
+
+
+def test_every_format_is_scored_alike(tmp_path, tiny_weights):
+    """One brain as NIfTI, MetaImage, NRRD and DICOM: the same scores, each on its own grid, named after the input."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.mgrid[-1:1:16j, -1:1:20j, -1:1:18j]
+    voxels = np.where(x**2 + y**2 + z**2 < 0.8, 200 + 30 * rng.standard_normal(x.shape), 0).clip(0)
+    scan = sitk.GetImageFromArray(voxels.round().astype(np.int16))
+    scan.SetSpacing((8.0, 8.0, 8.0))
+    for folder, suffix in (("a", ".nii.gz"), ("b", ".mha"), ("c", ".nrrd")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        sitk.WriteImage(scan, str(tmp_path / "in" / folder / f"scan{suffix}"))
+    scores = {}
+    for folder, name in (("a", "scan.nii.gz"), ("b", "scan.mha"), ("c", "scan.nrrd")):
+        done = mood(
+            "predict", "--region", "brain", "--task", "both", "--weights", tiny_weights["brain"],
+            "-i", tmp_path / "in" / folder, "-o", tmp_path / "out" / folder,
+            "--slices", 3, "--restorations", 2, "--device", "cpu",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        written = tmp_path / "out" / folder / name
+        assert (written.parent / f"{name}.txt").exists()
+        scores[folder] = read_volume(written)
+        again = mood(
+            "predict", "--region", "brain", "--task", "both", "--weights", tiny_weights["brain"],
+            "-i", tmp_path / "in" / folder, "-o", tmp_path / "out" / folder,
+            "--slices", 3, "--restorations", 2, "--device", "cpu", "--resume",
+        )  # fmt: skip
+        assert again.returncode == 0 and "1 of 1 volumes had their prediction already" in again.stderr
+    assert scores["a"].data.any()
+    for folder in "bc":
+        assert np.allclose(scores[folder].grid.affine, scores["a"].grid.affine, atol=1e-4)
+        assert scores[folder].data.shape == scores["a"].data.shape
+
+
+def test_a_dicom_series_is_scored_as_nifti(tmp_path, tiny_weights):
+    folder = write_series(tmp_path / "in" / "patient", count=6, size=(12, 14))
+    done = mood(
+        "predict", "--region", "abdom", "--task", "pixel", "--weights", tiny_weights["abdom"],
+        "-i", tmp_path / "in", "-o", tmp_path / "out", "--restorations", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = nib.load(tmp_path / "out" / "patient.nii.gz")
+    assert written.shape == (12, 14, 6) and np.allclose(written.affine, read_grid(folder).affine, atol=1e-4)
