@@ -32,7 +32,7 @@ from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
 from .scoring.rarity import EVIDENCE, rarity
 from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
-from .volumes import Grid, Volume, VolumeError, output_name, read_volume, write_volume
+from .volumes import Grid, Volume, VolumeError, output_name, read_volume, seed_name, write_volume
 
 MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
@@ -282,7 +282,7 @@ class Predictor:
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""
         height, width = codes.shape[1:]
-        uniforms = self.uniforms(prepared.path.name, prepared.indices, (height, width))[:, first:last]
+        uniforms = self.uniforms(seed_name(prepared.path), prepared.indices, (height, width))[:, first:last]
         return self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:

@@ -235,6 +235,25 @@ def write_series(
     return folder
 
 
+@same_locale()
+def write_slices(folder, scan):
+    """Each slice of an image as a file of one series."""
+    folder.mkdir()
+    for i in range(scan.GetDepth()):
+        one = scan[:, :, i : i + 1]
+        for tag, value in {
+            "0008|0060": "CT",
+            "0020|000e": "1.2.3",
+            "0020|0032": "\\".join(f"{x:.6f}" for x in one.GetOrigin()),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+        }.items():
+            one.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{i}.dcm"))
+        writer.Execute(one)
+
+
 @pytest.mark.parametrize("axes", [np.eye(3), ORIENTATIONS[2], ORIENTATIONS[4], tilted(np.eye(3))])
 def test_a_series_is_a_volume_in_hounsfield_units(tmp_path, axes):
     """Sorted by place, whatever the files are called; as SimpleITK's own series reader puts it together."""
@@ -345,36 +364,40 @@ def test_two_volumes_of_one_prediction_are_an_error(tmp_path):
 
 
 def test_every_format_is_scored_alike(tmp_path, tiny_weights):
-    """One brain as NIfTI, MetaImage, NRRD and DICOM: the same scores, each on its own grid, named after the input."""
+    """One brain as NIfTI, MetaImage, NRRD and DICOM: the same bits, each on its own grid, named after the input."""
     rng = np.random.default_rng(0)
     z, y, x = np.mgrid[-1:1:16j, -1:1:20j, -1:1:18j]
     voxels = np.where(x**2 + y**2 + z**2 < 0.8, 200 + 30 * rng.standard_normal(x.shape), 0).clip(0)
     scan = sitk.GetImageFromArray(voxels.round().astype(np.int16))
-    scan.SetSpacing((8.0, 8.0, 8.0))
-    for folder, suffix in (("a", ".nii.gz"), ("b", ".mha"), ("c", ".nrrd")):
-        (tmp_path / "in" / folder).mkdir(parents=True)
-        sitk.WriteImage(scan, str(tmp_path / "in" / folder / f"scan{suffix}"))
+    scan.SetSpacing((0.8, 0.8, 2.5))
+    names = {
+        "scan.nii.gz": "scan.nii.gz",
+        "scan.mha": "scan.mha",
+        "scan.nhdr": "scan.nrrd",
+        "scan": "scan.nii.gz",
+    }
     scores = {}
-    for folder, name in (("a", "scan.nii.gz"), ("b", "scan.mha"), ("c", "scan.nrrd")):
-        done = mood(
+    for given, written in names.items():
+        folder, out = tmp_path / "in" / f"as_{given}", tmp_path / "out" / f"as_{given}"
+        folder.mkdir(parents=True)
+        if given == "scan":
+            write_slices(folder / given, scan)
+        else:
+            sitk.WriteImage(scan, str(folder / given))
+        words = (
             "predict", "--region", "brain", "--task", "both", "--weights", tiny_weights["brain"],
-            "-i", tmp_path / "in" / folder, "-o", tmp_path / "out" / folder,
-            "--slices", 3, "--restorations", 2, "--device", "cpu",
+            "-i", folder, "-o", out, "--slices", 3, "--restorations", 2, "--device", "cpu",
         )  # fmt: skip
+        done = mood(*words)
         assert done.returncode == 0, done.stderr
-        written = tmp_path / "out" / folder / name
-        assert (written.parent / f"{name}.txt").exists()
-        scores[folder] = read_volume(written)
-        again = mood(
-            "predict", "--region", "brain", "--task", "both", "--weights", tiny_weights["brain"],
-            "-i", tmp_path / "in" / folder, "-o", tmp_path / "out" / folder,
-            "--slices", 3, "--restorations", 2, "--device", "cpu", "--resume",
-        )  # fmt: skip
+        scores[given] = read_volume(out / written), (out / f"{written}.txt").read_text()
+        again = mood(*words, "--resume")
         assert again.returncode == 0 and "1 of 1 volumes had their prediction already" in again.stderr
-    assert scores["a"].data.any()
-    for folder in "bc":
-        assert np.allclose(scores[folder].grid.affine, scores["a"].grid.affine, atol=1e-4)
-        assert scores[folder].data.shape == scores["a"].data.shape
+    pixel, sample = scores.pop("scan.nii.gz")
+    assert pixel.data.any()
+    for other, text in scores.values():
+        assert np.array_equal(other.data, pixel.data) and text == sample
+        assert np.allclose(other.grid.affine, pixel.grid.affine, atol=1e-4)
 
 
 def test_a_dicom_series_is_scored_as_nifti(tmp_path, tiny_weights):

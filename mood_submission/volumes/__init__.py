@@ -9,6 +9,7 @@ from .folder import (
     find_volumes,
     named_volumes,
     output_name,
+    seed_name,
     survey,
     volume_name,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "output_name",
     "read_grid",
     "read_volume",
+    "seed_name",
     "survey",
     "volume_name",
     "write_mask",

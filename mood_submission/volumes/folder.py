@@ -94,6 +94,12 @@ def output_name(path: Path) -> str:
     return path.name if suffix is None else path.name[: -len(suffix)] + IN_ONE_FILE[suffix]
 
 
+def seed_name(path: Path) -> str:
+    """What the draws for a volume are made from: its NIfTI file's name, which other formats of the same scan share."""
+    name = output_name(path)
+    return name if name.lower().endswith(NIFTI_SUFFIXES) else f"{volume_name(path)}.nii.gz"
+
+
 def named_volumes(
     folders: str | Path | Iterable[Path], names: Iterable[str] | None = None
 ) -> dict[str, Path]:

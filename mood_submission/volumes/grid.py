@@ -133,7 +133,8 @@ def volume_of(data: np.ndarray, grid: Grid, path: Path, notes: tuple[str, ...] =
     missing = ras.size - int(np.count_nonzero(finite))
     if missing:
         ras[~finite] = ras.min(where=finite, initial=np.inf) if finite.any() else 0
-    sizes = np.linalg.norm(grid.affine[:3, :3], axis=0)
+    # as a NIfTI file would say it, in float32, so that the scores of one scan are the same bits in every format
+    sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
     spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
     return Volume(ras, spacing, grid, path, missing, notes)
 
