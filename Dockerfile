@@ -19,7 +19,7 @@ COPY run_sample_brain.sh run_sample_abdom.sh run_pixel_brain.sh run_pixel_abdom.
 RUN chmod -R u=rwX,go=rX /pins /weights /workspace \
  && python3 -m compileall -q mood_submission
 
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS plain
 # Another index for pip beside PyPI: https://download.pytorch.org/whl/cpu makes an image without CUDA.
 ARG PIP_EXTRA_INDEX_URL
 
@@ -67,6 +67,16 @@ LABEL org.opencontainers.image.title="mood-submission" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
+# docker build --target grand-challenge: for uploading to grand-challenge.org, which runs no image as root.
+FROM plain AS grand-challenge
+RUN install -d -m 755 /input /opt/ml/model && install -d -m 777 /output
+ENV HOME=/tmp TMPDIR=/tmp
+USER 1000:1000
+ENTRYPOINT ["python3", "-m", "mood_submission", "grand-challenge"]
+CMD []
+
+# What the challenge runs, and everyone else; made where no target is asked for.
+FROM plain
 # Root unless --user says otherwise: the output folder may be anyone's, of mode 0700. Python is process 1, which the
 # system does not let SIGTERM end by itself; SIGINT Python answers from its first moment on.
 STOPSIGNAL SIGINT

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "judge predictions as the challenge does",
     "show": "draw volumes beside their scores",
     "train": "train the networks on healthy volumes",
+    "grand-challenge": "run as an algorithm of grand-challenge.org",
     "export": "make a model file of a training run",
     "add-detector": "put a trained detector into a model file",
     "calibrate": "measure what is rare among healthy voxels",
