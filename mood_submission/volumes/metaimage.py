@@ -2,6 +2,7 @@
 
 import locale
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,9 +120,9 @@ def _io(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> VolumeError:
     kind = _io(path).removesuffix("ImageIO").replace("Nrrd", "NRRD").replace("Meta", "MetaImage")
-    if isinstance(error, RuntimeError):  # SimpleITK's: many lines, of which the last says what is wrong
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RuntimeError):  # SimpleITK's: many lines, of which one says what is wrong
+        said = re.search(r"ERROR:\s*(?:\w+\(0x\w+\):\s*)?(.+)", str(error))
         return VolumeError(
-            f"{path}: expected a readable {kind} volume, found: {lines[-1] if lines else 'an error'}"
+            f"{path}: expected a readable {kind} volume, found: {said[1].strip() if said else one_line(error)}"
         )
     return VolumeError(f"{path}: expected a readable {kind} volume, found {one_line(error)}")
