@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .model import Model
 from .model_file import About
-from .networks.context_detector import usual_nll, usual_residual
+from .networks.volume_evidence import usual_nll, usual_residual
 from .scoring.learned import smooth_logits
 from .scoring.paper import pixel_score
 from .scoring.rarity import smooth_evidence

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model import Model, networks_sha256
-from ..networks.context_detector import Box, VolumeEvidence, places
+from ..networks.detector import places
+from ..networks.volume_evidence import Box, VolumeEvidence, at_size
 from ..preprocessing import normalise
 from ..preprocessing.body import body_mask
 from ..runtime.files import write_whole
@@ -117,7 +118,7 @@ class Planter:
         return (self.data.volume == number).nonzero()[:, 0]
 
     def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        prep, raw = self.data.preprocessing, self.data.raw(members).cpu()
+        prep, raw = self.data.preprocessing, self._raw(members)
         if self.settings.benchmark:
             return raw
         name = list(MIXTURE)[rng.choice(len(MIXTURE), p=list(MIXTURE.values()))]
@@ -159,6 +160,10 @@ class Planter:
                 back = lambda a: np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1])  # noqa: E731
                 yield back(planted), back(mask), "+".join(names)
 
+    def _raw(self, members: Tensor) -> Tensor:
+        """Slices at the network's size, to which caches of the published preprocessing bring them only here."""
+        return at_size(self.data.raw(members).cpu(), (self.data.preprocessing.image_size,) * 2)
+
     def _height(self) -> float:
         prep = self.data.preprocessing
         return (
@@ -169,11 +174,9 @@ class Planter:
 
     def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
         """Another volume, as high: its slices beyond the top or bottom repeated."""
-        raw = self.data.raw(self._members(int(rng.choice(self.numbers)))).cpu().numpy()
+        raw = self._raw(self._members(int(rng.choice(self.numbers)))).numpy()
         start = (len(raw) - shape[2]) // 2
         raw = raw[np.clip(np.arange(shape[2]) + start, 0, len(raw) - 1)]
-        if raw.shape[-1] != shape[0]:
-            raise ValueError("expected slices of the network's size, found others")
         return raw[:, ::-1].transpose(2, 1, 0)
 
     @torch.inference_mode()
