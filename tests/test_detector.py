@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import mood
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
@@ -172,6 +173,15 @@ def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detec
     assert about == type(about).from_json(about.to_json())
     older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}
     assert type(about).from_json(json.dumps(older)) == before.about
+
+
+@pytest.mark.parametrize("settings", [{"widths": [4, 6]}, {"widths": [4], "context": [0], "balanced": True}])
+def test_an_earlier_version_s_detector_is_one_line(detecting, tmp_path, settings):
+    tensors, about = load_file(detecting), json.loads(load_model(detecting, "cpu").about.to_json())
+    save_file(tensors, tmp_path / "old.safetensors", {"about": json.dumps(about | {"detector": settings})})
+    with pytest.raises(ModelError, match="old.safetensors: .* found: an earlier version's detector") as error:
+        load_model(tmp_path / "old.safetensors", "cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_a_detector_is_trained_further(detecting, cache, tmp_path):

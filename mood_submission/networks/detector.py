@@ -54,7 +54,10 @@ class DetectorSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DetectorSettings":
-        """The settings as `dataclasses.asdict` has them, or as files of this detector had them at first."""
+        """The settings as `dataclasses.asdict` has them, or as files of this detector had them at first. Raises ValueError for
+        those of an earlier detector."""
+        if not values.get("context") or ("balanced" in values and not values.get("boxed")):
+            raise ValueError("an earlier version's detector, which is not read any more; train one anew")
         return cls(**{name: value for name, value in values.items() if name not in EARLIER})
 
 
