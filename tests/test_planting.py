@@ -300,7 +300,9 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
         for z in range(len(stored.labels(v)))
     }
     for seed in range(12):
-        patch = store.batch(1, (0,), Drawing(patch=0.6, strides=(1,)), torch.Generator().manual_seed(seed))
+        patch = store.batch(
+            1, (0,), Drawing(patch=0.6, strides=(1,), warped=0), torch.Generator().manual_seed(seed)
+        )
         down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
         at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
         turned = [
@@ -316,6 +318,27 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
             assert torch.equal(patch.counts[0] > 0, label | as_it_was[down, columns])
             found += int(label.sum())
     assert found
+
+
+def test_a_warped_patch_is_warped_alike(planter, tmp_path):
+    """What the maps say of a place still lies where label and place say it does."""
+    fill_store(planter, tmp_path, 2)
+    store, seen = Store(tmp_path), 0
+    for name, stored in store.volumes.items():  # the slices say where they are, and what is planted
+        variants = []
+        for evidence in stored.variants:
+            marks = torch.zeros(evidence.slices.shape)
+            marks[stored.label] = 1
+            variants.append(dataclasses.replace(evidence, slices=marks + 2))
+        store.volumes[name] = dataclasses.replace(stored, variants=variants)
+    for seed in range(20):
+        drawing = Drawing(patch=0.8, strides=(1,), warped=1)
+        patch = store.batch(1, (0,), drawing, torch.Generator().manual_seed(seed))
+        label, shown = patch.label[0] > 0, patch.maps[0, 0] - 2 > 0.5
+        assert torch.equal(label, shown) and (patch.counts[0][label] == 1).all()
+        assert patch.place.abs().max() <= 1 and patch.place.std() > 0.1
+        seen += int(label.any())
+    assert seen > 5
 
 
 @pytest.mark.slow
