@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .model import Model
 from .model_file import About
-from .networks.context_detector import usual_nll, usual_residual
+from .networks.volume_evidence import usual_nll, usual_residual
 from .scoring.learned import smooth_logits
 from .scoring.paper import pixel_score
 from .scoring.rarity import smooth_evidence
@@ -118,8 +118,7 @@ class Evidence:
 
     @cached_property
     def logits(self) -> Tensor:
-        """The detector's logits, smoothed in 3D: (N, S, S), or (N, S / 2, S / 2) of a detector of one slice. Where no
-        restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector."""
+        """The detector's logits, smoothed in 3D: (N, S, S). Where no restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector."""
         restored = self.decoded if self.restored is None else self.restored
         logits = self.model.detect(self._slices, self.decoded, restored, self.nll, self.position)
         assert self.model.detector is not None  # else `detect` has raised

@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .model_file import FORMAT, WEIGHTS, About, ModelError, _filled, _stored
-from .networks.context_detector import AnyDetector, VolumeEvidence, build_detector
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
+from .networks.volume_evidence import VolumeEvidence
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
@@ -54,7 +54,7 @@ class Model:
         precision: str = "float32",
         file: Path | None = None,
         sha256: str | None = None,
-        detector: AnyDetector | None = None,
+        detector: Detector | None = None,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
@@ -99,16 +99,13 @@ class Model:
     def detect(
         self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
     ) -> Tensor:
-        """The detector's logits, (B, H / 2, W / 2), or (B, H, W) of one that reads neighbours: for all slices of a volume in
-        order, what they are decoded to, the mean of their restorations (or the reconstruction again) and their codes' NLL.
+        """The detector's logits (B, H, W) for all slices of a volume in order, what they are decoded to, the mean of their restorations (or the reconstruction again) and their codes' NLL.
         Raises ModelError for a model without a detector."""
         if self.detector is None:
             raise ModelError(
                 "expected a model with a detector, found one without; see mood-submission train detector"
             )
         detector = self.detector
-        if isinstance(detector, Detector):
-            return self._batched(detector, slices, reconstruction, restoration, nll, position)
         maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
         evidence = VolumeEvidence.of(*maps)
         return self._batched(
@@ -249,7 +246,7 @@ def load_model(
         prior = _filled(PixelSNAIL(about.prior), tensors, "prior")
         detector = None
         if about.detector is not None:
-            detector = _filled(build_detector(about.detector), tensors, "detector")
+            detector = _filled(Detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error

@@ -16,8 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .findings.thresholds import HealthyVoxels
-from .networks.context_detector import AnyDetector
-from .networks.detector import DetectorSettings
+from .networks.detector import Detector, DetectorSettings
 from .networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from .networks.vqvae import VQVAE, VQVAESettings
 from .preprocessing import Preprocessing
@@ -90,7 +89,7 @@ class About:
             if values.get(name, "paper") not in known:
                 raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
         detector = values.get("detector")  # earlier files know of none
-        values["detector"] = detector and DetectorSettings(**detector)
+        values["detector"] = detector and DetectorSettings.from_dict(detector)
         measured = values.get("healthy_voxels", {})
         values["healthy_voxels"] = {way: HealthyVoxels(**found) for way, found in measured.items()}
         return cls(
@@ -141,7 +140,7 @@ def rewrite_about(file: Path, out: Path, about: About) -> None:
 def add_detector(
     file: Path,
     out: Path,
-    detector: AnyDetector,
+    detector: Detector,
     about: About,
     dtype: torch.dtype | None = None,
 ) -> None:

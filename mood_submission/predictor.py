@@ -15,7 +15,7 @@ from .evidence import Evidence
 from .findings.objects import Finding, find
 from .model import Model
 from .model_file import ModelError
-from .networks.detector import at_size
+from .networks.volume_evidence import at_size
 from .preprocessing import (
     Frame,
     View,

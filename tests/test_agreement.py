@@ -67,3 +67,27 @@ def test_the_voxel_size_is_hardly_seen(head):
     finer = scores(predictor, volume, fine, (1.0,) * 3)
     blocks = finer[1].reshape(100, 2, 100, 2, 100, 2).mean((1, 3, 5))
     assert finer[0] == pytest.approx(sample, abs=0.04) and correlation(blocks, pixel) > 0.93
+
+
+def made_up_abdomen(depth: int = 26) -> np.ndarray:
+    """A body in HU: fat, organs, bones and gas, mottled; air round it. (X, Y, Z), 4 mm voxels."""
+    rng = np.random.default_rng(3)
+    x, y, z = np.mgrid[-1:1:90j, -1:1:90j, -1 : 1 : depth * 1j]
+    body, inside = (x / 0.9) ** 2 + (y / 0.62) ** 2 < 1, (x / 0.8) ** 2 + (y / 0.52) ** 2 < 1
+    mottled = ndimage.gaussian_filter(rng.standard_normal(x.shape), 3)
+    mottled /= mottled.std()
+    data = np.where(body, -100 + 8 * mottled, -1000.0)
+    data = np.where(inside, np.where(mottled > 0.3, 50.0, np.where(mottled < -1.3, -800, -90)), data)
+    data = np.where((x + 0.35) ** 2 + (y - 0.05) ** 2 < 0.07, 95.0, data)
+    data = np.where(x**2 + (y + 0.3) ** 2 < 0.012, 450.0, data)
+    return (data + 10 * rng.standard_normal(x.shape)).clip(-1000, 1200).astype(np.float32)
+
+
+def test_hounsfield_units_and_a_wide_window_are_one_scan(blobs):
+    """As the challenge stores CT: -1000 .. 1000 HU as 0 .. 1; or whatever else an exporter takes."""
+    predictor = Predictor(load_model("abdom", device="cpu"), restorations=0)
+    volume, data = read_volume(blobs / "case_0.nii.gz"), made_up_abdomen()
+    sample, pixel = scores(predictor, volume, data, (4.0,) * 3)
+    for low, high in ((-1000, 1000), (-1024, 1976)):
+        wide = scores(predictor, volume, ((data - low) / (high - low)).clip(0, 1), (4.0,) * 3)
+        assert wide[0] == pytest.approx(sample, abs=0.02) and correlation(wide[1], pixel) > 0.98

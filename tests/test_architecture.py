@@ -23,7 +23,7 @@ FLOORS = [
     {"evidence"},
     {"predictor"},
     {"running"},
-    {"evaluation", "report"},
+    {"evaluation", "report", "onnx_export"},
     {"training"},
     {"cli"},
 ]

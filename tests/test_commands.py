@@ -14,8 +14,7 @@ from test_docs import PAGES, command_lines
 from mood_submission.cli import main
 from mood_submission.findings.thresholds import HealthyVoxels
 from mood_submission.model_file import About, add_detector, save_model
-from mood_submission.networks.context_detector import build_detector
-from mood_submission.networks.detector import DetectorSettings
+from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings
 from mood_submission.preprocessing import Preprocessing
@@ -31,7 +30,7 @@ SMALLER = {
     "train vqvae": "--channels 4 4 4 8 --codebook-size 12 --res-blocks 1 --batch 2 --device cpu",
     "train prior": "--prior-channels 8 --blocks 1 --res-blocks 1 --first-kernel 7 --downsample 2 --batch 2 --device cpu",
     "train vae": "--channels 4 4 8 --latent 4 --batch 2 --device cpu",
-    "train detector": "--widths 4 6 8 8 8 --batch 2 --device cpu",
+    "train detector": "--widths 4 6 8 8 --batch 2 --device cpu",
     "train plant": "--device cpu",
     "compare": "--device cpu",
     "benchmark": "--size 24 --naive-places 1 --device cpu",
@@ -42,15 +41,13 @@ NUMBERS = {
     "--restorations": "1",
     "--size": "24",
     "--volumes": "4",
-    "--copies": "1",
-    "--varied": "1",
 }
 
 
 def toy_model(file, region: str):
     """A model file with networks of the toy's sizes and a detector, trained on nothing, that names held-out volumes."""
     torch.manual_seed(0)
-    detector = build_detector(DetectorSettings((4, 6, 8, 8, 8), context=(-1, 0, 1), restorations=0))
+    detector = Detector(DetectorSettings((4, 6, 8, 8), context=(-1, 0, 1)))
     about = About(
         region,
         VQVAE_SIZES,

@@ -8,27 +8,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import mood
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
 from mood_submission.model import networks_sha256
 from mood_submission.model_file import ModelError, add_detector
-from mood_submission.networks.detector import Detector, DetectorSettings
+from mood_submission.networks.detector import DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
 from mood_submission.scoring.learned import TOP_SHARE, sample_of, smooth_logits, soften_logits
-from mood_submission.synthetic.anomalies import KINDS
-from mood_submission.training.augment import Augmentation, vary_volume
-from mood_submission.training.cache import CacheError, build_cache, cache_names, load_cache
-from mood_submission.training.detector_stages import DetectorStage
-from mood_submission.training.planted import FIELDS, make_planted
+from mood_submission.training.cache import build_cache, load_cache
+from mood_submission.training.detector_stage import DetectorStage, dice
 from mood_submission.training.run import load_detector
+from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.volumes import read_volume
 
 pytestmark = pytest.mark.slow
 
-TINY = DetectorSettings((4, 6, 8))
+TINY = DetectorSettings((4, 6, 8), context=(-1, 0, 1))
 
 
 def predict(task, source, out, weights, *words) -> subprocess.CompletedProcess:
@@ -50,28 +49,6 @@ def inputs(batch: int, size: int, code_side: int = 5, generator: int = 0) -> lis
     make = torch.Generator().manual_seed(generator)
     shapes = [(batch, size, size)] * 3 + [(batch, code_side, code_side), (batch, 1)]
     return [torch.rand(*shape, generator=make, dtype=torch.float64) for shape in shapes]
-
-
-@pytest.mark.parametrize("size", [160, 40, 38])
-def test_a_place_for_every_second_pixel_whatever_the_batch(size):
-    torch.manual_seed(0)
-    detector = Detector(TINY).double().eval()
-    together = detector(*inputs(3, size))
-    assert together.shape == (3, size // 2, size // 2)
-    alone = torch.cat([detector(*(x[i : i + 1] for x in inputs(3, size))) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-12)
-
-
-def test_a_smaller_restoration_is_brought_to_the_slice_s_size():
-    torch.manual_seed(0)
-    detector = Detector(TINY).double().eval()
-    slices, decoded, restored, nll, position = inputs(2, 40)
-    grown = torch.nn.functional.interpolate(restored[:, None, :34, :34], (40, 40), mode="bilinear")[:, 0]
-    assert torch.allclose(
-        detector(slices, decoded, restored[:, :34, :34], nll, position),
-        detector(slices, decoded, grown, nll, position),
-        atol=1e-12,
-    )
 
 
 def test_smoothing_is_scipy_s_gaussian():
@@ -103,139 +80,44 @@ def cache(blobs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planted(cache, tiny_weights, tmp_path_factory):
-    """Cached slices, and those planted in them."""
+def store(cache, tiny_weights, tmp_path_factory):
+    """Planted volumes."""
     splits, _ = load_cache(cache, "cpu", 0, 0)
-    model = load_model(tiny_weights["brain"], "cpu")
-    folder = tmp_path_factory.mktemp("planted")
-    return splits["train"], folder, make_planted(splits["train"], cache_names(cache), model, folder, 4, 2, 0)
+    folder = tmp_path_factory.mktemp("store")
+    planter = Planter(splits["train"], load_model(tiny_weights["brain"], "cpu"), PlantingSettings(variants=2))
+    fill_store(planter, folder, 2)
+    return Store(folder)
 
 
-def test_slices_differ_from_the_healthy_ones_where_the_label_says_and_only_there(planted):
-    data, _, made = planted
-    assert (made.label.sum((1, 2)) > 0).any() and (made.label.sum((1, 2)) == 0).any()
-    healthy = data.plain(torch.arange(len(data)))[0]
-    mean, std = data.mean, data.std
-    for slices, label, position in zip(made.slices.float(), made.label, made.position):
-        near = [i for i in range(len(data)) if torch.allclose(data.position[i], position, atol=1e-4)]
-        aside = torch.nn.functional.max_pool2d((label > 0).float()[None, None], 9, 1, 4)[0, 0] == 0
-        aside = aside.repeat_interleave(2, 0).repeat_interleave(2, 1)
-
-        # a volume's statistics change with what is planted: compare up to an affine map of the foreground
-        def unlike(i):
-            x, y = healthy[i][aside], slices[aside]
-            both = (x != 0) & (y != 0)
-            if both.sum() < 50:
-                return 0.0
-            fit = np.polyfit(x[both].numpy(), y[both].numpy(), 1)
-            return float((torch.from_numpy(np.polyval(fit, x[both].numpy())) - y[both]).abs().max())
-
-        assert min(unlike(i) for i in near) < 0.02
-    assert len(mean) == len(std) == len(data)
-
-
-def test_kinds_come_in_turn_and_can_be_chosen(planted):
-    made = planted[2]
-    assert set(made.kind.tolist()) == set(range(len(KINDS)))
-    chosen = made.of_kinds(["blur", "noise"])
-    assert set(chosen.kind.tolist()) == {KINDS.index("blur"), KINDS.index("noise")} and 0 < len(chosen) < len(
-        made
-    )
-    assert len(made.filled()) == len(made) == sum(len(made.of_kinds([kind])) for kind in KINDS)
-
-
-def test_what_the_model_makes_of_them_is_as_in_prediction(planted, tiny_weights):
-    made, model = planted[2], load_model(tiny_weights["brain"], "cpu")
-    codes = model.encode(made.slices[:6].float(), made.position[:6])
-    decoded = model.decode(codes, made.position[:6])
-    close = (made.reconstruction[:6].float() - decoded).abs().flatten(1).mean(
-        1
-    ) < 0.02  # the codes of float16 slices
-    assert close.float().mean() >= 0.5
-    assert made.nll.shape == (len(made), 20, 20) and made.label.shape == (len(made), 80, 80)
-
-
-def test_volumes_that_are_there_are_kept(planted, cache, tiny_weights):
-    data, folder, made = planted
-    files = sorted(folder.glob("*.npz"))
-    assert [file.stem for file in files] == sorted(cache_names(cache))
-    files[1].unlink()
-    again = make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 2, 0)
-    assert all(torch.equal(getattr(made, field), getattr(again, field)) for field in FIELDS)
-    with pytest.raises(CacheError, match="settings.json"):
-        make_planted(data, cache_names(cache), load_model(tiny_weights["brain"], "cpu"), folder, 4, 3, 0)
-
-
-def test_varied_copies_are_deformed_not_restored_and_keep_more_of_tall_stacks(
-    planted, cache, tiny_weights, tmp_path
-):
-    data, _, made = planted
-    model, names = load_model(tiny_weights["brain"], "cpu"), cache_names(cache)
-    varied = make_planted(data, names, model, tmp_path, 3, 0, 0, varied=True)
-    assert torch.equal(varied.restoration, varied.reconstruction) and not torch.equal(
-        made.restoration, made.reconstruction
-    )
-    healthy = data.plain(torch.arange(len(data)))[0]
-    for slices in varied.slices[
-        ::7
-    ].float():  # deformed: like no cached slice, not even outside of what was planted
-        assert float((healthy - slices).abs().mean((1, 2)).min()) > 0.03
-    again = make_planted(data, names, model, tmp_path / "again", 3, 0, 0, varied=True)
-    assert all(torch.equal(getattr(varied, field), getattr(again, field)) for field in FIELDS)
-    with pytest.raises(CacheError, match="settings.json"):
-        make_planted(data, names, model, tmp_path, 3, 0, 0)
-    tall = dataclasses.replace(
-        data,
-        **{
-            name: getattr(data, name)[data.volume == 0].repeat_interleave(4, 0)
-            for name in ("slices", "position", "mean", "std", "volume")
-        },
-    )
-    depth = len(tall)
-    plain = make_planted(tall, names, model, tmp_path / "plain", 1, 0, 0)
-    more = make_planted(tall, names, model, tmp_path / "more", 1, 0, 0, varied=True)
-    assert len(plain) <= 10 < len(more) <= depth / 3 + 2
-
-
-def test_a_volume_s_slices_are_varied_alike_and_air_stays_air():
-    disc = (
-        torch.hypot(*torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")) < 12
-    ) * 0.6
-    volume = torch.stack([disc, disc, torch.zeros(40, 40)])
-    seen = [
-        vary_volume(volume, Augmentation(noise=0), 0.05, torch.Generator().manual_seed(i)) for i in range(6)
-    ]
-    for varied in seen:
-        assert varied.shape == volume.shape and varied.min() >= 0 and varied.max() <= 1
-        assert torch.equal(varied[0], varied[1]) and not varied[2].any() and not varied[0, 0].any()
-    assert len({round(float(varied[0, 19, 19]), 3) for varied in seen}) == 6  # other greys
-    assert len({int((varied[0] > 0).sum()) for varied in seen}) > 3  # other shapes
-
-
-def test_the_loss_falls(planted):
-    made = planted[2]
+def test_the_loss_falls(store):
     torch.manual_seed(0)
-    stage = DetectorStage(TINY, "float32", unsampled=0.5)
+    stage = DetectorStage(TINY, "float32")
     optimiser = torch.optim.Adam(stage.model.parameters(), 1e-2)
     losses = []
     for step in range(30):
-        loss, _ = stage.loss(made, torch.arange(16), torch.Generator().manual_seed(step))
+        loss, told = stage.loss(store, torch.arange(4), torch.Generator().manual_seed(step))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
-    measured = stage.validate(stage.model, made)
-    assert 0 < measured["validation_ap"] <= 1 and 0 < measured["validation_loss_unsampled"]
-    logits, label = stage.logits(stage.model, made)
-    assert measured["validation_ap"] == pytest.approx(
-        average_precision_score((label > 0.5).flatten(), logits.flatten()), rel=0.02
-    )
-    kinds = stage.by_kind(stage.model, made)
-    assert (
-        set(kinds) == set(KINDS)
-        and kinds["blur"] == stage.validate(stage.model, made.of_kinds(["blur"]))["validation_ap"]
-    )
+        assert float(told["cross_entropy"] + stage.dice * (1 - told["dice"])) == pytest.approx(losses[-1])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    measured = stage.validate(stage.model, store)
+    assert 0 < measured["validation_ap"] <= 1 and 0 < measured["validation_loss"]
+    logits, labels = [], []
+    for stored in store.volumes.values():
+        for variant, evidence in enumerate(stored.variants):
+            index = torch.arange(min(1, len(stored.labels(variant)) - 1), len(stored.labels(variant)), 3)
+            logits.append(stage.logits(stage.model, evidence, index)[:, ::2, ::2])
+            labels.append(stored.labels(variant)[index][:, ::2, ::2])
+    expected = average_precision_score(torch.cat(labels).flatten(), torch.cat(logits).flatten())
+    assert measured["validation_ap"] == pytest.approx(expected, rel=0.02)
+
+
+def test_dice_is_the_overlap_of_all_places_together():
+    label = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 1]])
+    assert float(dice(label, label)) == 1 and float(dice(torch.zeros(2, 4), torch.zeros(2, 4))) == 1
+    assert float(dice(torch.full((2, 4), 0.5), label)) == pytest.approx((2 * 1.5 + 1) / (4 + 3 + 1))
 
 
 # --- from training to prediction -------------------------------------------------------------------------------------
@@ -245,36 +127,17 @@ def test_the_loss_falls(planted):
 def detecting(tiny_weights, cache, tmp_path_factory):
     """The tiny brain model with a detector, trained by the script in two parts."""
     folder = tmp_path_factory.mktemp("detecting")
+    held_out = "--validation 0.34 --test 0 --device cpu"
+    common = ("--region brain --data", cache, "--model", tiny_weights["brain"], "--store", folder / "store")
+    planted = mood("train plant", *common, "--count 2 --variants 2 --kinds uniform noise", *held_out.split())
+    assert planted.returncode == 0, planted.stderr
     words = (
         "detector",
-        "--region",
-        "brain",
-        "--data",
-        cache,
-        "--model",
-        tiny_weights["brain"],
+        *common,
         "--out",
         folder / "run",
-        "--widths",
-        4,
-        6,
-        "--copies",
-        2,
-        "--varied",
-        1,
-        "--batch",
-        4,
-        "--device",
-        "cpu",
-        "--validation",
-        0.34,
-        "--test",
-        0.0,
-        "--kinds",
-        "uniform",
-        "noise",
-        "add",
-        "multiply",
+        "--widths 4 6 --context -1 0 1 --batch 2",
+        held_out,
     )
     for steps, more in ((2, ()), (4, ("--resume",))):
         run = mood("train", *words, "--steps", steps, *more)
@@ -299,59 +162,46 @@ def detecting(tiny_weights, cache, tmp_path_factory):
 
 def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detecting, tiny_weights):
     before, after = load_model(tiny_weights["brain"], "cpu"), load_model(detecting, "cpu")
-    assert before.detector is None and after.about.detector == DetectorSettings((4, 6), along=0.1)
+    assert before.detector is None and after.about.detector == dataclasses.replace(
+        TINY, widths=(4, 6), along=0.1
+    )
     assert networks_sha256(before) == networks_sha256(after)
     about = after.about
     assert about.pixel_method == about.sample_method == "learned"
-    assert about.training["detector"]["kinds"] == ["uniform", "noise", "add", "multiply"]
-    assert about.training["detector"]["steps"] == 4 and about.training["detector"]["varied"] == 1
-    assert about.training["detector"]["measured"]["validation_ap_by_kind"]
+    assert about.training["detector"]["kinds"] == ["uniform", "noise"]
+    assert about.training["detector"]["steps"] == 4 and about.training["detector"]["planted_volumes"] == 2
     assert about == type(about).from_json(about.to_json())
     older = {name: value for name, value in json.loads(before.about.to_json()).items() if name != "detector"}
     assert type(about).from_json(json.dumps(older)) == before.about
 
 
+@pytest.mark.parametrize("settings", [{"widths": [4, 6]}, {"widths": [4], "context": [0], "balanced": True}])
+def test_an_earlier_version_s_detector_is_one_line(detecting, tmp_path, settings):
+    tensors, about = load_file(detecting), json.loads(load_model(detecting, "cpu").about.to_json())
+    save_file(tensors, tmp_path / "old.safetensors", {"about": json.dumps(about | {"detector": settings})})
+    with pytest.raises(ModelError, match="old.safetensors: .* found: an earlier version's detector") as error:
+        load_model(tmp_path / "old.safetensors", "cpu")
+    assert "\n" not in str(error.value)
+
+
 def test_a_detector_is_trained_further(detecting, cache, tmp_path):
     words = (
-        "detector",
-        "--region",
-        "brain",
-        "--data",
-        cache,
-        "--model",
-        detecting,
-        "--widths",
-        4,
-        6,
-        "--copies",
-        2,
-        "--batch",
-        4,
-        "--device",
-        "cpu",
-        "--validation",
-        0.34,
-        "--test",
-        0.0,
-        "--planted",
-        detecting.parent / "run" / "planted",
-        "--rate",
-        0,
-        "--steps",
-        1,
-    )
-    expected = load_model(detecting, "cpu").detector.head[2].weight
+        "detector --region brain --data", cache, "--model", detecting, "--store", detecting.parent / "store",
+        "--context -1 0 1 --batch 2 --device cpu --validation 0.34 --test 0 --rate 0",
+    )  # fmt: skip
+    small = "--widths 4 6 --steps"
+    expected = load_model(detecting, "cpu").detector.head[1].weight
     for source in (detecting.parent / "run", detecting):
-        run = mood("train", *words, "--start-from", source, "--out", tmp_path / source.name)
+        run = mood("train", *words, small, 1, "--start-from", source, "--out", tmp_path / source.name)
         assert run.returncode == 0, run.stderr
         detector, about = load_detector(tmp_path / source.name)
-        assert about["started_from"]["steps"] == 4 and about["started_from"]["varied"] == 1
-        assert torch.allclose(detector.head[2].weight, expected, atol=1e-6)
-    resumed = mood("train", *words[:-1], 2, "--resume --out", tmp_path / source.name)
+        assert about["started_from"]["steps"] == 4
+        assert torch.allclose(detector.head[1].weight, expected, atol=1e-6)
+    resumed = mood("train", *words, small, 2, "--resume --out", tmp_path / source.name)
     assert resumed.returncode == 0, resumed.stderr
     about = load_detector(tmp_path / source.name)[1]
     assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
-    run = mood("train", *words[:8], 4, 8, *words[10:], "--start-from", detecting, "--out", tmp_path / "other")
+    run = mood("train", *words, "--widths 4 8 --steps 1 --start-from", detecting, "--out", tmp_path / "other")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
 
 
@@ -408,7 +258,7 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
 
 
 def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
-    assert Predictor(load_model(detecting, "cpu")).restorations == 15
+    assert Predictor(load_model(detecting, "cpu")).restorations == 0
     added = mood(
         "add-detector",
         detecting.parent / "run",
@@ -416,11 +266,11 @@ def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_pat
         "-o",
         tmp_path / "brain.safetensors",
         "--restorations",
-        0,
+        7,
     )
     assert added.returncode == 0, added.stderr
     model = load_model(tmp_path / "brain.safetensors", "cpu")
-    assert Predictor(model).restorations == 0 and Predictor(model, restorations=4).restorations == 4
+    assert Predictor(model).restorations == 7 and Predictor(model, restorations=4).restorations == 4
     assert Predictor(model, pixel_method="paper").restorations == 15
 
 
@@ -459,11 +309,11 @@ def test_the_cpu_copy_has_the_detector_too(detecting):
 
 def test_parameters_too_large_for_half_precision_are_refused(detecting, tmp_path):
     model = load_model(detecting, "cpu")
-    model.detector.head[0].running_var.fill_(1e5)
+    model.detector.fine[1].running_var.fill_(1e5)
     with pytest.raises(ValueError, match="running_var"):
         add_detector(detecting, tmp_path / "out", model.detector, model.about, torch.float16)
     add_detector(detecting, tmp_path / "out", model.detector, model.about)
-    assert float(load_model(tmp_path / "out", "cpu").detector.head[0].running_var[0]) == 1e5
+    assert float(load_model(tmp_path / "out", "cpu").detector.fine[1].running_var[0]) == 1e5
 
 
 def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, blobs, tmp_path):

@@ -10,29 +10,20 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.networks.context_detector import (
-    AIR_LOGIT,
-    Box,
-    BoxDetector,
-    ContextDetector,
-    VolumeEvidence,
-    input_channels,
-    places,
-)
-from mood_submission.networks.detector import DetectorSettings
+from mood_submission.networks.detector import AIR_LOGIT, Detector, DetectorSettings, places
+from mood_submission.networks.volume_evidence import Box, VolumeEvidence, input_channels
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
 from mood_submission.runtime.sources import source_of, source_shares
 from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
 from mood_submission.training.cache import CacheError, build_cache, load_cache
-from mood_submission.training.detector_stages import ContextStage
+from mood_submission.training.detector_stage import DetectorStage
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Drawing, Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
-EARLIER = DetectorSettings((4, 6, 8, 8, 8), context=CONTEXT, restorations=0)
-TINY = DetectorSettings((4, 6, 8, 8), context=CONTEXT, restorations=0, boxed=True)
+TINY = DetectorSettings((4, 6, 8, 8), context=CONTEXT)
 STILL = Randomisation(*[0] * 5, 1, *[0] * 13)
 
 
@@ -163,40 +154,10 @@ def test_evidence_is_relative_to_the_volume_s_own():
         )
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-@pytest.mark.parametrize("size", [160, 40, 38])
-def test_a_logit_for_every_pixel_whatever_the_batch(size, balanced):
-    torch.manual_seed(0)
-    detector = ContextDetector(dataclasses.replace(EARLIER, balanced=balanced)).double().eval()
-    for mirror in detector.mirrors:
-        torch.nn.init.normal_(mirror.mix.weight, 0, 0.1)
-    maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
-    together = detector(maps, nll)
-    assert together.shape == (3, size, size)
-    alone = torch.cat([detector(maps[i : i + 1], nll[i : i + 1]) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-12)
-
-
-def test_what_meets_on_the_way_up_weighs_alike():
-    """In a balanced detector fine detail is not drowned, however large the coarser levels grow."""
-    torch.manual_seed(0)
-    maps, nll = torch.rand(4, input_channels(CONTEXT), 40, 40), torch.rand(4, 5, 5, 5)
-    sharp = {}
-    for balanced in (False, True):
-        detector = ContextDetector(dataclasses.replace(EARLIER, balanced=balanced)).train()
-        with torch.no_grad():
-            for up in detector.up:
-                up.weight *= 10
-            logits = detector(maps, nll)
-        smooth = torch.nn.functional.avg_pool2d(logits[:, None], 5, 1, 2)[:, 0]
-        sharp[balanced] = float((logits - smooth).std() / logits.std())
-    assert sharp[True] > 2 * sharp[False]
-
-
 @pytest.mark.parametrize("size", [160, 40, 38])
 def test_a_logit_for_every_pixel_of_a_box_whatever_the_batch(size):
     torch.manual_seed(0)
-    detector = BoxDetector(TINY).double().eval()
+    detector = Detector(TINY).double().eval()
     maps, nll = torch.rand(3, input_channels(CONTEXT), size, size).double(), torch.rand(3, 5, 5, 5).double()
     place = places(Box(slice(0, size), slice(0, size)), torch.Size((size, size))).expand(3, -1, -1, -1)
     together = detector(maps, nll, place)
@@ -216,7 +177,7 @@ def test_air_round_the_anatomy_is_not_looked_at():
         slice(16, 64),
         slice(32, 72),
     )  # codes are 8 pixels wide
-    detector = BoxDetector(TINY).eval()
+    detector = Detector(TINY).eval()
     with torch.no_grad():
         logits = detector.of_slices(evidence, torch.arange(6))
         maps, codes = evidence.inputs(torch.arange(6), CONTEXT)
@@ -232,7 +193,7 @@ def test_a_volume_of_air_alone_has_a_box():
     nothing = torch.zeros(2, 40, 40)
     evidence = VolumeEvidence.of(nothing, nothing, nothing, torch.zeros(2, 5, 5), torch.zeros(2, 1))
     assert evidence.box == evidence.whole
-    assert BoxDetector(TINY).eval().of_slices(evidence, torch.arange(2)).isfinite().all()
+    assert Detector(TINY).eval().of_slices(evidence, torch.arange(2)).isfinite().all()
 
 
 def test_a_context_has_the_slice_itself_in_it():
@@ -339,7 +300,9 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
         for z in range(len(stored.labels(v)))
     }
     for seed in range(12):
-        patch = store.batch(1, (0,), Drawing(patch=0.6, strides=(1,)), torch.Generator().manual_seed(seed))
+        patch = store.batch(
+            1, (0,), Drawing(patch=0.6, strides=(1,), warped=0), torch.Generator().manual_seed(seed)
+        )
         down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
         at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
         turned = [
@@ -357,6 +320,27 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
     assert found
 
 
+def test_a_warped_patch_is_warped_alike(planter, tmp_path):
+    """What the maps say of a place still lies where label and place say it does."""
+    fill_store(planter, tmp_path, 2)
+    store, seen = Store(tmp_path), 0
+    for name, stored in store.volumes.items():  # the slices say where they are, and what is planted
+        variants = []
+        for evidence in stored.variants:
+            marks = torch.zeros(evidence.slices.shape)
+            marks[stored.label] = 1
+            variants.append(dataclasses.replace(evidence, slices=marks + 2))
+        store.volumes[name] = dataclasses.replace(stored, variants=variants)
+    for seed in range(20):
+        drawing = Drawing(patch=0.8, strides=(1,), warped=1)
+        patch = store.batch(1, (0,), drawing, torch.Generator().manual_seed(seed))
+        label, shown = patch.label[0] > 0, patch.maps[0, 0] - 2 > 0.5
+        assert torch.equal(label, shown) and (patch.counts[0][label] == 1).all()
+        assert patch.place.abs().max() <= 1 and patch.place.std() > 0.1
+        seen += int(label.any())
+    assert seen > 5
+
+
 @pytest.mark.slow
 def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     """Plant, train, go on training, put the detector into the model file, predict."""
@@ -372,7 +356,6 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
         "--widths",
         4,
         6,
-        8,
         8,
         8,
         "--context",
@@ -432,7 +415,7 @@ def test_small_sources_are_drawn_more_often_than_their_share():
 
 def test_false_alarms_in_healthy_slices_count_in_validation(planter, tmp_path, monkeypatch):
     fill_store(planter, tmp_path, 2)
-    store, stage = Store(tmp_path), ContextStage(TINY, "float32")
+    store, stage = Store(tmp_path), DetectorStage(TINY, "float32")
     labels = {id(e): v.labels(i) for v in store.volumes.values() for i, e in enumerate(v.variants)}
 
     def perfect(alarms: float):

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train the networks on healthy volumes",
     "grand-challenge": "run as an algorithm of grand-challenge.org",
     "export": "make a model file of a training run",
+    "export-onnx": "write a model's networks as ONNX files",
     "add-detector": "put a trained detector into a model file",
     "calibrate": "measure what is rare among healthy voxels",
     "compare": "compare ways of scoring on held-out volumes",

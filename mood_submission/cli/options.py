@@ -32,6 +32,17 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
+def shard_option(text: str) -> tuple[int, int]:
+    """Such as 2/5: the second of five parts."""
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 2/5, found {text}")
+    return number, count
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     value = float(text)

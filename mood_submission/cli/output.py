@@ -58,10 +58,10 @@ class Progress:
         """What is being done now, shown beside the bar."""
         self.bar.set_postfix_str(name, refresh=True)
 
-    def update(self) -> None:
-        """One more is done."""
-        self.done += 1
-        self.bar.update()
+    def update(self, done: int | None = None) -> None:
+        """One more is done, or so many in all."""
+        before, self.done = self.done, self.done + 1 if done is None else done
+        self.bar.update(self.done - before)
         now = self.clock()
         if self.quiet or not self.bar.disable or now - self.told < self.every:
             return

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..model import PRECISIONS, Model, load_model
@@ -17,12 +18,21 @@ from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
 from ..report import what_is_missing
 from ..running.findings_folder import FindingsFolder
-from ..running.report import Report
+from ..running.report import Report, merge_reports, rank_path
 from ..running.run_folder import Outcome, predict_files
+from ..running.work_sharing import Ranks, shard
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import FORMATS, VolumeError, survey
-from .options import add_device, add_region, json_option, restorations_option, seconds_option, slices_option
+from .options import (
+    add_device,
+    add_region,
+    json_option,
+    restorations_option,
+    seconds_option,
+    shard_option,
+    slices_option,
+)
 from .output import Progress, quiet, say
 
 
@@ -90,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out volumes whose whole prediction is there already, made with the same options "
         "(which is not checked)",
+    )
+    predict.add_argument(
+        "--shard",
+        type=shard_option,
+        metavar="I/N",
+        help="only the Ith of N parts of the volumes, about as large as the others: for job arrays. Under torchrun the processes "
+        "take volumes from one queue instead",
     )
     predict.add_argument(
         "--time-budget",
@@ -170,13 +187,18 @@ def names(paths: list[Path], most: int = 5) -> str:
 
 def predict(args: argparse.Namespace) -> int:
     try:
-        there = survey(args.input)
+        there, ranks = survey(args.input), Ranks.from_environment()
         files, others = there.volumes, there.others
         if not files:
             found = f"only {names(others)}" if others else "none"
             return usage_error(f"{args.input}: expected {FORMATS}, found {found}")
+        if args.shard is not None:
+            if ranks is not None:
+                return usage_error("--shard: expected no torchrun, which shares the volumes by itself")
+            files = shard(files, *args.shard)
         prepare_output(args.output, args.input)
-        model = load_model(args.weights or args.region, args.device, precision=args.precision)
+        device = args.device or device_of(ranks)
+        model = load_model(args.weights or args.region, device, precision=args.precision)
         predictor = Predictor(
             model,
             args.slices,
@@ -198,16 +220,19 @@ def predict(args: argparse.Namespace) -> int:
         file = args.weights or WEIGHTS / f"{args.region}.safetensors"
         return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
     try:
-        report = Report(args, model, files)
+        path = args.report if ranks is None or args.report is None else rank_path(args.report, ranks.rank)
+        report = Report(args, model, files, path)
     except OSError as error:
         return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
-    if others:
+    first = ranks is None or ranks.rank == 0
+    if others and first:
         say(f"{args.input}: skipped what is no volume: {names(others)}")
-    for note in there.notes:
+    for note in there.notes if first else []:
         say(note)
     if not args.quiet:
-        say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}")
-    with Progress(len(files), args.task, quiet=args.quiet) as progress:
+        which = "" if ranks is None else f", process {ranks.rank + 1} of {ranks.count}"
+        say(f"{len(files)} volumes, {args.region}, {args.task} task, on {model.device}{which}")
+    with Progress(len(files), args.task, quiet=args.quiet or not first) as progress:
 
         def done(outcome: Outcome) -> None:
             for line in (outcome.message, report.add(outcome)):
@@ -215,11 +240,11 @@ def predict(args: argparse.Namespace) -> int:
                     say(line)
             if args.verbose:
                 say(described(outcome))
-            progress.update()
+            progress.update(None if ranks is None else ranks.count_done())
 
         outcomes = predict_files(
             predictor,
-            files,
+            files if ranks is None else ranks.take(files),
             args.task,
             args.output,
             done,
@@ -229,7 +254,20 @@ def predict(args: argparse.Namespace) -> int:
             lambda stage, file: progress.stage(f"{stage} {file.name}"),
         )
     status = conclude(outcomes)
-    return write_html(args, model, outcomes) or status if args.html else status
+    told = {outcome.file.name: outcome.to_dict() for outcome in outcomes}
+    if ranks is not None:
+        if not ranks.is_last():
+            return status
+        if args.report is not None:
+            told = merge_reports(args.report, ranks.count)
+    return write_html(args, model, told) or status if args.html else status
+
+
+def device_of(ranks: Ranks | None) -> str | None:
+    """Each process of torchrun has a GPU of its own, where there are GPUs."""
+    if ranks is None or not torch.cuda.is_available():
+        return None
+    return f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 
 def described(outcome: Outcome) -> str:
@@ -244,8 +282,8 @@ def described(outcome: Outcome) -> str:
     return f"{outcome.file.name}: {', '.join(told)}"
 
 
-def write_html(args: argparse.Namespace, model: Model, outcomes: list[Outcome]) -> int:
-    """The page of the run. Returns 1 where it cannot be made, which is told, else 0."""
+def write_html(args: argparse.Namespace, model: Model, told: dict[str, dict]) -> int:
+    """The page of the run. told: what became of the volumes, by their files' names. Returns 1 where it cannot be made, which is told, else 0."""
     from ..report.collect import Sources
     from ..report.page import write_report
 
@@ -259,7 +297,6 @@ def write_html(args: argparse.Namespace, model: Model, outcomes: list[Outcome]) 
         pixel_method=args.pixel_method or model.about.pixel_method,
         sample_method=args.sample_method or model.about.sample_method,
     )
-    told = {outcome.file.name: outcome.to_dict() for outcome in outcomes}
     try:
         write_report(Sources(args.input, args.output, args.findings), args.html, about, settings, told)
     except (ValueError, OSError) as error:

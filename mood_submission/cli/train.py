@@ -8,22 +8,18 @@ from pathlib import Path
 
 import torch
 
-from ..networks.context_detector import BOX_WIDTHS, CONTEXT
-from ..networks.detector import DetectorSettings
+from ..networks.detector import CONTEXT, DetectorSettings
 from ..networks.vae import VAESettings
 from ..networks.vqvae import VQVAESettings
 from ..preprocessing import Preprocessing
-from ..synthetic.anomalies import KINDS
 from ..synthetic.varied import TRAINING_KINDS
 from ..training.cache import build_cache
 from ..training.run import (
     AUGMENTATIONS,
     PUBLISHED_ATTENTION,
     PUBLISHED_CHANNELS,
-    Planting,
     Run,
     plant_store,
-    train_context_detector,
     train_detector,
     train_prior,
     train_vae,
@@ -86,7 +82,7 @@ def _prior_options(prior: argparse.ArgumentParser) -> None:
 
 
 def _detector_options(detector: argparse.ArgumentParser) -> None:
-    _run_options(detector, rate=2e-3)
+    _run_options(detector, rate=1.5e-3)
     add = detector.add_argument
     add(
         "--model",
@@ -96,32 +92,15 @@ def _detector_options(detector: argparse.ArgumentParser) -> None:
         help="model file with the VQ-VAE and the prior that the detector is for",
     )
     add("--widths", type=int, nargs="+", default=DetectorSettings.widths, help="widths of the levels")
-    add("--copies", type=int, default=Planting.copies, help="of each volume, with two anomalies each")
-    add("--restorations", type=int, default=Planting.restorations, help="of each planted slice")
-    add(
-        "--varied",
-        type=int,
-        default=Planting.varied,
-        metavar="N",
-        help="further copies, deformed and with other greys, not restored: a slice in a third of the time",
-    )
-    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of anomaly to train on")
-    add(
-        "--planted",
-        type=Path,
-        metavar="FOLDER",
-        help="planted slices, made there where they are not "
-        "yet, for several runs of the same --model, --copies and --varied (default: in the run)",
-    )
     add(
         "--store",
         type=Path,
         metavar="FOLDER",
-        help="train the detector that reads a slice with its "
-        "neighbours, on the volumes that 'mood-submission train plant' puts there, before or meanwhile",
+        required=True,
+        help="the planted volumes that 'mood-submission train plant' puts there, before or meanwhile",
     )
-    add("--context", type=int, nargs="+", default=CONTEXT, help="with --store: neighbours, 0 among them")
-    add("--most", type=positive, default=400, help="with --store: newest volumes that are held in memory")
+    add("--context", type=int, nargs="+", default=CONTEXT, help="slices read with a slice, 0 among them")
+    add("--most", type=positive, default=400, help="newest volumes that are held in memory")
 
 
 def _plant_options(plant: argparse.ArgumentParser) -> None:
@@ -281,15 +260,8 @@ def _prior(args: argparse.Namespace) -> None:
 
 
 def _detector(args: argparse.Namespace) -> None:
-    if args.store is None:
-        planting = Planting(
-            args.copies, args.restorations, args.varied, tuple(args.kinds), args.planted, args.seed
-        )
-        train_detector(_run(args), DetectorSettings(args.widths, args.dropout), args.model, planting)
-        return
-    widths = BOX_WIDTHS if tuple(args.widths) == DetectorSettings.widths else args.widths
-    settings = DetectorSettings(widths, args.dropout, context=args.context, restorations=0, boxed=True)
-    train_context_detector(_run(args), settings, args.model, args.store, args.most)
+    settings = DetectorSettings(args.widths, args.dropout, context=args.context)
+    train_detector(_run(args), settings, args.model, args.store, args.most)
 
 
 def _plant(args: argparse.Namespace) -> None:

@@ -1,21 +1,28 @@
-"""The detector: a small U-Net that reads a slice beside what the VQ-VAE and the prior make of it, and says for each
-place how likely something was planted there.
+"""The detector: a U-Net that reads a slice with its neighbours beside what the VQ-VAE and the prior make of them, and says for
+each pixel how likely something was planted there.
 
 Not in the paper. It is trained on healthy scans alone, with anomalies planted in them: the discriminative half of DRAEM
 (Zavrtanik et al., ICCV 2021) and DSR (ECCV 2022), on top of restoration.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import broadcast_position
+from .volume_evidence import Box, VolumeEvidence, input_channels
 
-CHANNELS = 7  # slice, reconstruction, restoration, the two differences, NLL, position
-NLL_UNIT = 4.0  # nats that count as one in the network's input
-STRIDE = 2  # of the slices' pixels, the detector's places
+CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
+FINE = 8  # channels at the slice's own resolution
+NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
+AIR_LOGIT = -12.0  # of what lies outside the box round the anatomy
+EARLIER = (
+    "balanced",
+    "boxed",
+)  # settings that told apart the detectors of earlier versions, which are not read any more
 
 
 @dataclass(frozen=True)
@@ -26,98 +33,108 @@ class DetectorSettings:
     dropout: probability that a channel of the coarsest level is dropped in training.
     along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
     restorations: of a slice, by default; 0: voxels too are scored by the reconstruction alone, which stands for them.
-    context: which slices beside a slice are read with it, as differences of index; () for the detector of one slice that
-        earlier model files hold (`Detector`), else (..., 0, ...) for `ContextDetector`, whose widths begin at the slice's
-        own resolution.
+    context: which slices are read with a slice, as differences of index, itself among them: (..., 0, ...).
     bulk: the sample score is taken from where the logits lie above this quantile of the volume's own, so that scans whose
         logits are high all over do not score high; 0 for the logits as they are.
-    boxed: whether it reads a box round the anatomy, at half the slices' resolution first: a `BoxDetector`.
-    balanced: whether, of a `ContextDetector`, what comes up from the coarser level and what comes across from the same one are
-        brought to one scale before they are added. Without, the coarser level drowns the finer one and maps are blobs.
     """
 
-    widths: tuple[int, ...] = (24, 32, 48, 64)
+    widths: tuple[int, ...] = (32, 64, 96, 128)
     dropout: float = 0.1
-    along: float = 0.04
-    in_plane: float = 0.015
-    restorations: int = 15
-    context: tuple[int, ...] = ()
-    balanced: bool = False
-    boxed: bool = False
+    along: float = 0.0
+    in_plane: float = 0.005
+    restorations: int = 0
+    context: tuple[int, ...] = CONTEXT
     bulk: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "context"):
             object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
-        if self.context and 0 not in self.context:
+        if 0 not in self.context:
             raise ValueError(f"detector: expected a context with the slice itself, 0, found {self.context}")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DetectorSettings":
+        """The settings as `dataclasses.asdict` has them, or as files of this detector had them at first. Raises ValueError for
+        those of an earlier detector."""
+        if not values.get("context") or ("balanced" in values and not values.get("boxed")):
+            raise ValueError("an earlier version's detector, which is not read any more; train one anew")
+        return cls(**{name: value for name, value in values.items() if name not in EARLIER})
 
-class Block(nn.Module):
-    """x + two convolutions 3 x 3, each after a batch norm and an ELU."""
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.ELU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.ELU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> the same
-        return x + self.layers(x)
+def convolution(channels: int, wider: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution, a batch norm and a ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(channels, wider, size, stride, padding=size // 2, bias=False),
+        nn.BatchNorm2d(wider),
+        nn.ReLU(inplace=True),
+    )
 
 
 class Detector(nn.Module):
-    """Slices (B, H, W), their reconstructions and mean restorations (likewise or a little smaller), NLL (B, h, w) and
-    positions (B, 1) to logits (B, H / 2, W / 2): above 0 where something planted is likelier than not."""
+    """Maps (B, C, H, W) and NLL (B, K, h, w), see `VolumeEvidence.inputs`, of a box of slices, and where the box lies, to
+    logits (B, H, W): above 0 where something planted is likelier than not.
+
+    A U-Net that works at half the slices' resolution, where most of an anomaly's pixels say the same; one layer at their own
+    puts the edges where they are. What comes across is laid beside what comes up, so that neither drowns the other.
+    """
 
     def __init__(self, settings: DetectorSettings):
         super().__init__()
         self.settings, widths = settings, settings.widths
-        self.stem = nn.Conv2d(CHANNELS, widths[0], 5, stride=STRIDE, padding=2)
-        self.down = nn.ModuleList(
-            nn.Sequential(Block(w), nn.Conv2d(w, wider, 3, stride=2, padding=1))
-            for w, wider in zip(widths, widths[1:])
+        channels = input_channels(settings.context) + 2
+        self.fine = convolution(channels, FINE)
+        self.stem = nn.Sequential(
+            convolution(channels, widths[0], stride=2), convolution(widths[0], widths[0])
         )
-        self.bottom = nn.Sequential(Block(widths[-1]), Block(widths[-1]), nn.Dropout2d(settings.dropout))
-        self.up = nn.ModuleList(nn.Conv2d(wider, w, 1) for w, wider in zip(widths, widths[1:]))
-        self.merge = nn.ModuleList(Block(w) for w in widths[:-1])
-        self.head = nn.Sequential(nn.BatchNorm2d(widths[0]), nn.ELU(), nn.Conv2d(widths[0], 1, 1))
+        extra = [0] * len(widths)
+        extra[min(NLL_POOLED, len(widths) - 1) - 1] = len(settings.context)
+        self.down = nn.ModuleList(
+            nn.Sequential(convolution(w + more, wider), convolution(wider, wider))
+            for w, wider, more in zip(widths, widths[1:], extra)
+        )
+        self.nll_level = extra.index(len(settings.context))
+        self.drop = nn.Dropout2d(settings.dropout)
+        self.beside = nn.ModuleList(convolution(w + wider, w, 1) for w, wider in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(convolution(w, w) for w in widths[:-1])
+        self.last = convolution(widths[0], 2 * FINE, 1)
+        self.head = nn.Sequential(convolution(3 * FINE, 2 * FINE), nn.Conv2d(2 * FINE, 1, 1))
 
     def forward(
-        self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
-    ) -> Tensor:
-        x = self.stem(stack_input(slices, reconstruction, restoration, nll, position))
-        kept = []
-        for level in self.down:
-            assert isinstance(level, nn.Sequential)
-            kept.append(level[0](x))
-            x = level[1](kept[-1])
-        x = self.bottom(x)
-        for below, up, merge in zip(kept[::-1], self.up[::-1], self.merge[::-1]):
-            x = merge(below + F.interpolate(up(x), below.shape[-2:], mode="bilinear", align_corners=False))
-        return self.head(x)[:, 0]
+        self, maps: Tensor, nll: Tensor, place: Tensor
+    ) -> Tensor:  # place: (B, 2, H, W), see `places`
+        maps = torch.cat([maps, place.to(maps.dtype)], 1)
+        x, kept = self.stem(maps), []
+        for level, down in enumerate(self.down):
+            kept.append(x)
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+            if level == self.nll_level:
+                x = torch.cat([x, at_size_channels(nll.to(x.dtype), x.shape[-2:])], 1)
+            x = down(x)
+        x = self.drop(x)
+        for across, beside, up in zip(kept[::-1], self.beside[::-1], self.up[::-1]):
+            x = up(beside(torch.cat([across, at_size_channels(x, across.shape[-2:])], 1)))
+        return self.head(torch.cat([self.fine(maps), at_size_channels(self.last(x), maps.shape[-2:])], 1))[
+            :, 0
+        ]
+
+    def of_slices(self, evidence: VolumeEvidence, index: Tensor) -> Tensor:
+        """Logits of the slices `index` (B,) of a volume, (B, S, S): of the box round the anatomy; AIR_LOGIT outside."""
+        size = evidence.slices.shape[-2:]
+        maps, nll = evidence.inputs(index, self.settings.context, box=evidence.box)
+        place = places(evidence.box, size).to(maps.device).expand(len(index), -1, -1, -1)
+        return evidence.box.put(self(maps, nll, place), size, AIR_LOGIT)
 
 
-def stack_input(
-    slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
-) -> Tensor:
-    """The input of the first convolution, (B, CHANNELS, H, W)."""
-    size = slices.shape[-2:]
-    decoded, restored, unlikely = (at_size(x, size) for x in (reconstruction, restoration, nll))
-    x = torch.stack(
-        [slices, decoded, restored, (slices - decoded).abs(), (slices - restored).abs(), unlikely / NLL_UNIT],
-        dim=1,
+def places(box: Box, size: torch.Size) -> Tensor:
+    """How far below and right of a slice's middle the pixels of a box lie, (2, H, W): -1 .. 1."""
+    down, right = (torch.linspace(-1, 1, side) for side in size)
+    return torch.stack(torch.meshgrid(down[box.rows], right[box.columns], indexing="ij"))
+
+
+def at_size_channels(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Maps (B, C, h, w) at another size, linear."""
+    return (
+        maps
+        if maps.shape[-2:] == tuple(size)
+        else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
     )
-    return torch.cat([x, broadcast_position(position, x)], dim=1)
-
-
-def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) at another size, linear."""
-    if maps.shape[-2:] == tuple(size):
-        return maps
-    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]

@@ -1,8 +1,12 @@
 """The folder of a run's findings: a mask for each volume, and one table over all."""
 
 import csv
+import fcntl
 import io
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +35,8 @@ class FindingsFolder:
     """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, DIR/findings.csv and findings.json, and
     DIR/expected/NAME.nii.gz, what the model would have expected to see.
 
-    The tables are written anew after each volume. Volumes that an earlier run left there stay in them until they are added
-    again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
+    The tables are written anew after each volume. Volumes that an earlier run, or another process, left there stay in them until
+    they are added again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
     """
 
     folder: Path
@@ -40,15 +44,29 @@ class FindingsFolder:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._read_table()
+            self._write_tables()
+
+    def _read_table(self) -> None:
         table = self.folder / "findings.json"
         if table.exists():
             try:
-                self.found = {entry["file"]: entry["findings"] for entry in json.loads(table.read_text())}
+                self.found |= {entry["file"]: entry["findings"] for entry in json.loads(table.read_text())}
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
                     f"{table}: expected findings of an earlier run, found something else"
                 ) from None
-        self._write_tables()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes the tables meanwhile."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            yield
+        finally:
+            os.close(folder)
 
     def add(self, name: str, found: Found, grid: Grid) -> None:
         """Take in what stands out in a volume. name: its file's."""
@@ -56,8 +74,10 @@ class FindingsFolder:
             (self.folder / EXPECTED).mkdir(exist_ok=True)
             write_volume(self.folder / EXPECTED / name, found.expected, grid)
         write_mask(self.folder / name, found.mask, grid)
-        self.found[name] = [finding.to_dict() for finding in found.findings]
-        self._write_tables()
+        with self._alone():
+            self._read_table()
+            self.found[name] = [finding.to_dict() for finding in found.findings]
+            self._write_tables()
 
     def has(self, name: str) -> bool:
         """Whether a volume's mask and findings are there already."""

@@ -28,14 +28,15 @@ OPTIONS = (
 class Report:
     """The report of a run, written when it begins and after each volume. Without a file, nothing is written.
 
-    args: the command's (see `__main__`). files: the volumes in order. Raises OSError where it cannot be written.
+    args: the command's (see `__main__`). files: the volumes in order. path: of the file. Raises OSError where it cannot be
+    written.
 
     The file holds: version; weights (file and sha256); options, None for what the model file says; device; input,
     output; started (UTC); seconds so far; counts by status; volumes, each as `folder.Outcome.to_dict`.
     """
 
-    def __init__(self, args: argparse.Namespace, model: Model, files: list[Path]):
-        self.path, self.begin = args.report, time.monotonic()
+    def __init__(self, args: argparse.Namespace, model: Model, files: list[Path], path: Path | None):
+        self.path, self.begin = path, time.monotonic()
         self.outcomes = {file: Outcome(file) for file in files}
         self.head = {
             "version": __version__,
@@ -69,3 +70,31 @@ class Report:
         with write_whole(self.path) as file:
             file.write(json.dumps(content, indent=1).encode())
             file.write(b"\n")
+
+
+def rank_path(path: Path, rank: int) -> Path:
+    """The report of one of several processes: FILE.rank-0.json of FILE.json."""
+    return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}")
+
+
+def merge_reports(path: Path, count: int) -> dict[str, dict]:
+    """Make one report of those of `count` processes, which go; a volume is as the process that took it says. Returns what became
+    of each volume, by its file's name. Raises OSError, ValueError where one is missing or broken."""
+    parts = [json.loads(rank_path(path, rank).read_text()) for rank in range(count)]
+    volumes: dict[str, dict] = {}
+    for part in parts:
+        for volume in part["volumes"]:
+            if volume["file"] not in volumes or volume["status"] != "not reached":
+                volumes[volume["file"]] = volume
+    statuses = [volume["status"] for volume in volumes.values()]
+    content = parts[0] | {
+        "started": min(part["started"] for part in parts),
+        "seconds": max(part["seconds"] for part in parts),
+        "counts": {status: statuses.count(status) for status in STATUSES},
+        "volumes": list(volumes.values()),
+    }
+    with write_whole(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    for rank in range(count):
+        rank_path(path, rank).unlink(missing_ok=True)
+    return volumes

@@ -72,6 +72,8 @@ def predict_files(
 ) -> list[Outcome]:
     """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
 
+    sources: each is asked for when the one before it is begun, so they may come from a queue that others take from too.
+
     While the networks run on one file, the next is read and the last one written, each in a thread: no more than one
     waits on either side. A file that a GPU fails at is computed on the CPU.
     done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
@@ -82,7 +84,7 @@ def predict_files(
     An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
     one that is being written are done; nothing else is begun.
     """
-    return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(list(sources))
+    return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(sources)
 
 
 def finished(source: Path, task: str, out: Path) -> float | None:
@@ -121,12 +123,18 @@ class FolderRun:
     stage: Callable[[str, Path], object] = lambda name, file: None
     cpu: Predictor | None = field(default=None, init=False)
 
-    def run(self, sources: list[Path]) -> list[Outcome]:
-        outcomes = [Outcome(source) for source in sources]
+    def run(self, sources: Iterable[Path]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+
+        def taken() -> Iterator[Outcome]:
+            for source in sources:
+                outcomes.append(Outcome(source))
+                yield outcomes[-1]
+
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         writing: tuple[Outcome, Future[None]] | None = None
         try:
-            for outcome, reading in _ahead(reader, self.read, outcomes):
+            for outcome, reading in _ahead(reader, self.read, taken()):
                 check_stopped()
                 self.stage("reading", outcome.file)
                 prepared = self.attempt(outcome, reading.result)

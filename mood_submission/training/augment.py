@@ -72,19 +72,6 @@ def augment_intensity(
     return torch.where(background, slices, x)
 
 
-def vary_volume(slices: Tensor, a: Augmentation, threshold: float, generator: torch.Generator) -> Tensor:
-    """A volume's slices (Z, S, S) in [0, 1], all deformed alike, with another gamma (2 ** -0.5 .. 2 ** 0.5), contrast and
-    brightness and, in a share of volumes, noise. What is below `threshold` stays as it is, and as dark as that: air."""
-    rand = lambda low, high: low + (high - low) * torch.rand((), generator=generator)  # noqa: E731
-    grid = sampling_grid(1, slices.shape[-1], a, generator)
-    x = F.grid_sample(slices[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    other = x.clamp_min(0) ** 2 ** rand(-0.5, 0.5)
-    other = (other - 0.5) * rand(1 - a.contrast, 1 + a.contrast) + 0.5 + rand(-a.brightness, a.brightness)
-    if rand(0, 1) < a.share:
-        other = other + torch.randn(x.shape, generator=generator) * rand(0, a.noise)
-    return torch.where(x < threshold, x, other.clamp(threshold, 1))
-
-
 def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
     """Gaussian blur with a width of its own for each slice, sigma (B, 1, 1) in pixels."""
     offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)

@@ -11,18 +11,15 @@ from pathlib import Path
 import torch
 
 from ..model import Model, load_model, networks_sha256
-from ..networks.context_detector import AnyDetector, build_detector
-from ..networks.detector import DetectorSettings
+from ..networks.detector import Detector, DetectorSettings
 from ..networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ..networks.vae import VAE, VAESettings
 from ..networks.vqvae import VQVAE, VQVAESettings
 from ..preprocessing import Preprocessing
 from ..scoring.paper import top_score
-from ..synthetic.anomalies import KINDS
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
-from .detector_stages import ContextStage, DetectorStage
-from .planted import make_planted
+from .detector_stage import DetectorStage
 from .randomise import RANDOMISATIONS, Randomisation
 from .stage import Data, Network, Parameters, Stage
 from .stages import PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
@@ -83,24 +80,10 @@ class Run:
         return self.folders[0] if self.folders[0].suffix == ".npz" else self.out / "slices.npz"
 
 
-@dataclass(frozen=True)
-class Planting:
-    """What a detector is trained on: `copies` of each volume, each with two anomalies of one of `kinds`, restored
-    `restorations` times, and `varied` more, deformed and with other greys, that are not restored. folder: where the
-    planted slices are kept, which do not depend on `kinds`; default: in the run."""
-
-    copies: int = 4
-    restorations: int = 2
-    varied: int = 0
-    kinds: tuple[str, ...] = KINDS
-    folder: Path | None = None
-    seed: int = 0
-
-
 def plant_store(
     run: Run, model_file: Path, folder: Path, settings: PlantingSettings, count: int | None, keep: int | None
 ) -> int:
-    """Fill a store for `train_context_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
+    """Fill a store for `train_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
     model = load_model(model_file, run.device)
     splits, names = _splits(run)
     _check_volumes(run, names, model, model_file)
@@ -108,9 +91,7 @@ def plant_store(
     return fill_store(planter, folder, count, run.budget.minutes, keep)
 
 
-def train_context_detector(
-    run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int
-) -> None:
+def train_detector(run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
     the held-out volumes, planted in `folder`/validation where they are not yet."""
@@ -128,7 +109,7 @@ def train_context_detector(
         raise RunError(
             f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
-    stage = ContextStage(settings, run.schedule.precision)
+    stage = DetectorStage(settings, run.schedule.precision)
     planted = store_settings(folder)
     if planted["networks"] != networks_sha256(model):
         raise RunError(
@@ -183,43 +164,6 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
         measured["thresholds"]["pixel"],
         run.out / "prior_pictures.png",
     )
-
-
-def train_detector(run: Run, settings: DetectorSettings, model_file: Path, planting: Planting) -> None:
-    """Train a detector on what the model of `model_file` makes of anomalies planted in the volumes it was trained on;
-    leaves detector.pt, detector.csv and detector_curves.png in `run.out`, and the planted slices in `run.out`/planted."""
-    from ..training import plots
-
-    model = load_model(model_file, run.device, precision=run.schedule.precision)
-    splits, names = _splits(run)
-    _check_volumes(run, names, model, model_file)
-    data, kinds = {}, planting.kinds
-    for split, copies in (("train", planting.copies), ("validation", min(planting.copies, 2))):
-        folder = (planting.folder or run.out / "planted") / split
-        data[split] = make_planted(
-            splits[split], _names_by_number(run), model, folder, copies, planting.restorations, planting.seed
-        ).of_kinds(kinds if split == "train" else KINDS)
-    if planting.varied:
-        folder = (planting.folder or run.out / "planted") / "varied"
-        data["train"] = data["train"].joined(
-            make_planted(
-                splits["train"], _names_by_number(run), model, folder, planting.varied, 0, planting.seed, True
-            ).of_kinds(kinds)
-        )
-    stage = DetectorStage(settings, run.schedule.precision)
-    about = _about(run, splits, names) | {
-        "detector": asdict(settings),
-        "kinds": list(kinds),
-        "copies": planting.copies,
-        "restorations": planting.restorations,
-        "varied": planting.varied,
-        "networks": networks_sha256(model),
-        "slices": {name: len(planted) for name, planted in data.items()},
-    }
-    trainer = _trainer(run, stage, data, about)
-    measured = stage.by_kind(trainer.train(), data["validation"])
-    _add_to_about(trainer.file, {"measured": {"validation_ap_by_kind": measured}})
-    plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
 
 def train_vae(run: Run, settings: VAESettings) -> None:
@@ -285,10 +229,10 @@ def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     return fold_weight_norm(model).eval(), about
 
 
-def load_detector(folder: Path) -> tuple[AnyDetector, dict]:
+def load_detector(folder: Path) -> tuple[Detector, dict]:
     """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
     stored, about = load_stage(folder, "detector")
-    model = build_detector(DetectorSettings(**about["detector"]))
+    model = Detector(DetectorSettings.from_dict(about["detector"]))
     model.load_state_dict(_averaged(stored))
     return model.eval(), about
 
@@ -395,7 +339,7 @@ def _of_model_file(file: Path, stage: Stage) -> tuple[Parameters, dict]:
     if found is None:
         raise RuntimeError("no such network")
     wanted = stage.model.settings
-    if not isinstance(found, AnyDetector) and found.settings != dataclasses.replace(
+    if not isinstance(found, Detector) and found.settings != dataclasses.replace(
         wanted, dropout=found.settings.dropout
     ):
         raise RuntimeError(f"one of {found.settings}")

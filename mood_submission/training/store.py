@@ -6,6 +6,7 @@ variants of it with anomalies: the networks work slice by slice, so of a variant
 
 import copy
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..model import Model, networks_sha256
-from ..networks.context_detector import Box, VolumeEvidence, places
+from ..networks.detector import places
+from ..networks.volume_evidence import Box, VolumeEvidence, at_size
 from ..preprocessing import normalise
 from ..preprocessing.body import body_mask
 from ..runtime.files import write_whole
@@ -117,7 +120,7 @@ class Planter:
         return (self.data.volume == number).nonzero()[:, 0]
 
     def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-        prep, raw = self.data.preprocessing, self.data.raw(members).cpu()
+        prep, raw = self.data.preprocessing, self._raw(members)
         if self.settings.benchmark:
             return raw
         name = list(MIXTURE)[rng.choice(len(MIXTURE), p=list(MIXTURE.values()))]
@@ -159,6 +162,10 @@ class Planter:
                 back = lambda a: np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1])  # noqa: E731
                 yield back(planted), back(mask), "+".join(names)
 
+    def _raw(self, members: Tensor) -> Tensor:
+        """Slices at the network's size, to which caches of the published preprocessing bring them only here."""
+        return at_size(self.data.raw(members).cpu(), (self.data.preprocessing.image_size,) * 2)
+
     def _height(self) -> float:
         prep = self.data.preprocessing
         return (
@@ -169,11 +176,9 @@ class Planter:
 
     def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
         """Another volume, as high: its slices beyond the top or bottom repeated."""
-        raw = self.data.raw(self._members(int(rng.choice(self.numbers)))).cpu().numpy()
+        raw = self._raw(self._members(int(rng.choice(self.numbers)))).numpy()
         start = (len(raw) - shape[2]) // 2
         raw = raw[np.clip(np.arange(shape[2]) + start, 0, len(raw) - 1)]
-        if raw.shape[-1] != shape[0]:
-            raise ValueError("expected slices of the network's size, found others")
         return raw[:, ::-1].transpose(2, 1, 0)
 
     @torch.inference_mode()
@@ -323,12 +328,14 @@ class Drawing:
 
     patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
     others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
+    warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
     """
 
     patch: float = 0.65
     healthy: float = 0.15
     near: float = 0.9
     strides: tuple[int, ...] = (1, 1, 1, 2)
+    warped: float = 0.6
 
 
 REACH = 4
@@ -375,10 +382,38 @@ def _patch(
         places(box, label.shape[1:])[None],
         *(part[None, box.rows, box.columns].float() for part in (shown, counts)),
     )
+    if _share(generator) < how.warped:
+        batch = _warped(batch, generator)
     if _below(2, generator):
         return batch
     turned = Batch(*(part.flip(-1) for part in batch))
     return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def _warped(batch: Batch, generator: torch.Generator) -> Batch:
+    """One patch turned by up to 15 degrees, stretched by up to a fifth, and bent by 2% of its side, as if the body were so."""
+    between = lambda low, high: low + (high - low) * _share(generator)  # noqa: E731
+    angle, size = math.radians(between(-15, 15)), math.exp(between(-0.2, 0.2))
+    across, down = size * between(0.93, 1.07), size * between(0.93, 1.07)
+    c, s = math.cos(angle), math.sin(angle)
+    shape, codes = batch.label.shape[-2:], batch.nll.shape[-2:]
+    affine = torch.tensor([[c * across, -s * across, 0.0], [s * down, c * down, 0.0]])
+    grid = F.affine_grid(affine[None], [1, 1, *shape], align_corners=False)
+    bent = 0.04 * torch.randn(1, 2, 4, 4, generator=generator)  # in halves of the side
+    grid = grid + F.interpolate(bent, shape, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    coarse = F.interpolate(grid.permute(0, 3, 1, 2), codes, mode="area").permute(0, 2, 3, 1)
+
+    def take(maps: Tensor, at: Tensor) -> Tensor:
+        return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+
+    label = (take(batch.label[None], grid)[0] > 0.5).float()
+    return Batch(
+        take(batch.maps, grid),
+        take(batch.nll, coarse),
+        take(batch.place, grid),
+        label,
+        torch.maximum(label, (take(batch.counts[None], grid)[0] > 0.99).float()),
+    )
 
 
 def _box(evidence: VolumeEvidence, label: Tensor, share: float, generator: torch.Generator) -> Box:

@@ -1,0 +1,71 @@
+"""How several processes share the volumes of a folder: dealt out beforehand (job arrays), or taken from one queue (torchrun)."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+TAKEN, DONE, FINISHED = "mood/taken", "mood/done", "mood/finished"  # counters that the processes share
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a volume's file, or of all files below its folder; 0 of what cannot be looked at."""
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def longest_first(files: Sequence[Path]) -> list[Path]:
+    """By size, so that none of the large ones is begun last; by name where sizes are the same."""
+    return sorted(files, key=lambda file: (-size_of(file), file))
+
+
+def shard(files: Sequence[Path], number: int, count: int) -> list[Path]:
+    """What the process `number` of `count`, from 1 on, does: longest first, dealt out back and forth, so that all have
+    about as much."""
+    mine = []
+    for i, file in enumerate(longest_first(files)):
+        turn, place = divmod(i, count)
+        if (place if turn % 2 == 0 else count - 1 - place) == number - 1:
+            mine.append(file)
+    return mine
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that torchrun has started, and the counters that they share.
+
+    rank: of this process, from 0 on. local: of this process on its machine, which is also its GPU's number. count: of all.
+    """
+
+    rank: int
+    local: int
+    count: int
+    store: "dist.Store"
+
+    @classmethod
+    def from_environment(cls) -> "Ranks | None":
+        """What torchrun says of this process; None where it has not been started so, or alone."""
+        if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+            return None
+        store, rank, count = next(iter(dist.rendezvous("env://")))
+        return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), count, store)
+
+    def take(self, files: Sequence[Path]) -> Iterator[Path]:
+        """The files that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody."""
+        queue = longest_first(files)
+        while (number := self.store.add(TAKEN, 1) - 1) < len(queue):
+            yield queue[number]
+
+    def count_done(self, more: int = 1) -> int:
+        """Add to how many volumes all processes have done. Returns how many these are."""
+        return self.store.add(DONE, more)
+
+    def is_last(self) -> bool:
+        """To be asked once, at the end: whether all others have ended before."""
+        return self.store.add(FINISHED, 1) == self.count

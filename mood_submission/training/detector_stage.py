@@ -1,0 +1,104 @@
+"""The stage that trains a detector on planted anomalies."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..evaluation.metrics import average_precision, score_counts
+from ..networks.detector import Detector, DetectorSettings
+from ..networks.volume_evidence import VolumeEvidence
+from ..scoring.learned import soften_logits
+from .stage import Stage, autocast
+from .store import Drawing, Store
+
+
+@torch.no_grad()
+def expect_rarely(head: nn.Sequential, logit: float) -> None:
+    """Let a new network answer `logit` everywhere at first: anomalies are rare."""
+    last = head[-1]
+    assert isinstance(last, nn.Conv2d) and last.bias is not None
+    last.bias.fill_(logit)
+
+
+class DetectorStage(Stage[Store, Detector]):
+    """Where anomalies were planted, over patches of a store that is filled meanwhile: cross-entropy, and the Dice of the whole
+    batch, which is not content with "rare everywhere"."""
+
+    name = "detector"
+    channels_last_on_cpu = True
+
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        precision: str,
+        drawing: Drawing | None = None,
+        dice: float = 0.5,
+        refresh_every: int = 50,
+    ):
+        self.model, self.precision = Detector(settings), precision
+        self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
+        self.store: Store | None = None  # what the last batch was drawn from
+        expect_rarely(self.model.head, -3.0)
+
+    def loss(
+        self, data: Store, index: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.store = data
+        drawn = torch.Generator().manual_seed(generator.initial_seed())
+        batch = data.batch(len(index), self.model.settings.context, self.drawing, drawn)
+        device = next(self.model.parameters()).device
+        maps, nll, place, label, counts = (part.to(device) for part in batch)
+        if self.channels_last_on_cpu or device.type != "cpu":
+            maps = maps.to(memory_format=torch.channels_last)
+        with autocast(maps, self.precision):
+            logits = self.model(maps, nll, place).float()
+        entropy = (F.binary_cross_entropy_with_logits(logits, label, reduction="none") * counts).mean()
+        overlap = dice(logits.sigmoid() * counts, label)
+        return entropy + self.dice * (1 - overlap), {
+            "cross_entropy": entropy.detach(),
+            "dice": overlap.detach(),
+            "volumes": torch.tensor(float(len(data))),
+        }
+
+    def after_step(self, step: int, progress: float) -> None:
+        if step % self.refresh_every == 0 and self.store is not None:
+            self.store.refresh()
+
+    @torch.inference_mode()
+    def logits(self, model: Detector, evidence: VolumeEvidence, index: Tensor) -> Tensor:
+        """Logits of the slices `index` (B,) of a volume, (B, S, S) float32 on the CPU."""
+        model.eval()
+        evidence = evidence.to(next(model.parameters()).device)
+        with autocast(evidence.slices, self.precision):
+            return torch.cat([model.of_slices(evidence, chunk).float().cpu() for chunk in index.split(16)])
+
+    def validate(self, model: Detector, data: Store) -> dict[str, float]:
+        """Cross-entropy and average precision over all pixels of every third slice of volumes with an anomaly, and of the
+        same volumes without one: false alarms in healthy slices count as they do in use."""
+        parts, labels = [], []
+        for stored in data.volumes.values():
+            for variant, evidence in enumerate(stored.variants):
+                label = stored.labels(variant)
+                index = torch.arange(min(1, len(label) - 1), len(label), 3)
+                parts.append(self.logits(model, evidence, index)[:, ::2, ::2])
+                labels.append(label[index][:, ::2, ::2].float())
+        logits, planted = torch.cat(parts), torch.cat(labels)
+        return {
+            "validation_ap": places_ap(logits, planted),
+            "validation_loss": float(F.binary_cross_entropy_with_logits(logits, planted)),
+        }
+
+
+def dice(probability: Tensor, label: Tensor) -> Tensor:
+    """Twice the overlap by the sum of both, over all places together; 1 more in either, so that nothing and nothing agree."""
+    return (2 * (probability * label).sum() + 1) / (probability.sum() + label.sum() + 1)
+
+
+def places_ap(logits: Tensor, label: Tensor) -> float:
+    """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
+    ap = average_precision(
+        *score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy())
+    )
+    return float(ap) if math.isfinite(ap) else 0.0

@@ -1,0 +1,145 @@
+"""Several processes share a folder: dealt out beforehand, or taken from one queue, as torchrun starts them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, mood, write_nifti
+
+from mood_submission.running.report import rank_path
+from mood_submission.running.work_sharing import longest_first, shard
+
+
+def some_files(folder, sizes):
+    folder.mkdir(exist_ok=True)
+    for number, size in enumerate(sizes):
+        (folder / f"v{number:02}.nii.gz").write_bytes(b"x" * size)
+    return sorted(folder.iterdir())
+
+
+def test_shards_are_all_of_the_volumes_once_and_about_as_large(tmp_path):
+    sizes = np.random.default_rng(0).integers(10, 5000, 23)
+    files = some_files(tmp_path / "in", sizes)
+    for count in (1, 2, 5, 23, 30):
+        parts = [shard(files, number, count) for number in range(1, count + 1)]
+        assert sorted(file for part in parts for file in part) == files
+        loads = [sum(file.stat().st_size for file in part) for part in parts]
+        assert max(loads) - min(loads) <= max(sizes)
+        assert parts == [shard(files[::-1], number, count) for number in range(1, count + 1)]
+    assert [file.stat().st_size for file in longest_first(files)] == sorted(sizes, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Seven little heads of different heights."""
+    folder = tmp_path_factory.mktemp("heads")
+    for number in range(7):
+        rng, depth = np.random.default_rng(number), 10 + 2 * number
+        x, y, z = np.mgrid[-1:1:20j, -1:1:24j, -1 : 1 : depth * 1j]
+        inside = x**2 + y**2 + z**2 < 0.8
+        data = np.where(inside, 0.5 + 0.1 * rng.standard_normal(x.shape), 0).clip(0, 1).astype(np.float32)
+        write_nifti(folder / f"head{number}.nii.gz", data)
+    return folder
+
+
+def words_for(heads, weights, out):
+    return [
+        *("predict", "--region", "brain", "--task", "both", "--device", "cpu", "--slices", "4", "--restorations", "2"),
+        *("--weights", str(weights), "-i", str(heads), "-o", str(out)),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(heads, tiny_weights, tmp_path_factory):
+    """What one process makes of them."""
+    out = tmp_path_factory.mktemp("alone")
+    done = mood(*words_for(heads, tiny_weights["brain"], out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def same(one, other) -> None:
+    assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in other.iterdir())
+    for file in one.iterdir():
+        assert file.read_bytes() == (other / file.name).read_bytes(), file.name
+
+
+def test_the_shards_predictions_are_one_process_s(heads, tiny_weights, alone, tmp_path):
+    for number in (1, 2, 3):
+        done = mood(*words_for(heads, tiny_weights["brain"], tmp_path / "out"), "--shard", f"{number}/3")
+        assert done.returncode == 0, done.stderr
+    same(tmp_path / "out", alone)
+    for wrong in ("0/3", "4/3", "half"):
+        assert mood(*words_for(heads, tiny_weights["brain"], tmp_path), "--shard", wrong).returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_of_torchrun_take_volumes_from_one_queue(heads, tiny_weights, alone, tmp_path, count):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    words = words_for(heads, tiny_weights["brain"], tmp_path / "out")
+    done = subprocess.run(
+        [*command, "-m", "mood_submission", *words, "--report", str(tmp_path / "report.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "out", alone)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["counts"] == {"predicted": 7, "resumed": 0, "failed": 0, "not reached": 0}
+    assert sorted(volume["file"] for volume in report["volumes"]) == sorted(f.name for f in heads.iterdir())
+    assert [file.name for file in tmp_path.glob("*.json")] == ["report.json"]
+
+
+def start(rank: int, count: int, port: int, words, report) -> subprocess.Popen:
+    settings = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "mood_submission", *words, "--report", str(report)],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, alone, tmp_path):
+    """One of three is killed in the middle; the others do what is left, and --resume what it had taken."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words, report = words_for(heads, tiny_weights["brain"], tmp_path / "out"), tmp_path / "report.json"
+    (tmp_path / "out").mkdir()
+    ranks = [start(rank, 3, port, words, report) for rank in range(3)]
+    mine, end = rank_path(report, 2), time.monotonic() + 120
+    while not (mine.exists() and json.loads(mine.read_text())["counts"]["predicted"]):
+        assert time.monotonic() < end and ranks[2].poll() is None
+        time.sleep(0.02)
+    ranks[2].send_signal(signal.SIGKILL)
+    for rank in ranks[:2]:
+        assert rank.wait(180) == 0, rank.stderr.read()
+    ranks[2].wait()
+    for rank in ranks:
+        rank.stderr.close()
+    there = {file.name for file in (tmp_path / "out").iterdir() if not file.name.startswith(".")}
+    assert there <= {file.name for file in alone.iterdir()}
+    done = mood(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    for file in (tmp_path / "out").glob(".*.part"):  # what the killed process was just writing
+        file.unlink()
+    same(tmp_path / "out", alone)
