@@ -59,13 +59,21 @@ class Ranks:
     def take(self, files: Sequence[Path]) -> Iterator[Path]:
         """The files that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody."""
         queue = longest_first(files)
-        while (number := self.store.add(TAKEN, 1) - 1) < len(queue):
-            yield queue[number]
+        while (taken := self._add(TAKEN, 1)) is not None and taken <= len(queue):
+            yield queue[taken - 1]
 
-    def count_done(self, more: int = 1) -> int:
-        """Add to how many volumes all processes have done. Returns how many these are."""
-        return self.store.add(DONE, more)
+    def _add(self, counter: str, more: int) -> int | None:
+        """None where the process that keeps the counters is gone: torchrun's agent outlives all, but where they were started by
+        hand that is the first of them, which ends when nothing is left to take."""
+        try:
+            return self.store.add(counter, more)
+        except RuntimeError:
+            return None
+
+    def count_done(self) -> int | None:
+        """Add one to how many volumes all processes have done. Returns how many these are; None where nobody knows."""
+        return self._add(DONE, 1)
 
     def is_last(self) -> bool:
         """To be asked once, at the end: whether all others have ended before."""
-        return self.store.add(FINISHED, 1) == self.count
+        return self._add(FINISHED, 1) == self.count

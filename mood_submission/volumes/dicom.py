@@ -204,11 +204,12 @@ def _files(folder: Path, deep: bool) -> Iterator[Path]:
         if entry.is_dir() and not entry.is_symlink():
             if deep:
                 yield from _files(entry, deep)
-        elif entry.is_file() and _has_mark(entry):
+        elif entry.is_file() and has_mark(entry):
             yield entry
 
 
-def _has_mark(file: Path) -> bool:
+def has_mark(file: Path) -> bool:
+    """Whether a file begins as DICOM files do; False for what cannot be read."""
     try:
         with open(file, "rb") as stored:
             return stored.read(132)[128:] == b"DICM"

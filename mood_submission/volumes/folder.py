@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .dicom import holds_dicom, scan
+from .dicom import has_mark, holds_dicom, scan
 from .grid import VolumeError, one_line
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -39,13 +39,14 @@ def survey(folder: str | Path) -> Survey:
     parts = [entry for entry in loose if not entry.name.startswith(".") and entry.is_dir()]
     of_dicom = [entry for entry in parts if holds_dicom(entry, deep=True)]
     scans = [scan(entry) for entry in of_dicom]
-    here = holds_dicom(folder, deep=False)
-    if here:
+    if holds_dicom(folder, deep=False):
         scans.append(scan(folder, deep=False))
     for one in scans:
         found.volumes += [series.path for series in one.series]
         found.notes += one.notes
-    found.others = [entry for entry in loose if entry not in of_dicom and not (here and entry.is_file())]
+    found.others = [
+        entry for entry in loose if entry not in of_dicom and not (entry.is_file() and has_mark(entry))
+    ]
     found.volumes.sort()
     names: dict[str, Path] = {}
     for path in found.volumes:
