@@ -74,7 +74,7 @@ def test_a_bright_ball_stands_out(model, method, tmp_path):
         data = abdom_phantom(96, rng, depth=24)
     planted, mask = plant(data, "uniform", np.random.default_rng(3), (0.15, 0.16))
     volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
-    scores = Predictor(model, slice_count=12, restorations=3, pixel_method=method).pixel_scores(volume)
+    scores = Predictor(model, slice_count=12, restorations=15, pixel_method=method).pixel_scores(volume)
     assert np.isfinite(scores).all() and 0 <= scores.min() and scores.max() <= 1
     body = mask | (data > 0.05)
     assert average_precision_score(mask[body], scores[body]) > 1.5 * mask[body].mean()
