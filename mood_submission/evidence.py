@@ -118,7 +118,8 @@ class Evidence:
 
     @cached_property
     def logits(self) -> Tensor:
-        """The detector's logits, smoothed in 3D: (N, S, S). Where no restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector."""
+        """The detector's logits, smoothed in 3D: (N, S, S). Where no restorations were drawn, reconstructions stand for them.
+        Raises ModelError for a model without a detector."""
         restored = self.decoded if self.restored is None else self.restored
         logits = self.model.detect(self._slices, self.decoded, restored, self.nll, self.position)
         assert self.model.detector is not None  # else `detect` has raised

@@ -99,7 +99,8 @@ class Model:
     def detect(
         self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
     ) -> Tensor:
-        """The detector's logits (B, H, W) for all slices of a volume in order, what they are decoded to, the mean of their restorations (or the reconstruction again) and their codes' NLL.
+        """The detector's logits (B, H, W) for all slices of a volume in order, what they are decoded to, the mean of their
+        restorations (or the reconstruction again) and their codes' NLL.
         Raises ModelError for a model without a detector."""
         if self.detector is None:
             raise ModelError(
@@ -227,10 +228,12 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     precision: str = "float32",
+    detector: bool = True,
 ) -> Model:
     """The model of a region ("brain", "abdom": the shipped weights), or of a file.
 
-    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`. Only
+    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`.
+    detector: whether to read the detector too, where there is one; without, files with an earlier version's are read. Only
     safetensors are read: no pickle, nothing in the file is executed; and only what is as it was written (`integrity`).
     Raises ModelError, in one line that names the file.
     """
@@ -240,13 +243,13 @@ def load_model(
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
         text = metadata.get("about", "{}")
-        about = About.from_json(text)
+        about = About.from_json(text, detector)
         sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
         vqvae = _filled(VQVAE(about.vqvae), tensors, "vqvae")
         prior = _filled(PixelSNAIL(about.prior), tensors, "prior")
-        detector = None
+        detecting = None
         if about.detector is not None:
-            detector = _filled(Detector(about.detector), tensors, "detector")
+            detecting = _filled(Detector(about.detector), tensors, "detector")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
@@ -260,5 +263,5 @@ def load_model(
         precision=precision,
         file=file,
         sha256=sha256,
-        detector=detector,
+        detector=detecting,
     )

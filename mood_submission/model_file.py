@@ -80,7 +80,8 @@ class About:
         return json.dumps({"format": FORMAT} | dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "About":
+    def from_json(cls, text: str, detector: bool = True) -> "About":
+        """detector: whether to read what is said of one. Raises ValueError, TypeError or KeyError for what is no description."""
         values = json.loads(text)
         if values.pop("format", None) != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
@@ -88,8 +89,8 @@ class About:
         for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
             if values.get(name, "paper") not in known:
                 raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
-        detector = values.get("detector")  # earlier files know of none
-        values["detector"] = detector and DetectorSettings.from_dict(detector)
+        described = values.get("detector") if detector else None  # earlier files know of none
+        values["detector"] = described and DetectorSettings.from_dict(described)
         measured = values.get("healthy_voxels", {})
         values["healthy_voxels"] = {way: HealthyVoxels(**found) for way, found in measured.items()}
         return cls(

@@ -1,9 +1,11 @@
 """The networks of a model as ONNX files, for runtimes without torch."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from .networks.detector import Detector, places
 from .networks.volume_evidence import Box, input_channels
 from .runtime.files import write_whole_by_name
 
+Network = TypeVar("Network", bound=nn.Module)
 OPSET = 20
 EXAMPLES = 2  # slices in the inputs that a network is traced with
 
@@ -45,6 +48,11 @@ class _Call(nn.Module):
         return self.function(*inputs)
 
 
+def _plain(network: Network) -> Network:
+    """A copy on the CPU, in float32: the model itself stays where and as it is."""
+    return copy.deepcopy(network).cpu().float().eval()
+
+
 def parts_of(model: Model) -> list[Part]:
     """What a model file's ONNX files are: encoder, decoder, prior and, where there is one, detector.
 
@@ -53,7 +61,7 @@ def parts_of(model: Model) -> list[Part]:
     before it. detector: maps (B, C, H, W), NLL (B, K, h, w), place (B, 2, H, W) -> logits (B, H, W): see
     `VolumeEvidence.inputs` and `places`; H and W are free.
     """
-    vqvae, prior = model.vqvae.cpu().float().eval(), model.prior.cpu().float().eval()
+    vqvae, prior = _plain(model.vqvae), _plain(model.prior)
     size = model.about.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
     slices = torch.randn(EXAMPLES, size, size, generator=generator)
@@ -67,7 +75,7 @@ def parts_of(model: Model) -> list[Part]:
         Part("prior", _Call(prior, prior.nll), ("codes", "position"), "nll", (codes, position), {}),
     ]
     if model.detector is not None:
-        parts.append(_detector_part(model.detector.cpu().float().eval(), size, codes.shape[-1]))
+        parts.append(_detector_part(_plain(model.detector), size, codes.shape[-1]))
     return parts
 
 

@@ -182,6 +182,24 @@ def test_an_earlier_version_s_detector_is_one_line(detecting, tmp_path, settings
     with pytest.raises(ModelError, match="old.safetensors: .* found: an earlier version's detector") as error:
         load_model(tmp_path / "old.safetensors", "cpu")
     assert "\n" not in str(error.value)
+    older, whole = (
+        load_model(tmp_path / "old.safetensors", "cpu", detector=False),
+        load_model(detecting, "cpu"),
+    )
+    assert older.detector is None and networks_sha256(older) == networks_sha256(whole)
+
+
+def test_training_starts_from_a_file_with_an_earlier_version_s_detector(detecting, cache, tmp_path):
+    tensors, about = load_file(detecting), json.loads(load_model(detecting, "cpu").about.to_json())
+    old = {"detector": {"widths": [4, 6]}, "training": {}}
+    save_file(tensors, tmp_path / "old.safetensors", {"about": json.dumps(about | old)})
+    sizes = about["vqvae"]
+    run = mood(
+        "train vqvae --region brain --data", cache, "--out", tmp_path / "run", "--start-from", tmp_path / "old.safetensors",
+        "--channels", *sizes["channels"], "--codebook-size", sizes["codebook_size"], "--res-blocks", sizes["n_res_block"],
+        "--steps 1 --batch 2 --device cpu --validation 0.34 --test 0",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_detector_is_trained_further(detecting, cache, tmp_path):

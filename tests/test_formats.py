@@ -11,7 +11,6 @@ from conftest import mood, write_nifti
 
 from mood_submission.volumes import (
     VolumeError,
-    find_others,
     find_volumes,
     output_name,
     read_grid,
@@ -258,7 +257,7 @@ def write_slices(folder, scan):
 def test_a_series_is_a_volume_in_hounsfield_units(tmp_path, axes):
     """Sorted by place, whatever the files are called; as SimpleITK's own series reader puts it together."""
     folder = write_series(tmp_path / "patient", axes)
-    assert find_volumes(tmp_path) == [folder] and find_others(tmp_path) == []
+    assert find_volumes(tmp_path) == [folder] and survey(tmp_path).others == []
     assert volume_name(folder) == "patient" and output_name(folder) == "patient.nii.gz"
     volume = read_volume(folder)
     with same_locale():
@@ -345,7 +344,7 @@ def test_a_broken_file_of_a_series_is_a_missing_slice(tmp_path):
 def test_a_folder_without_dicom_is_no_volume(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("1")
-    assert find_volumes(tmp_path) == [] and find_others(tmp_path) == [tmp_path / "labels"]
+    assert find_volumes(tmp_path) == [] and survey(tmp_path).others == [tmp_path / "labels"]
     for path in (tmp_path / "labels", tmp_path / "nothing"):
         with pytest.raises(VolumeError, match="expected a volume or a DICOM series, found no such file"):
             read_volume(path)

@@ -15,11 +15,21 @@ from mood_submission.networks.volume_evidence import Box, VolumeEvidence, input_
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
 from mood_submission.runtime.sources import source_of, source_shares
-from mood_submission.synthetic.varied import FURTHER, PASTED, TRAINING_KINDS, Host, plant_varied
+from mood_submission.synthetic.anomalies import CHANGED
+from mood_submission.synthetic.varied import (
+    FURTHER,
+    LEAST_CHANGE,
+    LEAST_WORTH,
+    PASTED,
+    TRAINING_KINDS,
+    Host,
+    plant_varied,
+)
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage
+from mood_submission.training.patches import Drawing, draw
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
-from mood_submission.training.store import Drawing, Planter, PlantingSettings, Store, fill_store, stored_files
+from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
@@ -90,10 +100,25 @@ def test_every_kind_changes_what_its_mask_says(host, kind):
         planted, mask = plant_varied(host, kind, np.random.default_rng(seed), donor)
         assert planted.dtype == np.float32 and 0 <= planted.min() and planted.max() <= 1 and mask.any()
         change = np.abs(planted - host.volume)
-        assert change[mask].mean() > 3 * change[~mask].mean() and change[mask].mean() > 0.01
+        assert (
+            change[mask].mean() > 3 * change[~mask].mean()
+            and change[mask].mean() > LEAST_WORTH * LEAST_CHANGE
+        )
+        near = ndimage.uniform_filter((change > CHANGED).astype(np.float32), 7)
+        assert (near[mask] > 0).all()  # nothing is labelled where nothing is to be seen
         assert not mask[~host.body].any() and (change[~host.body] == 0).all()
         again, same = plant_varied(host, kind, np.random.default_rng(seed), donor)
         assert np.array_equal(again, planted) and np.array_equal(same, mask)
+
+
+@pytest.mark.parametrize("kind", ["mirror", "blur", "shuffle", "foreign", "shift", "swirl", "sharp", "tone"])
+def test_what_nobody_could_see_is_not_planted(host, kind):
+    """In a body of one grey these change nothing."""
+    plain = Host.of(np.where(host.body, 0.5, 0).astype(np.float32), host.body, host.height)
+    inner = dataclasses.replace(plain, places=(plain.places[0], np.where(plain.places[1] > 9, 9.0, 0)))
+    with pytest.raises(ValueError, match="would be seen"):
+        for seed in range(3):
+            plant_varied(inner, kind, np.random.default_rng(seed))
 
 
 def test_no_kind_and_no_body(host):
@@ -278,11 +303,11 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
     store.refresh()
     assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
-    batch = store.batch(8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    batch = draw(store, 8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
     assert batch.maps.shape == (8, input_channels(CONTEXT), 24, 24) and batch.nll.shape == (8, 5, 3, 3)
     assert batch.label.shape == batch.counts.shape == (8, 24, 24) and batch.place.shape == (8, 2, 24, 24)
     assert batch.label.any() and set(batch.label.unique().tolist()) <= {0.0, 1.0}
-    again = store.batch(8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    again = draw(store, 8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(batch, again))
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
     with pytest.raises(CacheError, match="expected files made with kinds"):
@@ -300,8 +325,8 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
         for z in range(len(stored.labels(v)))
     }
     for seed in range(12):
-        patch = store.batch(
-            1, (0,), Drawing(patch=0.6, strides=(1,), warped=0), torch.Generator().manual_seed(seed)
+        patch = draw(
+            store, 1, (0,), Drawing(patch=0.6, strides=(1,), warped=0), torch.Generator().manual_seed(seed)
         )
         down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
         at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
@@ -333,7 +358,7 @@ def test_a_warped_patch_is_warped_alike(planter, tmp_path):
         store.volumes[name] = dataclasses.replace(stored, variants=variants)
     for seed in range(20):
         drawing = Drawing(patch=0.8, strides=(1,), warped=1)
-        patch = store.batch(1, (0,), drawing, torch.Generator().manual_seed(seed))
+        patch = draw(store, 1, (0,), drawing, torch.Generator().manual_seed(seed))
         label, shown = patch.label[0] > 0, patch.maps[0, 0] - 2 > 0.5
         assert torch.equal(label, shown) and (patch.counts[0][label] == 1).all()
         assert patch.place.abs().max() <= 1 and patch.place.std() > 0.1

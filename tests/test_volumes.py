@@ -15,10 +15,10 @@ import pytest
 from mood_submission.volumes import (
     Grid,
     VolumeError,
-    find_others,
     find_volumes,
     named_volumes,
     read_volume,
+    survey,
     write_volume,
 )
 
@@ -356,7 +356,7 @@ def test_find_volumes_takes_volumes_only(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.nii").mkdir()
     assert [path.name for path in find_volumes(tmp_path)] == ["C.NII.GZ", "a.nii", "b.nii.gz", "folder.nii"]
-    assert [path.name for path in find_others(tmp_path)] == [
+    assert [path.name for path in survey(tmp_path).others] == [
         ".hidden.nii.gz",
         "b.nii.gz.txt",
         "gz",

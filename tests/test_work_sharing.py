@@ -138,6 +138,11 @@ def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, al
         rank.stderr.close()
     there = {file.name for file in (tmp_path / "out").iterdir() if not file.name.startswith(".")}
     assert there <= {file.name for file in alone.iterdir()}
+    told = [json.loads(rank_path(report, rank).read_text())["counts"] for rank in range(3)]
+    assert (
+        sum(counts["predicted"] for counts in told) >= 7 - 3
+    )  # being read, scored and written when it was killed
+    assert all(counts["failed"] == 0 for counts in told)
     done = mood(*words, "--resume")
     assert done.returncode == 0, done.stderr
     for file in (tmp_path / "out").glob(".*.part"):  # what the killed process was just writing

@@ -39,8 +39,8 @@ from .output import Progress, quiet, say
 def parser() -> argparse.ArgumentParser:
     predict = argparse.ArgumentParser(
         prog="mood-submission predict",
-        description="Score every volume of a folder: NIfTI, MetaImage, NRRD, and folders of DICOM files. Exit status: 0 when every volume has its prediction, "
-        "1 when some failed (each named on standard error), 2 for wrong usage.",
+        description="Score every volume of a folder: NIfTI, MetaImage, NRRD, and folders of DICOM files. Exit status: 0 when every "
+        "volume has its prediction, 1 when some failed (each named on standard error), 2 for wrong usage.",
     )
     add_region(predict)
     predict.add_argument(
@@ -259,7 +259,13 @@ def predict(args: argparse.Namespace) -> int:
         if not ranks.is_last():
             return status
         if args.report is not None:
-            told = merge_reports(args.report, ranks.count)
+            try:
+                told = merge_reports(args.report, ranks.count)
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # no reason to lose the page, or to call predictions failed
+                say(f"{args.report}: expected the reports of {ranks.count} processes, found: {error}")
     return write_html(args, model, told) or status if args.html else status
 
 
@@ -283,7 +289,8 @@ def described(outcome: Outcome) -> str:
 
 
 def write_html(args: argparse.Namespace, model: Model, told: dict[str, dict]) -> int:
-    """The page of the run. told: what became of the volumes, by their files' names. Returns 1 where it cannot be made, which is told, else 0."""
+    """The page of the run. told: what became of the volumes, by their files' names. Returns 1 where it cannot be made, which is
+    said, else 0."""
     from ..report.collect import Sources
     from ..report.page import write_report
 

@@ -19,10 +19,8 @@ CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
 FINE = 8  # channels at the slice's own resolution
 NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
 AIR_LOGIT = -12.0  # of what lies outside the box round the anatomy
-EARLIER = (
-    "balanced",
-    "boxed",
-)  # settings that told apart the detectors of earlier versions, which are not read any more
+# Settings that told apart the detectors of earlier versions, which are not read any more.
+EARLIER = ("balanced", "boxed")
 
 
 @dataclass(frozen=True)

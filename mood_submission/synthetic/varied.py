@@ -13,12 +13,10 @@ from scipy import ndimage
 from .anomalies import COVERED, MAKERS, Site, choose_site, outline, places_of, visible_part
 
 RADII = (0.04, 0.2)  # shares of the field of view
-LEAST_CHANGE = (
-    0.06  # mean change of the voxels labelled, on the [0, 1] scale; what is less is tried elsewhere
-)
-LEAST_WORTH = (
-    0.6  # of the best place tried, in shares of LEAST_CHANGE and COVERED; what is less is not planted at all
-)
+# Mean change of the voxels labelled, on the [0, 1] scale: a place where it is less is left for another.
+LEAST_CHANGE = 0.06
+# Of the best place tried, in shares of LEAST_CHANGE and COVERED: what is less is not planted at all.
+LEAST_WORTH = 0.6
 ATTEMPTS = 8
 LABEL = 0.35  # share of the full change from which a voxel counts as anomalous
 

@@ -10,8 +10,9 @@ from ..evaluation.metrics import average_precision, score_counts
 from ..networks.detector import Detector, DetectorSettings
 from ..networks.volume_evidence import VolumeEvidence
 from ..scoring.learned import soften_logits
+from .patches import Drawing, draw
 from .stage import Stage, autocast
-from .store import Drawing, Store
+from .store import Store
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ class DetectorStage(Stage[Store, Detector]):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.store = data
         drawn = torch.Generator().manual_seed(generator.initial_seed())
-        batch = data.batch(len(index), self.model.settings.context, self.drawing, drawn)
+        batch = draw(data, len(index), self.model.settings.context, self.drawing, drawn)
         device = next(self.model.parameters()).device
         maps, nll, place, label, counts = (part.to(device) for part in batch)
         if self.channels_last_on_cpu or device.type != "cpu":

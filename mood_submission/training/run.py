@@ -333,7 +333,7 @@ def _of_model_file(file: Path, stage: Stage) -> tuple[Parameters, dict]:
 
     Raises RuntimeError where there is none, or one of other sizes.
     """
-    model = load_model(file, "cpu")
+    model = load_model(file, "cpu", detector=stage.name == "detector")
     networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
     found = networks.get(stage.name)
     if found is None:

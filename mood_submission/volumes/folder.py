@@ -63,11 +63,6 @@ def find_volumes(folder: str | Path) -> list[Path]:
     return survey(folder).volumes
 
 
-def find_others(folder: str | Path) -> list[Path]:
-    """What `find_volumes` passes over, sorted. Raises what it raises."""
-    return survey(folder).others
-
-
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())

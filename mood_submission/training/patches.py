@@ -1,0 +1,139 @@
+"""What a detector sees in a step: random patches of the slices of a store."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..networks.detector import places
+from ..networks.volume_evidence import Box, VolumeEvidence
+from .store import Store, StoredVolume
+
+REACH = 4  # slices from an anomaly that lie near it
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a batch is drawn from a store.
+
+    patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
+    others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
+    warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
+    """
+
+    patch: float = 0.65
+    healthy: float = 0.15
+    near: float = 0.9
+    strides: tuple[int, ...] = (1, 1, 1, 2)
+    warped: float = 0.6
+
+
+class Batch(NamedTuple):
+    """Patches: maps, NLL (see `VolumeEvidence.inputs`) and where they lie (`places`), labels (B, H, W), and what counts: 0
+    where an anomaly changed the slice too little to be labelled, else 1."""
+
+    maps: Tensor
+    nll: Tensor
+    place: Tensor
+    label: Tensor
+    counts: Tensor
+
+
+def draw(store: Store, count: int, context: Sequence[int], how: Drawing, generator: torch.Generator) -> Batch:
+    """`count` random patches of random slices, half of them turned left to right."""
+    members, columns = list(store.volumes.values()), []
+    for _ in range(count):
+        stored = members[_below(len(members), generator)]
+        planted = len(stored.variants) > 1 and _share(generator) >= how.healthy
+        variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
+        columns.append(_patch(stored, variant, tuple(context), how, generator))
+    return Batch(*(torch.cat(column) for column in zip(*columns)))
+
+
+def _below(end: int, generator: torch.Generator) -> int:
+    return int(torch.randint(end, (), generator=generator))
+
+
+def _share(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _patch(
+    stored: StoredVolume, variant: int, context: tuple[int, ...], how: Drawing, generator: torch.Generator
+) -> Batch:
+    evidence, label = stored.variants[variant], stored.labels(variant)
+    index = _below(len(label), generator)
+    marked = label.any(2).any(1).nonzero()[:, 0]
+    if len(marked) and _share(generator) < how.near:
+        beside = _below(2 * REACH + 1, generator) - REACH if _share(generator) < 0.2 else 0
+        index = min(max(int(marked[_below(len(marked), generator)]) + beside, 0), len(label) - 1)
+    box = _box(evidence, label[index], how.patch, generator)
+    stride = how.strides[_below(len(how.strides), generator)]
+    maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
+    # a slice's rows differ from the healthy variant's where, and only where, something was planted
+    own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
+    shown = label[index]
+    counts = shown | (own == healthy)
+    batch = Batch(
+        maps,
+        nll,
+        places(box, label.shape[1:])[None],
+        *(part[None, box.rows, box.columns].float() for part in (shown, counts)),
+    )
+    if _share(generator) < how.warped:
+        batch = _warped(batch, generator)
+    if _below(2, generator):
+        return batch
+    turned = Batch(*(part.flip(-1) for part in batch))
+    return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def _warped(batch: Batch, generator: torch.Generator) -> Batch:
+    """One patch turned by up to 15 degrees, stretched by up to a fifth, and bent by 2% of its side, as if the body were so."""
+    between = lambda low, high: low + (high - low) * _share(generator)  # noqa: E731
+    angle, size = math.radians(between(-15, 15)), math.exp(between(-0.2, 0.2))
+    across, down = size * between(0.93, 1.07), size * between(0.93, 1.07)
+    c, s = math.cos(angle), math.sin(angle)
+    shape, codes = batch.label.shape[-2:], batch.nll.shape[-2:]
+    affine = torch.tensor([[c * across, -s * across, 0.0], [s * down, c * down, 0.0]])
+    grid = F.affine_grid(affine[None], [1, 1, *shape], align_corners=False)
+    bent = 0.04 * torch.randn(1, 2, 4, 4, generator=generator)  # in halves of the side
+    grid = grid + F.interpolate(bent, shape, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    coarse = F.interpolate(grid.permute(0, 3, 1, 2), codes, mode="area").permute(0, 2, 3, 1)
+
+    def take(maps: Tensor, at: Tensor) -> Tensor:
+        return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+
+    label = (take(batch.label[None], grid)[0] > 0.5).float()
+    return Batch(
+        take(batch.maps, grid),
+        take(batch.nll, coarse),
+        take(batch.place, grid),
+        label,
+        torch.maximum(label, (take(batch.counts[None], grid)[0] > 0.99).float()),
+    )
+
+
+def _box(evidence: VolumeEvidence, label: Tensor, share: float, generator: torch.Generator) -> Box:
+    """A random patch within the box round the anatomy; mostly one with some of the slice's anomaly where it has one."""
+    cells, sides = evidence.nll.shape[-2:], label.shape
+    if any(side % places for side, places in zip(sides, cells)):
+        return evidence.whole
+    marked = label.nonzero()
+    at = marked[_below(len(marked), generator)].tolist() if len(marked) and _share(generator) < 0.8 else None
+    parts = []
+    for axis, (side, cell_count) in enumerate(zip(sides, cells)):
+        cell = side // cell_count
+        long = max(1, round(share * cell_count))  # codes
+        around = (evidence.box.rows, evidence.box.columns)[axis]
+        low, high = sorted((around.start // cell, around.stop // cell - long))
+        low, high = min(max(low, 0), cell_count - long), min(max(high, 0), cell_count - long)
+        first = low + _below(high - low + 1, generator)
+        if at is not None:
+            first = min(max(at[axis] // cell - _below(long, generator), 0), cell_count - long)
+        parts.append(slice(first * cell, (first + long) * cell))
+    return Box(*parts)
