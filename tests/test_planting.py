@@ -27,7 +27,7 @@ from mood_submission.synthetic.varied import (
 )
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage
-from mood_submission.training.patches import Drawing, draw
+from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, draw
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
@@ -301,7 +301,7 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
         "000002",
     ]
     assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
-    store.refresh()
+    assert store.refresh()
     assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
     batch = draw(store, 8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
     assert batch.maps.shape == (8, input_channels(CONTEXT), 24, 24) and batch.nll.shape == (8, 5, 3, 3)
@@ -312,6 +312,31 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
     with pytest.raises(CacheError, match="expected files made with kinds"):
         fill_store(other, tmp_path, 9)
+
+
+def test_processes_that_fill_a_store_together_make_what_one_makes(planter, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    fill_store(planter, alone, 5)
+    assert [fill_store(planter, shared, 5, shard=part) for part in ((2, 2), (1, 2))] == [2, 3]
+    assert fill_store(planter, shared, 5, shard=(2, 2)) == 0
+    for one, other in zip(stored_files(alone), stored_files(shared), strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes()
+
+
+def test_batches_are_the_same_whoever_draws_them(planter, tmp_path):
+    fill_store(planter, tmp_path, 2)
+    store = Store(tmp_path)
+    drawn = Drawn(store, 3, CONTEXT, Drawing(patch=0.6))
+    ahead = DrawnAhead(drawn, workers=2)
+
+    def agree(seed: int) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(ahead.batch(seed), drawn[seed], strict=True))
+
+    assert all(agree(seed) for seed in (7, 8, 9, 30, 31))
+    fill_store(planter, tmp_path, 3)
+    assert store.refresh() and not store.refresh()
+    ahead.begin_again()
+    assert all(agree(seed) for seed in (32, 33))
 
 
 def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):

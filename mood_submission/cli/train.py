@@ -27,7 +27,7 @@ from ..training.run import (
 )
 from ..training.store import PlantingSettings
 from ..training.trainer import Budget, Schedule
-from .options import DEVICE_HELP, add_region, positive, share
+from .options import DEVICE_HELP, add_region, positive, shard_option, share
 
 
 class Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -101,6 +101,14 @@ def _detector_options(detector: argparse.ArgumentParser) -> None:
     )
     add("--context", type=int, nargs="+", default=CONTEXT, help="slices read with a slice, 0 among them")
     add("--most", type=positive, default=400, help="newest volumes that are held in memory")
+    add("--validations", type=positive, default=12, help="how often to validate, evenly over the training")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that draw batches ahead; the batches are the same with any number",
+    )
 
 
 def _plant_options(plant: argparse.ArgumentParser) -> None:
@@ -112,6 +120,13 @@ def _plant_options(plant: argparse.ArgumentParser) -> None:
     much.add_argument("--count", type=positive, help="volumes that the store is to have had in all")
     much.add_argument("--minutes", type=float, help="plant so long")
     add("--keep", type=positive, help="volumes that are kept, the newest (default: all)")
+    add(
+        "--shard",
+        type=shard_option,
+        default=(1, 1),
+        metavar="I/N",
+        help="be one of N processes that fill the store together (default: 1/1)",
+    )
     add("--variants", type=positive, default=PlantingSettings.variants, help="of each volume, with anomalies")
     add("--kinds", nargs="+", choices=TRAINING_KINDS, default=TRAINING_KINDS, help="kinds of anomaly")
     add("--restored", type=share, default=0.0, help="share of volumes that are restored too")
@@ -261,7 +276,7 @@ def _prior(args: argparse.Namespace) -> None:
 
 def _detector(args: argparse.Namespace) -> None:
     settings = DetectorSettings(args.widths, args.dropout, context=args.context)
-    train_detector(_run(args), settings, args.model, args.store, args.most)
+    train_detector(_run(args), settings, args.model, args.store, args.most, args.workers, args.validations)
 
 
 def _plant(args: argparse.Namespace) -> None:
@@ -284,7 +299,7 @@ def _plant(args: argparse.Namespace) -> None:
         restorations=args.restorations,
         seed=args.seed,
     )
-    made = plant_store(run, args.model, args.store, settings, args.count, args.keep)
+    made = plant_store(run, args.model, args.store, settings, args.count, args.keep, args.shard)
     print(f"{args.store}: {made} volumes planted")
 
 

@@ -10,7 +10,7 @@ from ..evaluation.metrics import average_precision, score_counts
 from ..networks.detector import Detector, DetectorSettings
 from ..networks.volume_evidence import VolumeEvidence
 from ..scoring.learned import soften_logits
-from .patches import Drawing, draw
+from .patches import Drawing, Drawn, DrawnAhead
 from .stage import Stage, autocast
 from .store import Store
 
@@ -37,20 +37,27 @@ class DetectorStage(Stage[Store, Detector]):
         drawing: Drawing | None = None,
         dice: float = 0.5,
         refresh_every: int = 50,
+        workers: int = 0,
     ):
+        """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none."""
         self.model, self.precision = Detector(settings), precision
         self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
         self.store: Store | None = None  # what the last batch was drawn from
+        self.ahead: DrawnAhead | None = None
+        self.workers = workers
         expect_rarely(self.model.head, -3.0)
 
     def loss(
         self, data: Store, index: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        self.store = data
-        drawn = torch.Generator().manual_seed(generator.initial_seed())
-        batch = draw(data, len(index), self.model.settings.context, self.drawing, drawn)
+        if self.store is not data:
+            context = self.model.settings.context
+            self.store = data
+            self.ahead = DrawnAhead(Drawn(data, len(index), context, self.drawing), self.workers)
+        assert self.ahead is not None
         device = next(self.model.parameters()).device
-        maps, nll, place, label, counts = (part.to(device) for part in batch)
+        batch = self.ahead.batch(generator.initial_seed())
+        maps, nll, place, label, counts = (part.to(device, non_blocking=True) for part in batch)
         if self.channels_last_on_cpu or device.type != "cpu":
             maps = maps.to(memory_format=torch.channels_last)
         with autocast(maps, self.precision):
@@ -65,7 +72,8 @@ class DetectorStage(Stage[Store, Detector]):
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.refresh_every == 0 and self.store is not None:
-            self.store.refresh()
+            if self.store.refresh() and self.ahead is not None:
+                self.ahead.begin_again()
 
     @torch.inference_mode()
     def logits(self, model: Detector, evidence: VolumeEvidence, index: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """What a detector sees in a step: random patches of the slices of a store."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from ..networks.detector import places
 from ..networks.volume_evidence import Box, VolumeEvidence
@@ -52,6 +54,50 @@ def draw(store: Store, count: int, context: Sequence[int], how: Drawing, generat
         variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
         columns.append(_patch(stored, variant, tuple(context), how, generator))
     return Batch(*(torch.cat(column) for column in zip(*columns)))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All batches of `count` patches, each by the seed that it is drawn with."""
+
+    store: Store
+    count: int
+    context: tuple[int, ...]
+    how: Drawing
+
+    def __getitem__(self, seed: int) -> Batch:
+        return draw(self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed))
+
+
+class DrawnAhead:
+    """Batches by seed, drawn by `workers` processes while the one before is trained on: seeds that follow each other are had
+    without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
+
+    def __init__(self, drawn: Drawn, workers: int):
+        self.drawn, self.workers = drawn, workers
+        self.batches: Iterator[Batch] = iter(())
+        self.next: int | None = None  # the seed that `batches` gives next
+
+    def batch(self, seed: int) -> Batch:
+        if not self.workers:
+            return self.drawn[seed]
+        if seed != self.next:
+            loader = DataLoader(
+                cast(Dataset[Batch], self.drawn),
+                batch_size=None,
+                sampler=itertools.count(seed),
+                num_workers=self.workers,
+                prefetch_factor=4,
+                pin_memory=torch.cuda.is_available(),
+                multiprocessing_context="fork",  # the store is not copied
+            )
+            self.batches = iter(loader)
+        self.next = seed + 1
+        return next(self.batches)
+
+    def begin_again(self) -> None:
+        """The store holds other volumes now: what was drawn ahead is not wanted any more."""
+        self.batches, self.next = iter(()), None
 
 
 def _below(end: int, generator: torch.Generator) -> int:

@@ -81,24 +81,38 @@ class Run:
 
 
 def plant_store(
-    run: Run, model_file: Path, folder: Path, settings: PlantingSettings, count: int | None, keep: int | None
+    run: Run,
+    model_file: Path,
+    folder: Path,
+    settings: PlantingSettings,
+    count: int | None,
+    keep: int | None,
+    shard: tuple[int, int] = (1, 1),
 ) -> int:
     """Fill a store for `train_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
     model = load_model(model_file, run.device)
-    splits, names = _splits(run)
+    splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
     planter = Planter(splits["train"], model, settings, _names_by_number(run))
-    return fill_store(planter, folder, count, run.budget.minutes, keep)
+    return fill_store(planter, folder, count, run.budget.minutes, keep, shard)
 
 
-def train_detector(run: Run, settings: DetectorSettings, model_file: Path, folder: Path, most: int) -> None:
+def train_detector(
+    run: Run,
+    settings: DetectorSettings,
+    model_file: Path,
+    folder: Path,
+    most: int,
+    workers: int = 0,
+    validations: int = 12,
+) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
-    the held-out volumes, planted in `folder`/validation where they are not yet."""
+    the held-out volumes, planted in `folder`/validation where they are not yet. workers: processes that draw batches ahead."""
     from ..training import plots
 
     model = load_model(model_file, run.device)
-    splits, names = _splits(run)
+    splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
     held_out = folder / "validation"
     fill_store(
@@ -109,7 +123,7 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, folde
         raise RunError(
             f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
-    stage = DetectorStage(settings, run.schedule.precision)
+    stage = DetectorStage(settings, run.schedule.precision, workers=workers)
     planted = store_settings(folder)
     if planted["networks"] != networks_sha256(model):
         raise RunError(
@@ -117,7 +131,7 @@ def train_detector(run: Run, settings: DetectorSettings, model_file: Path, folde
         )
     about = _about(run, splits, names) | {"detector": asdict(settings)} | planted
     trainer = _trainer(run, stage, data, about)
-    trainer.train(validations=12)
+    trainer.train(validations=validations)
     _add_to_about(trainer.file, {"planted_volumes": len(stored_files(folder))})
     plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
@@ -269,7 +283,10 @@ def _add_to_about(file: Path, more: dict) -> None:
     save_checkpoint(file, stored)
 
 
-def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+def _splits(
+    run: Run, device: torch.device | None = None
+) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+    """The run's slices by split, on its own device where no other is named, and the volumes' names."""
     run.out.mkdir(parents=True, exist_ok=True)
     file = run.cache
     if not file.exists():
@@ -280,7 +297,7 @@ def _splits(run: Run) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
             run.max_slices,
             run.leave_out,
         )
-    splits, names = load_cache(file, run.device, run.validation, run.test)
+    splits, names = load_cache(file, device or run.device, run.validation, run.test)
     region = splits["train"].preprocessing.region
     if region != run.region:
         raise CacheError(f"{file}: expected slices of region {run.region}, found {region}")

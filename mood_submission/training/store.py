@@ -55,7 +55,7 @@ class PlantingSettings:
 class Planter:
     """Makes the store's files, each from its number alone.
 
-    names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
+    data: on the CPU, wherever the model is. names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
     all are drawn alike.
     """
 
@@ -183,29 +183,27 @@ class Planter:
         self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """float16 by name."""
-        x = normalise(
-            slices, self.data.mean[members].cpu(), self.data.std[members].cpu(), self.data.preprocessing
-        )
-        parts = []
-        for chunk in torch.arange(len(x)).split(8):
-            features = self.vqvae.features(x[chunk].bfloat16(), position[chunk].bfloat16())
+        x = normalise(slices, self.data.mean[members], self.data.std[members], self.data.preprocessing)
+        device, parts = self.model.device, []
+        for chunk in torch.arange(len(x)).split(8 if device.type == "cpu" else 64):
+            shown, place = x[chunk].to(device), position[chunk].to(device)
+            features = self.vqvae.features(shown.bfloat16(), place.bfloat16())
             codes = self.model.vqvae.nearest_codes(features.float())
-            nll = self.prior.nll(codes, position[chunk].bfloat16())
-            decoded = self.vqvae.decode(codes, position[chunk].bfloat16())
-            part = {"slices": x[chunk], "reconstruction": decoded, "nll": nll}
+            nll = self.prior.nll(codes, place.bfloat16())
+            decoded = self.vqvae.decode(codes, place.bfloat16())
+            part = {"slices": shown, "reconstruction": decoded, "nll": nll}
             if restored:
                 uniforms = torch.rand(
                     len(codes), self.settings.restorations, *codes.shape[1:], generator=generator
                 )
-                drawn = self.model.restore(codes, position[chunk], uniforms, self.model.about.pixel_threshold)
-                mean = torch.stack(
-                    [
-                        self.vqvae.decode(drawn[:, i], position[chunk].bfloat16()).float()
-                        for i in range(drawn.shape[1])
-                    ]
-                ).mean(0)
-                part["restoration"] = mean
-            parts.append({name: value.half() for name, value in part.items()})
+                drawn = self.model.restore(
+                    codes, place, uniforms.to(device), self.model.about.pixel_threshold
+                )
+                decodings = [
+                    self.vqvae.decode(drawn[:, i], place.bfloat16()).float() for i in range(drawn.shape[1])
+                ]
+                part["restoration"] = torch.stack(decodings).mean(0)
+            parts.append({name: value.half().cpu() for name, value in part.items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
@@ -219,26 +217,40 @@ def _scales(parts: list[dict[str, Tensor]], rows: np.ndarray, position: Tensor) 
 
 
 def fill_store(
-    planter: Planter, folder: Path, count: int | None, minutes: float | None = None, keep: int | None = None
+    planter: Planter,
+    folder: Path,
+    count: int | None,
+    minutes: float | None = None,
+    keep: int | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> int:
-    """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room. Returns how many
-    were made. Raises CacheError for a store that was made with other networks or settings."""
+    """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room.
+
+    shard: (I, N): this process, one of N that fill the store together, makes every N-th file from the I-th on.
+    Returns how many were made. Raises CacheError for a store that was made with other networks or settings.
+    """
+    first, step = shard[0] - 1, shard[1]
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"networks": networks_sha256(planter.model), **asdict(planter.settings)}
     check_settings(folder / "settings.json", made_with, CacheError)
-    files = stored_files(folder)
-    number, end, made = (int(files[-1].stem) + 1 if files else 0), time.monotonic() + 60 * (minutes or 1e9), 0
+    mine = [number for number in map(_number, stored_files(folder)) if number % step == first]
+    number = mine[-1] + step if mine else first
+    end, made = time.monotonic() + 60 * (minutes or 1e9), 0
     with tqdm(total=count, initial=number, desc="planting", unit="volume", disable=None) as bar:
         while (count is None or number < count) and time.monotonic() < end:
             arrays: dict[str, Any] = planter.volume(number)
             with write_whole(folder / f"{number:06d}.npz") as out:
                 np.savez(out, **arrays)
-            number, made = number + 1, made + 1
-            bar.update()
+            number, made = number + step, made + 1
+            bar.update(step)
             if keep:
                 for old in stored_files(folder)[:-keep]:
-                    old.unlink()
+                    old.unlink(missing_ok=True)  # another process may have been first
     return made
+
+
+def _number(file: Path) -> int:
+    return int(file.stem)
 
 
 def store_settings(folder: Path) -> dict:
@@ -298,13 +310,16 @@ class Store:
         """A batch's numbers say only how many slices it has: they are drawn from what the store holds at that step."""
         return lambda step: torch.arange(batch)
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
+        """Read what has come. Returns whether anything has."""
+        before = list(self.volumes)
         files = stored_files(self.folder)[-self.most :]
         for file in files:
             if file.name not in self.volumes:
                 self.volumes[file.name] = StoredVolume.read(file)
         for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
             del self.volumes[name]
+        return list(self.volumes) != before
 
 
 VALIDATION = PlantingSettings(variants=2, kinds=KINDS, benchmark=True)
