@@ -62,15 +62,15 @@ class VQVAEStage(Stage[SliceData, VQVAE]):
         self.recent = z_e.detach().movedim(1, -1).flatten(0, -2)
         if not self.started:
             self._restart(torch.ones(len(self.model.codebook), dtype=torch.bool, device=z_e.device))
-            self.usage, self.started = self.usage.to(z_e.device), True
+            self.started = True
         codes = self.model.nearest_codes(z_e.detach())
         z_q = self.model.lookup(codes)
         codebook, commitment = F.mse_loss(z_q, z_e.detach()), F.mse_loss(z_e, z_q.detach())
         with autocast(slices, self.precision):
             reconstruction = self.model.decode_features(z_e + (z_q - z_e).detach(), position)
         l1 = (reconstruction.float() - slices).abs().mean()
-        counts = torch.bincount(codes.flatten(), minlength=len(self.usage)).to(self.usage)
-        self.usage += counts
+        counts = torch.bincount(codes.flatten(), minlength=len(self.usage))
+        self.usage = self.usage.to(z_e.device) + counts
         numbers = {"l1": l1, "codebook": codebook, "commitment": commitment}
         return l1 + codebook + commitment, {k: v.detach() for k, v in numbers.items()}
 
