@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from mood_submission import Predictor, load_model
 from mood_submission.networks.detector import AIR_LOGIT, Detector, DetectorSettings, places
-from mood_submission.networks.volume_evidence import Box, VolumeEvidence, input_channels
+from mood_submission.networks.volume_evidence import Box, VolumeEvidence, input_channels, residual_channels
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
 from mood_submission.runtime.sources import source_of, source_shares
@@ -27,7 +27,7 @@ from mood_submission.synthetic.varied import (
 )
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage
-from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, draw
+from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, _doubted, draw
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
@@ -368,6 +368,23 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
             assert torch.equal(patch.counts[0] > 0, label | as_it_was[down, columns])
             found += int(label.sum())
     assert found
+
+
+def test_a_doubted_patch_differs_in_its_residuals_and_nll_alone(planter, tmp_path):
+    fill_store(planter, tmp_path, 2)
+    evidence = next(iter(Store(tmp_path).volumes.values())).variants[1]
+    maps, nll = evidence.inputs(torch.tensor([3]), CONTEXT)
+    less, as_usual = 0, 0
+    for seed in range(20):
+        doubted, other = _doubted(maps, nll, len(CONTEXT), torch.Generator().manual_seed(seed))
+        changed = (doubted != maps).any(-1).any(-1)[0].nonzero()[:, 0].tolist()
+        assert changed == [c for c in residual_channels(len(CONTEXT)) if maps[0, c].any()]
+        assert torch.equal(doubted.sign(), maps.sign()) and doubted.abs().max() <= 8
+        less, as_usual = less + int((other - nll).abs().max() > 0.1), as_usual + int(not other.any())
+    assert less > 10 and 1 <= as_usual <= 10
+    own = CONTEXT.index(0)
+    restored = residual_channels(len(CONTEXT))[-1]
+    assert torch.equal(maps[:, restored], maps[:, len(CONTEXT) + own])  # the reconstruction stands in
 
 
 def test_a_warped_patch_is_warped_alike(planter, tmp_path):

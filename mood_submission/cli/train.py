@@ -14,6 +14,7 @@ from ..networks.vqvae import VQVAESettings
 from ..preprocessing import Preprocessing
 from ..synthetic.varied import TRAINING_KINDS
 from ..training.cache import build_cache
+from ..training.patches import Drawing
 from ..training.run import (
     AUGMENTATIONS,
     PUBLISHED_ATTENTION,
@@ -101,6 +102,12 @@ def _detector_options(detector: argparse.ArgumentParser) -> None:
     )
     add("--context", type=int, nargs="+", default=CONTEXT, help="slices read with a slice, 0 among them")
     add("--most", type=positive, default=400, help="newest volumes that are held in memory")
+    add(
+        "--doubted",
+        type=share,
+        default=0.0,
+        help="share of patches whose residuals and NLL are made less telling; helps where volumes to train on are few",
+    )
     add("--validations", type=positive, default=12, help="how often to validate, evenly over the training")
     add(
         "--workers",
@@ -276,7 +283,10 @@ def _prior(args: argparse.Namespace) -> None:
 
 def _detector(args: argparse.Namespace) -> None:
     settings = DetectorSettings(args.widths, args.dropout, context=args.context)
-    train_detector(_run(args), settings, args.model, args.store, args.most, args.workers, args.validations)
+    drawing = Drawing(doubted=args.doubted)
+    train_detector(
+        _run(args), settings, args.model, args.store, args.most, drawing, args.workers, args.validations
+    )
 
 
 def _plant(args: argparse.Namespace) -> None:

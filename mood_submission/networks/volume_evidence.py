@@ -168,6 +168,11 @@ def input_channels(context: tuple[int, ...]) -> int:
     return 2 * len(context) + 3
 
 
+def residual_channels(context: int) -> list[int]:
+    """Which of these channels are residuals, for so many neighbours."""
+    return [*range(context, 2 * context), 2 * context + 1]
+
+
 def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Maps (B, h, w) at another size, linear."""
     if maps.shape[-2:] == tuple(size):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ..networks.detector import places
-from ..networks.volume_evidence import Box, VolumeEvidence
+from ..networks.volume_evidence import Box, VolumeEvidence, residual_channels
 from .store import Store, StoredVolume
 
 REACH = 4  # slices from an anomaly that lie near it
@@ -25,6 +25,8 @@ class Drawing:
     patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
     others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
     warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
+    doubted: share of patches whose residuals and NLL are made less telling (`_doubted`): on volumes that the VQ-VAE and the
+    prior were trained on both are smaller than on new ones, so a detector would trust them too much.
     """
 
     patch: float = 0.65
@@ -32,6 +34,7 @@ class Drawing:
     near: float = 0.9
     strides: tuple[int, ...] = (1, 1, 1, 2)
     warped: float = 0.6
+    doubted: float = 0.0
 
 
 class Batch(NamedTuple):
@@ -120,6 +123,8 @@ def _patch(
     box = _box(evidence, label[index], how.patch, generator)
     stride = how.strides[_below(len(how.strides), generator)]
     maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
+    if how.doubted and _share(generator) < how.doubted:
+        maps, nll = _doubted(maps, nll, len(context), generator)
     # a slice's rows differ from the healthy variant's where, and only where, something was planted
     own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
     shown = label[index]
@@ -136,6 +141,23 @@ def _patch(
         return batch
     turned = Batch(*(part.flip(-1) for part in batch))
     return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def _doubted(maps: Tensor, nll: Tensor, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
+    part no NLL at all: as usual everywhere. All neighbours alike."""
+
+    def smooth(size: torch.Size, most: float) -> Tensor:
+        field = torch.randn(1, 1, 4, 4, generator=generator) * most * _share(generator)
+        return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
+
+    louder = smooth(maps.shape[-2:], 0.6).exp()
+    channels = residual_channels(context)
+    maps = maps.clone()
+    maps[:, channels] = (maps[:, channels] * louder).clamp(-8, 8)
+    if _share(generator) < 0.25:
+        return maps, torch.zeros_like(nll)
+    return maps, (nll + smooth(nll.shape[-2:], 1.0)).clamp(-2, 6)
 
 
 def _warped(batch: Batch, generator: torch.Generator) -> Batch:

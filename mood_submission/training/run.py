@@ -20,6 +20,7 @@ from ..scoring.paper import top_score
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
 from .detector_stage import DetectorStage
+from .patches import Drawing
 from .randomise import RANDOMISATIONS, Randomisation
 from .stage import Data, Network, Parameters, Stage
 from .stages import PriorStage, VAEStage, VQVAEStage, evenly, nll_percentiles
@@ -103,12 +104,13 @@ def train_detector(
     model_file: Path,
     folder: Path,
     most: int,
+    drawing: Drawing,
     workers: int = 0,
     validations: int = 12,
 ) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
-    the held-out volumes, planted in `folder`/validation where they are not yet. workers: processes that draw batches ahead."""
+    the held-out volumes, planted in `folder`/validation where they are not yet. drawing: how batches are drawn. workers: processes that draw batches ahead."""
     from ..training import plots
 
     model = load_model(model_file, run.device)
@@ -123,13 +125,13 @@ def train_detector(
         raise RunError(
             f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
-    stage = DetectorStage(settings, run.schedule.precision, workers=workers)
+    stage = DetectorStage(settings, run.schedule.precision, drawing, workers=workers)
     planted = store_settings(folder)
     if planted["networks"] != networks_sha256(model):
         raise RunError(
             f"{folder}: expected volumes planted with the VQ-VAE and prior of {model_file}, found others"
         )
-    about = _about(run, splits, names) | {"detector": asdict(settings)} | planted
+    about = _about(run, splits, names) | {"detector": asdict(settings), "drawing": asdict(drawing)} | planted
     trainer = _trainer(run, stage, data, about)
     trainer.train(validations=validations)
     _add_to_about(trainer.file, {"planted_volumes": len(stored_files(folder))})
