@@ -1,5 +1,6 @@
 """Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one); then a detector
-on both, with anomalies planted in these volumes; or the VAE that they are compared with."""
+on both, with anomalies planted in these volumes; or the VAE that they are compared with. Started by torchrun, its processes
+train one network together."""
 
 import argparse
 import sys
@@ -14,6 +15,7 @@ from ..networks.vqvae import VQVAESettings
 from ..preprocessing import Preprocessing
 from ..synthetic.varied import TRAINING_KINDS
 from ..training.cache import build_cache
+from ..training.group import Group
 from ..training.patches import Drawing
 from ..training.run import (
     AUGMENTATIONS,
@@ -197,7 +199,16 @@ def _run_options(options: argparse.ArgumentParser, rate: float) -> None:
         metavar="RUN_DIR|FILE.safetensors",
         help="start from another run's weights, or a model file's",
     )
-    options.add_argument("--batch", type=int, default=16, help="slices a step")
+    options.add_argument(
+        "--batch", type=positive, default=16, help="slices a step, of all processes together"
+    )
+    options.add_argument(
+        "--accumulate",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="take each process's share of a batch in N parts, which needs less memory",
+    )
     options.add_argument(
         "--rate", type=float, default=rate, help="highest learning rate of the cosine schedule"
     )
@@ -234,14 +245,21 @@ def _preprocessing(args: argparse.Namespace) -> Preprocessing:
 
 
 def _run(args: argparse.Namespace) -> Run:
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    group = Group.from_environment()
+    device = torch.device(args.device or group.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.manual_seed(args.seed)
     return Run(
         args.region,
         tuple(args.data),
         args.out,
         Budget(args.minutes, args.steps),
-        Schedule(batch=args.batch, rate=args.rate, precision=args.precision, seed=args.seed),
+        Schedule(
+            batch=args.batch,
+            rate=args.rate,
+            accumulate=args.accumulate,
+            precision=args.precision,
+            seed=args.seed,
+        ),
         device,
         args.resume,
         args.start_from,
@@ -251,6 +269,7 @@ def _run(args: argparse.Namespace) -> Run:
         tuple(args.leave_out),
         _preprocessing(args),
         args.augment,
+        group,
     )
 
 

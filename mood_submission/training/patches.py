@@ -73,18 +73,20 @@ class Drawn:
 
 
 class DrawnAhead:
-    """Batches by seed, drawn by `workers` processes while the one before is trained on: seeds that follow each other are had
-    without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
+    """Batches by seed, drawn by `workers` processes while the one before is trained on: a seed that follows one that was asked
+    for is had without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
 
     def __init__(self, drawn: Drawn, workers: int):
         self.drawn, self.workers = drawn, workers
-        self.batches: Iterator[Batch] = iter(())
-        self.next: int | None = None  # the seed that `batches` gives next
+        self.following: dict[
+            int, Iterator[Batch]
+        ] = {}  # what gives a seed's batch next, and after it those that follow
 
     def batch(self, seed: int) -> Batch:
         if not self.workers:
             return self.drawn[seed]
-        if seed != self.next:
+        batches = self.following.pop(seed, None)
+        if batches is None:
             loader = DataLoader(
                 cast(Dataset[Batch], self.drawn),
                 batch_size=None,
@@ -94,13 +96,14 @@ class DrawnAhead:
                 pin_memory=torch.cuda.is_available(),
                 multiprocessing_context="fork",  # the store is not copied
             )
-            self.batches = iter(loader)
-        self.next = seed + 1
-        return next(self.batches)
+            batches = iter(loader)
+        batch = next(batches)
+        self.following[seed + 1] = batches
+        return batch
 
     def begin_again(self) -> None:
         """The store holds other volumes now: what was drawn ahead is not wanted any more."""
-        self.batches, self.next = iter(()), None
+        self.following.clear()
 
 
 def _below(end: int, generator: torch.Generator) -> int:

@@ -20,6 +20,7 @@ from ..scoring.paper import top_score
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, cache_names, load_cache
 from .detector_stage import DetectorStage
+from .group import ALONE, Group
 from .patches import Drawing
 from .randomise import RANDOMISATIONS, Randomisation
 from .stage import Data, Network, Parameters, Stage
@@ -52,7 +53,7 @@ class Run:
 
     data: folders of NIfTI volumes, or one cache file made from such. leave_out: patterns of names of volumes not to read.
     preprocessing: how volumes become slices, of a cache that is made anew; None for as published. augment: a name of
-    AUGMENTATIONS.
+    AUGMENTATIONS. group: the processes that train together; what one alone can do, such as reading volumes, the first does.
     """
 
     region: str
@@ -69,6 +70,7 @@ class Run:
     leave_out: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     augment: str = "published"
+    group: Group = ALONE
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -117,9 +119,10 @@ def train_detector(
     splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
     held_out = folder / "validation"
-    fill_store(
-        Planter(splits["validation"], model, VALIDATION), held_out, len(splits["validation"].volume.unique())
-    )
+    if run.group.first:
+        members = splits["validation"].volume.unique()
+        fill_store(Planter(splits["validation"], model, VALIDATION), held_out, len(members))
+    run.group.wait()
     data = {"train": Store(folder, most), "validation": Store(held_out)}
     if not len(data["train"]):
         raise RunError(
@@ -134,6 +137,8 @@ def train_detector(
     about = _about(run, splits, names) | {"detector": asdict(settings), "drawing": asdict(drawing)} | planted
     trainer = _trainer(run, stage, data, about)
     trainer.train(validations=validations)
+    if not run.group.first:
+        return
     _add_to_about(trainer.file, {"planted_volumes": len(stored_files(folder))})
     plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
@@ -154,6 +159,8 @@ def train_vqvae(run: Run, settings: VQVAESettings) -> None:
     stage = VQVAEStage(settings, augmentation_of(run.region, run.augment), run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vqvae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
+    if not run.group.first:
+        return
     plots.curves(run.out / "vqvae.csv", run.out / "vqvae_curves.png")
     plots.reconstructions(model, splits["validation"], run.out / "vqvae_pictures.png")
 
@@ -170,6 +177,8 @@ def train_prior(run: Run, settings: dict, vqvae_run: Path) -> None:
     )
     trainer = _trainer(run, stage, splits, {"prior": asdict(prior_settings), **_about(run, splits, names)})
     model = trainer.train()
+    if not run.group.first:
+        return
     measured = measure(stage, model, splits)
     _add_to_about(trainer.file, {"measured": measured})
     plots.curves(run.out / "prior.csv", run.out / "prior_curves.png")
@@ -191,6 +200,8 @@ def train_vae(run: Run, settings: VAESettings) -> None:
     stage = VAEStage(settings, augmentation_of(run.region, run.augment), run.schedule.precision)
     trainer = _trainer(run, stage, splits, {"vae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
+    if not run.group.first:
+        return
     plots.curves(run.out / "vae.csv", run.out / "vae_curves.png")
     plots.reconstructions(model, splits["validation"], run.out / "vae_pictures.png")
 
@@ -291,7 +302,7 @@ def _splits(
     """The run's slices by split, on its own device where no other is named, and the volumes' names."""
     run.out.mkdir(parents=True, exist_ok=True)
     file = run.cache
-    if not file.exists():
+    if not file.exists() and run.group.first:
         build_cache(
             run.folders,
             file,
@@ -299,6 +310,7 @@ def _splits(
             run.max_slices,
             run.leave_out,
         )
+    run.group.wait()
     splits, names = load_cache(file, device or run.device, run.validation, run.test)
     region = splits["train"].preprocessing.region
     if region != run.region:
@@ -323,7 +335,7 @@ def _trainer(
         raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
     if run.start_from is not None:
         about = about | {"started_from": _start_from(run.start_from, stage)}
-    trainer = Trainer(stage, splits, run.out, run.budget, run.schedule, run.device, about)
+    trainer = Trainer(stage, splits, run.out, run.budget, run.schedule, run.device, about, run.group)
     if file.exists():
         trainer.resume()
     return trainer

@@ -78,11 +78,13 @@ class VQVAEStage(Stage[SliceData, VQVAE]):
     def _restart(self, dead: Tensor) -> None:
         picked = self.recent[torch.randint(len(self.recent), (len(dead),), device=dead.device)]
         self.model.codebook.copy_(torch.where(dead[:, None], picked, self.model.codebook))
+        self.group.take_first_ones([self.model.codebook])
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.restart_every == 0:
             if progress < 0.8:
-                self._restart(self.usage < 0.02 * self.usage.mean())
+                usage = self.group.total(self.usage)
+                self._restart(usage < 0.02 * usage.mean())
             self.usage.zero_()
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..runtime.files import write_whole
+from .group import ALONE, Group
 from .stage import Data, Network, Stage
 
 
@@ -45,6 +46,9 @@ class Schedule:
     rate: float = 1e-3
     warmup: float = 0.03  # share of the budget
     clip_norm: float = 1.0
+    accumulate: int = (
+        1  # parts that each process's share of a batch is taken in: less memory, the same gradient
+    )
     average: float = 0.999  # EMA decay of the weights, reached gradually
     precision: str = "bf16"  # autocast dtype: "bf16" or "float32"
     seed: int = 0
@@ -90,8 +94,15 @@ def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
     return torch.load(file, map_location=device, weights_only=True)
 
 
+APART = 1_000_000_007  # between the seeds of the parts of a batch
+
+
 class Trainer(Generic[Data, Network]):
-    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model."""
+    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model.
+
+    Where a group of processes trains, each takes its part of every batch and the gradients are averaged, so that all hold the
+    same network; the first alone validates and writes. Raises ValueError where a batch cannot be parted evenly.
+    """
 
     def __init__(
         self,
@@ -102,14 +113,23 @@ class Trainer(Generic[Data, Network]):
         schedule: Schedule,
         device: torch.device,
         about: dict,
+        group: Group = ALONE,
     ):
+        self.parts = group.count * schedule.accumulate
+        if schedule.batch % self.parts:
+            raise ValueError(
+                f"batch: expected a multiple of {self.parts} ({group.count} processes, {schedule.accumulate} parts each), "
+                f"found {schedule.batch}"
+            )
         self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
         self.schedule, self.device, self.about = schedule, device, about
+        self.group = stage.group = group
         self.file = out / f"{stage.name}.pt"
         # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
         if device.type != "cpu" or stage.channels_last_on_cpu:
             stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage.model.to(device)
+        group.take_first_ones([*stage.model.parameters(), *stage.model.buffers()])
         self.average = torch.optim.swa_utils.AveragedModel(
             stage.model, use_buffers=True, multi_avg_fn=self._blend
         )
@@ -146,6 +166,9 @@ class Trainer(Generic[Data, Network]):
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
 
     def save(self) -> None:
+        """Write the checkpoint: the first process's is that of all."""
+        if not self.group.first:
+            return
         save_checkpoint(
             self.file,
             {
@@ -174,7 +197,7 @@ class Trainer(Generic[Data, Network]):
             total=100,
             desc=self.stage.name,
             unit="%",
-            disable=None,
+            disable=None if self.group.first else True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
         )
         progress = self.budget.progress(self.step, self.seconds)
@@ -184,17 +207,16 @@ class Trainer(Generic[Data, Network]):
             started = time.monotonic()
             for name, value in self._step(order(self.step), progress).items():
                 sums[name] = sums.get(name, 0) + value
-            last = self.budget.progress(self.step, self.seconds + time.monotonic() - started) >= 1
+            seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
+            last = self.budget.progress(self.step, seconds) >= 1
             if last or math.floor(progress * validations) > validated:
                 validated = math.floor(progress * validations)
-                row = {name: float(value) / (self.step - since) for name, value in sums.items()}
-                row |= self.stage.validate(self.averaged, self.splits["validation"])
-                minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
-                log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
+                means = torch.tensor([float(value) / (self.step - since) for value in sums.values()])
+                self.group.average([means])
+                if self.group.first:
+                    self._report(log, bar, dict(zip(sums, means.tolist())), progress)
                 sums, since = {}, self.step
-                bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
-                print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
-            self.seconds += time.monotonic() - started
+            self.seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
             progress = self.budget.progress(self.step, self.seconds)
             bar.update(math.floor(progress * 100) - bar.n)
             if time.monotonic() - saved > save_seconds:
@@ -204,18 +226,39 @@ class Trainer(Generic[Data, Network]):
         self.save()
         return self.averaged
 
+    def _report(self, log: Log, bar: tqdm, row: dict[str, float], progress: float) -> None:
+        """Validate, and write a row of the log."""
+        row |= self.stage.validate(self.averaged, self.splits["validation"])
+        minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
+        log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
+        bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
+        print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
+
     def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.rate_at(progress)
-        generator = torch.Generator(self.device).manual_seed(self.schedule.seed * 1_000_003 + self.step)
-        torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)  # dropout
-        self.stage.model.train()
-        loss, numbers = self.stage.loss(self.splits["train"], index.to(self.device), generator)
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.schedule.rate_at(progress)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        self.stage.model.train()
+        sums: dict[str, Tensor] = {}
+        share = self.schedule.accumulate
+        for part in range(self.group.rank * share, (self.group.rank + 1) * share):
+            seed = self.schedule.seed * 1_000_003 + self.step + part * APART
+            generator = torch.Generator(self.device).manual_seed(seed)
+            torch.manual_seed(seed)  # dropout
+            mine = index.chunk(self.parts)[part].to(self.device)
+            loss, numbers = self.stage.loss(self.splits["train"], mine, generator)
+            (loss / share).backward()
+            for name, value in ({"loss": loss.detach()} | numbers).items():
+                sums[name] = sums.get(name, 0) + value / share
+        self._share_what_was_learned()
         nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.schedule.clip_norm)
         self.optimiser.step()
         self.step += 1
         self.stage.after_step(self.step, progress)
         self.average.update_parameters(self.stage.model)
-        return {"loss": loss.detach()} | numbers
+        return sums
+
+    def _share_what_was_learned(self) -> None:
+        """The gradients and the running statistics become the mean over all processes."""
+        gradients = [p.grad for p in self.stage.model.parameters() if p.grad is not None]
+        self.group.average([*gradients, *(b for b in self.stage.model.buffers() if b.is_floating_point())])

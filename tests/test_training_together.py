@@ -1,0 +1,106 @@
+"""Several processes train one network together, as torchrun starts them: two and three on the CPU, tiny networks."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, mood, words_of, write_nifti
+
+from mood_submission.preprocessing import Preprocessing
+from mood_submission.training.cache import build_cache
+from mood_submission.training.trainer import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+TINY = "--channels 4 4 4 8 --codebook-size 12 --res-blocks 1 --device cpu --dropout 0"
+VQVAE = f"train vqvae --region brain {TINY} --precision float32"
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("healthy")
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (24, 24, 6)], indexing="ij")
+    for number in range(8):
+        ball = (x**2 + y**2 + 0.3 * z**2 < 0.5) * (0.5 + 0.3 * np.sin(6 * x + number) * np.cos(5 * y))
+        write_nifti(folder / f"{'ab'[number % 2]}_{number}.nii.gz", ball.astype(np.float32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(healthy, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("cache") / "slices.npz"
+    build_cache(healthy, file, Preprocessing.published("brain"))
+    return file
+
+
+def together(count: int, *words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run(
+        [*command, "-m", "mood_submission", *words_of(*words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def curve(run: Path, stage: str = "vqvae") -> list[dict[str, str]]:
+    """The rows of a run's log, without what the clock says."""
+    with open(run / f"{stage}.csv") as log:
+        return [{k: v for k, v in row.items() if k != "minutes"} for row in csv.DictReader(log)]
+
+
+def numbers(run: Path, name: str = "loss") -> list[float]:
+    return [float(row[name]) for row in curve(run)]
+
+
+def test_one_process_of_torchrun_trains_as_without(cache, tmp_path):
+    words = (VQVAE, "--data", cache, "--steps", 6, "--batch", 4)
+    assert mood(*words, "--out", tmp_path / "plain").returncode == 0
+    done = together(1, *words, "--out", tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    assert curve(tmp_path / "one") == curve(tmp_path / "plain")
+    plain, one = (load_checkpoint(tmp_path / run / "vqvae.pt")["model"] for run in ("plain", "one"))
+    assert all(torch.equal(plain[name], one[name]) for name in plain)
+
+
+def test_two_processes_train_as_one_that_takes_its_batches_in_two_parts(cache, tmp_path):
+    """The parts are the same slices, varied alike, so only rounding differs; a whole batch at once is varied otherwise."""
+    words = (VQVAE, "--data", cache, "--steps", 12, "--batch", 8)
+    done = together(2, *words, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert mood(*words, "--out", tmp_path / "parts", "--accumulate", 2).returncode == 0
+    assert mood(*words, "--out", tmp_path / "whole").returncode == 0
+    two, parts, whole = (numbers(tmp_path / run) for run in ("two", "parts", "whole"))
+    assert np.allclose(two, parts, rtol=2e-3)
+    assert np.allclose(two[-3:], whole[-3:], rtol=0.15)
+    steps = [int(row["step"]) for row in curve(tmp_path / "two")]
+    assert steps == sorted(set(steps)) and steps[-1] == 12  # written by one process alone
+
+
+def test_prior_and_another_number_of_processes_after_a_stop(healthy, tmp_path):
+    """They read the volumes once, and three go on where two have stopped."""
+    run = tmp_path / "run"
+    common = ("--data", healthy, "--out", run, "--batch", 12, "--preprocessing published")
+    for count, words in ((2, ("--steps", 3)), (3, ("--steps", 6, "--resume"))):
+        done = together(count, VQVAE, *common, *words)
+        assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in curve(run)][-1] == "6"
+    prior = (
+        "train prior --region brain --device cpu --prior-channels 8 --blocks 1 --res-blocks 1",
+        *common,
+        "--steps 2",
+    )
+    done = together(2, *prior)
+    assert done.returncode == 0, done.stderr
+    assert {"prior.pt", "prior.csv", "prior_pictures.png"} <= {file.name for file in run.iterdir()}
+
+
+def test_a_batch_that_cannot_be_parted_is_refused_in_one_line(cache, tmp_path):
+    wrong = mood(VQVAE, "--data", cache, "--steps", 1, "--batch", 5, "--accumulate", 2, "--out", tmp_path)
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+    assert "batch: expected a multiple of 2" in wrong.stderr and "found 5" in wrong.stderr
