@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from mood_submission.preprocessing import (
     volume_to_slices,
 )
 from mood_submission.training.augment import Augmentation, augment_geometry, augment_intensity
-from mood_submission.training.cache import CacheError, build_cache, load_cache, split_names
+from mood_submission.training.cache import CacheError, _mapped_slices, build_cache, load_cache, split_names
 from mood_submission.training.run import load_prior, load_vae, load_vqvae
 from mood_submission.training.stages import VQVAEStage, nll_percentiles
 from mood_submission.training.trainer import Budget, Schedule
-from mood_submission.volumes import read_volume
+from mood_submission.volumes import read_volume, volume_name
 
 pytestmark = pytest.mark.slow
 
@@ -305,12 +306,42 @@ def test_what_is_not_a_cache_is_named(tmp_path):
             load_cache(tmp_path / name)
 
 
+def test_slices_are_read_from_the_file_and_older_caches_are_read_too(cache, tmp_path):
+    with np.load(cache) as stored:
+        arrays = dict(stored)
+    older = tmp_path / "older.npz"
+    np.savez_compressed(older, **{name: value for name, value in arrays.items() if name != "filled"})
+    assert isinstance(_mapped_slices(cache), np.memmap) and _mapped_slices(older) is None
+    splits = load_cache(cache)[0]
+    assert len({data.slices.data_ptr() for data in splits.values()}) == 1  # nothing is copied
+    for split, data in splits.items():
+        before = load_cache(older)[0][split]
+        index = torch.arange(len(data))
+        assert torch.equal(data.raw(index), before.raw(index)) and torch.equal(data.filled, before.filled)
+        assert data.order(4, 1)(3).tolist() == before.order(4, 1)(3).tolist()
+
+
+def test_a_broken_volume_is_named_and_left_out_of_the_cache(healthy, tmp_path):
+    folder = tmp_path / "volumes"
+    shutil.copytree(healthy, folder)
+    broken = sorted(folder.iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:100])
+    done = mood("train cache --region brain --data", folder, "-o", tmp_path / "slices.npz")
+    assert done.returncode == 0 and f"left out: {broken}" in done.stderr
+    names = sum(load_cache(tmp_path / "slices.npz")[1].values(), [])
+    assert len(names) == 9 and volume_name(broken) not in names
+    for file in folder.iterdir():
+        file.write_bytes(b"nothing")
+    none = mood("train cache --region brain --data", folder, "-o", tmp_path / "none.npz")
+    assert none.returncode == 1 and "found none of 10 files readable" in none.stderr
+
+
 def test_batches_cover_every_filled_slice_once_an_epoch(cache):
     splits, _ = load_cache(cache)
     order = splits["train"].order(4, seed=3)
     drawn = torch.cat([order(step) for step in range(order.length)])[: order.length * 4]
     counts = torch.bincount(drawn, minlength=len(splits["train"]))
-    assert (counts[splits["train"].filled()] == 4).all()
+    assert (counts[splits["train"].filled] == 4).all()
     assert torch.equal(splits["train"].order(4, seed=3)(7), order(7))  # a function of the step
 
 

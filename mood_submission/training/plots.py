@@ -61,7 +61,7 @@ def restorations(
 
 
 def _some_filled(data: SliceData, count: int) -> Tensor:
-    filled = data.filled().nonzero()[:, 0]
+    filled = data.filled.nonzero()[:, 0]
     return filled[torch.arange(count, device=filled.device) * len(filled) // count]
 
 
