@@ -7,7 +7,7 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 # What goes into the image, made ready here: readable by every user whatever the checkout's file modes are, and compiled.
 FROM ${BASE_IMAGE} AS files
 WORKDIR /pins
-COPY requirements.txt ./
+COPY requirements.txt requirements-skullstrip.txt ./
 RUN grep -E '^(torch|numpy)==' requirements.txt >torch.txt
 COPY weights /weights
 WORKDIR /workspace
@@ -38,6 +38,16 @@ RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-use
  && site=$(python3 -c 'import scipy, pathlib; print(pathlib.Path(scipy.__file__).parents[1])') \
  && find "$site/scipy" "$site/nibabel" -type d -name tests -prune -exec rm -rf {} + \
  && python3 -c 'import SimpleITK, isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm'
+
+# Skull-stripping. Its graphical toolkit, which deepbet's wheel asks for too, is not needed.
+COPY --from=files /pins/requirements-skullstrip.txt /workspace/
+RUN grep -v '^deepbet' /workspace/requirements-skullstrip.txt >/dev/shm/needs.txt \
+ && python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore -r /dev/shm/needs.txt \
+ && python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --no-deps \
+        "$(grep '^deepbet' /workspace/requirements-skullstrip.txt)" \
+ && site=$(python3 -c 'import pandas, pathlib; print(pathlib.Path(pandas.__file__).parents[1])') \
+ && find "$site/pandas" -type d -name tests -prune -exec rm -rf {} + \
+ && python3 -c 'import deepbet'
 
 RUN mkdir -p /mnt/data /mnt/pred
 COPY --from=files /weights /workspace/weights

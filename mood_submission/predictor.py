@@ -104,6 +104,8 @@ class Predictor:
         what the model file says. Raises ModelError for "rarity" with a model that is not calibrated, and for "learned"
         with one that has no detector.
     explain: whether pixel scores come with how rare each kind of evidence is, for findings to tell.
+    strip: from a volume to the same without its skull, before all else (see `running.skull_strip`); None to take volumes as
+        they are.
     seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
         so a volume's scores do not depend on what else is in the folder.
     """
@@ -117,7 +119,9 @@ class Predictor:
         sample_method: str | None = None,
         pixel_method: str | None = None,
         explain: bool = False,
+        strip: Callable[[Volume], Volume] | None = None,
     ):
+        self.strip = strip
         self.model, self.slice_count, self.seed, self.explain = model, slice_count, seed, explain
         self.sample_method = sample_method or model.about.sample_method
         self.pixel_method = pixel_method or model.about.pixel_method
@@ -184,6 +188,7 @@ class Predictor:
 
     def prepare(self, volume: Volume) -> Prepared:
         """Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS."""
+        volume = volume if self.strip is None else self.strip(volume)
         preprocessing, shape = self.model.about.preprocessing, volume.data.shape
         self._check_frame(frame_of(shape, volume.spacing), volume.path)
         data, view = harmonise(volume.data, volume.spacing, preprocessing)
@@ -351,6 +356,7 @@ class Predictor:
             self.sample_method,
             self.pixel_method,
             self.explain,
+            self.strip,
         )
 
 

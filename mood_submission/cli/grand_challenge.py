@@ -15,6 +15,7 @@ from pathlib import Path
 from ..model import Model, load_model
 from ..model_file import ModelError
 from ..predictor import Predictor
+from ..running.skull_strip import SkullStrip
 from ..runtime.contract import BOTH, REGIONS
 from ..runtime.files import write_whole
 from ..volumes import VolumeError, find_volumes, volume_name, write_volume
@@ -93,7 +94,9 @@ def model_of(region: str, folder: Path) -> Model:
 
 def run(args: argparse.Namespace) -> None:
     slug, file = find_case(args.input)
-    predictor = Predictor(model_of(args.region or region_of(slug), args.model))
+    model = model_of(args.region or region_of(slug), args.model)
+    strip = SkullStrip(gpu=model.device.type == "cuda") if model.about.region == "brain" else None
+    predictor = Predictor(model, strip=strip)
     prepared = predictor.read(file)
     scored = predictor.compute(prepared, BOTH, remark=lambda line: print(line, file=sys.stderr))
     assert scored.pixel is not None and scored.sample is not None  # both were asked for

@@ -16,10 +16,12 @@ from tqdm import tqdm
 from ..model import PRECISIONS, Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
+from ..preprocessing.skull import DEEPBET, can_strip
 from ..report import what_is_missing
 from ..running.findings_folder import FindingsFolder
 from ..running.report import Report, merge_reports, rank_path
 from ..running.run_folder import Outcome, predict_files
+from ..running.skull_strip import FOLDER, WHEN, SkullStrip
 from ..running.work_sharing import Ranks, shard
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.stopping import ask_to_stop, check_stopped
@@ -133,6 +135,13 @@ def parser() -> argparse.ArgumentParser:
         "in FOLDER/findings without --findings)",
     )
     predict.add_argument(
+        "--skull-strip",
+        choices=WHEN,
+        default="auto",
+        help="of brains: take skull and skin off by deepbet (the extra skullstrip): of volumes that look like whole heads, of all, or of "
+        "none (default: auto); with --findings the masks are kept in DIR/brain_masks, and used again",
+    )
+    predict.add_argument(
         "--report",
         type=json_option,
         metavar="FILE.json",
@@ -179,6 +188,18 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
         raise VolumeError(str(error)) from None
 
 
+def skull_strip(args: argparse.Namespace, model: Model) -> SkullStrip | None:
+    """How volumes lose their skulls; None where they are no brains, or not to. Raises VolumeError where they cannot."""
+    if args.region != "brain" or args.skull_strip == "no":
+        if args.skull_strip == "yes":
+            raise VolumeError(f"--skull-strip yes: expected --region brain, found {args.region}")
+        return None
+    if args.skull_strip == "yes" and not can_strip():
+        raise VolumeError(f"--skull-strip yes: expected {DEEPBET}, found no such package")
+    masks = None if args.findings is None else args.findings / FOLDER
+    return SkullStrip(args.skull_strip, masks, model.device.type == "cuda")
+
+
 def names(paths: list[Path], most: int = 5) -> str:
     return ", ".join(path.name for path in paths[:most]) + (
         f" and {len(paths) - most} more" if len(paths) > most else ""
@@ -209,6 +230,7 @@ def predict(args: argparse.Namespace) -> int:
             explain=args.findings is not None or args.html is not None,
         )
         findings = prepare_findings(args, predictor)
+        predictor.strip = skull_strip(args, model)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
     except OSError as error:
