@@ -54,6 +54,25 @@ def test_times_and_ratios(region, tiny_weights, blobs, tmp_path):
     assert found["peak_rss_mb"] > 10 and 0 < found["changed"] < 1 and 0 <= found["skipped"] < 0.9
 
 
+@pytest.mark.parametrize("copies", [0, 2])
+def test_a_profile_names_every_stage(copies, blobs, tmp_path):
+    run = benchmark(
+        "--region brain --device cpu --profile --slices 2 --restorations",
+        copies,
+        "--volume",
+        blobs / "case_0.nii.gz",
+        "--json",
+        tmp_path / "f",
+    )
+    found = figures(tmp_path / "f", run)
+    stages = {"encode", "NLL", "decode", "detect"} | ({"sample", "decode restorations"} if copies else set())
+    assert {name[:-6] for name in found if name.endswith("_gflop")} == stages
+    assert {"read_s", "prepare_s", "score_s", "write_s", "matrix_gflops"} <= set(found)
+    if copies:  # of two slices, two restorations each
+        assert found["sample_gflop"] == pytest.approx(2 * found["NLL_gflop"])
+    assert "of matrices" in run.stdout and 0.1 < found["NLL_gflop"] / 2 < 100
+
+
 def test_reading_and_writing_beside_nibabel(tmp_path):
     run = benchmark(
         "--region abdom --device cpu --io --size", 24, "--restorations", 2, "--json", tmp_path / "f"

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from ..evaluation.benchmark import FreeNetworks, benchmark, benchmark_io, machine
+from ..evaluation.profile import matrix_speed, profile, table
 from ..model import PRECISIONS, load_model
 from ..model_file import ModelError
 from ..predictor import Predictor
 from ..volumes import VolumeError
-from .options import add_device, add_region, positive, slices_option
+from .options import add_device, add_region, positive, restorations_option, slices_option
 
 SIZE = {"brain": 256, "abdom": 512}  # the challenge's
 
@@ -35,9 +36,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "beside a bare nibabel load and save (with --slices all by default)",
     )
     parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="only where the time goes, as users run it: seconds and arithmetic of each stage (slices and restorations as the "
+        "model file says by default)",
+    )
+    parser.add_argument(
         "--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32"
     )
-    parser.add_argument("--restorations", type=positive, default=15, metavar="N", help="default: 15")
+    parser.add_argument(
+        "--restorations", type=restorations_option, default=argparse.SUPPRESS, metavar="N", help="default: 15"
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
     )
@@ -54,7 +63,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="F", help="write all figures here")
     args = parser.parse_args(argv)
-    args.slices = getattr(args, "slices", "all" if args.io else 32)
+    if args.io and args.profile:
+        parser.error("--profile: expected no --io beside it")
+    args.slices = getattr(args, "slices", "all" if args.io else None if args.profile else 32)
+    args.restorations = getattr(args, "restorations", None if args.profile else 15)
+    if args.restorations == 0 and not args.profile:
+        parser.error("--restorations: expected 1 or more without --profile, found 0")
     return args
 
 
@@ -82,6 +96,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str
     predictor = Predictor(model, args.slices, args.restorations)
     out = work / "out"
     out.mkdir()
+    if args.profile:
+        return _profile(predictor, volume, out)
     figures = (
         benchmark_io(predictor, volume, out)
         if args.io
@@ -95,6 +111,20 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str
         "slices": args.slices,
         "restorations": args.restorations,
     } | figures
+
+
+def _profile(predictor: Predictor, volume: Path, out: Path) -> dict[str, float | int | str]:
+    """Print the table; returns its figures."""
+    speed = matrix_speed(predictor.model.device)
+    stages = profile(predictor, volume, out)
+    print(*table(stages, speed), "", sep="\n")
+    return {
+        "machine": machine(predictor.model.device),
+        "torch": torch.__version__,
+        "matrix_gflops": speed,
+        **{f"{stage.name}_s": stage.seconds for stage in stages},
+        **{f"{stage.name}_gflop": stage.gflop for stage in stages if stage.gflop},
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
