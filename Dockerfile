@@ -19,7 +19,7 @@ COPY run_sample_brain.sh run_sample_abdom.sh run_pixel_brain.sh run_pixel_abdom.
 RUN chmod -R u=rwX,go=rX /pins /weights /workspace \
  && python3 -m compileall -q mood_submission
 
-FROM ${BASE_IMAGE} AS plain
+FROM ${BASE_IMAGE} AS packages
 # Another index for pip beside PyPI: https://download.pytorch.org/whl/cpu makes an image without CUDA.
 ARG PIP_EXTRA_INDEX_URL
 
@@ -49,8 +49,17 @@ RUN grep -v '^deepbet' /workspace/requirements-skullstrip.txt >/dev/shm/needs.tx
  && find "$site/pandas" -type d -name tests -prune -exec rm -rf {} + \
  && python3 -c 'import deepbet'
 
+# What of Python's is in the image, as a list that scanners read (CycloneDX).
+FROM packages AS bill
+ARG PIP_EXTRA_INDEX_URL
+RUN python3 -m venv /bill \
+ && /bill/bin/pip install --no-cache-dir --disable-pip-version-check cyclonedx-bom==7.5.0 \
+ && /bill/bin/cyclonedx-py environment --output-format JSON --output-file /sbom.cdx.json "$(command -v python3)"
+
+FROM packages AS plain
 RUN mkdir -p /mnt/data /mnt/pred
 COPY --from=files /weights /workspace/weights
+COPY --from=bill /sbom.cdx.json /workspace/
 COPY --from=files /workspace /workspace
 WORKDIR /workspace
 

@@ -81,6 +81,10 @@ commands() {
         [ "$(wc -l <"$work/log")" -eq 1 ] || fail "$words: expected one line of error"
     done
     expect 7 run "$image" bash -c 'exit 7'
+    expect 0 run "$image" python3 -c '
+import deepbet, json
+bill = json.load(open("/workspace/sbom.cdx.json"))
+assert bill["bomFormat"] == "CycloneDX" and {"torch", "numpy", "deepbet"} <= {c["name"] for c in bill["components"]}'
 }
 
 toys() {
