@@ -326,11 +326,11 @@ class Predictor:
         prepared: Prepared,
         scored: Scored,
         out: Path,
-        found: Callable[[str, Found, Grid], object] | None = None,
+        found: Callable[[Path, Found, Grid], object] | None = None,
     ) -> float:
         """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's.
 
-        found: called with the name of the file that is written, what stands out in it and its grid, where voxels were scored.
+        found: called with the volume's path, what stands out in it and its grid, where voxels were scored.
         """
         name = output_name(prepared.path)
         highest = 0.0
@@ -339,7 +339,7 @@ class Predictor:
             write_volume(out / name, scores, prepared.grid)
             highest = float(scores.max())
             if found is not None:
-                found(name, self.find(prepared, scored, scores), prepared.grid)
+                found(prepared.path, self.find(prepared, scored, scores), prepared.grid)
         if scored.sample is None:
             return highest
         with write_whole(out / f"{name}.txt") as file:

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import mood, write_nifti
+from nibabel import affines
 
+from mood_submission.findings.objects import Finding
+from mood_submission.predictor import Found
+from mood_submission.running.findings_folder import FindingsFolder
 from mood_submission.volumes import (
     VolumeError,
     find_volumes,
@@ -397,6 +401,50 @@ def test_every_format_is_scored_alike(tmp_path, tiny_weights):
     for other, text in scores.values():
         assert np.array_equal(other.data, pixel.data) and text == sample
         assert np.allclose(other.grid.affine, pixel.grid.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [STRAIGHT, ORIENTATIONS[2], tilted(np.eye(3))])
+def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
+    """highdicom's own reader finds each finding's voxels at their places in the patient; a series without findings has none."""
+    highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed (requirements-dev.txt)")
+    series = write_series(tmp_path / "in" / "patient", axes, count=5, size=(7, 9))
+    volume = read_volume(series)
+    mask = np.zeros(volume.data.shape, np.uint8)
+    mask[1:3, 1:4, 1:3], mask[-2:, -3:-1, -1:] = 1, 2
+    grid = volume.grid
+    findings = [
+        Finding(n, *4 * [(0, 0, 0)], 1.0, 9, highest, 0.5, 0.1) for n, highest in ((1, 0.9), (2, 0.6))
+    ]
+    folder = FindingsFolder(tmp_path / "found", dicom_seg=True)
+    with pytest.warns(
+        UserWarning, match="patient: no DICOM segmentation written: Source images have no Frame"
+    ):
+        folder.add(series, Found(findings, mask), grid)
+    for file in series.iterdir():  # which scanners write, and SimpleITK does not
+        one = highdicom.imread(file)
+        one.FrameOfReferenceUID = "1.2.4"
+        one.save_as(file)
+    folder.add(series, Found(findings, mask), grid)
+    stored = highdicom.seg.segread(tmp_path / "found" / "patient.seg.dcm")
+    assert stored.number_of_segments == 2 and list(stored.segment_numbers) == [1, 2]
+    labels = [stored.get_segment_description(n).segment_label for n in (1, 2)]
+    assert labels == ["Finding 1, score 0.90", "Finding 2, score 0.60"]
+    ours = {
+        n: {tuple(np.round(p, 3)) for p in affines.apply_affine(grid.affine, voxels(grid, mask == n))}
+        for n in (1, 2)
+    }
+    whole = stored.get_volume(combine_segments=True)
+    lps = whole.affine
+    for number in (1, 2):
+        places = affines.apply_affine(lps, np.argwhere(whole.array == number)) * [-1, -1, 1]
+        assert {tuple(np.round(p, 3)) for p in places} == ours[number]
+    folder.add(series, Found([], np.zeros_like(mask)), grid)
+    assert not (tmp_path / "found" / "patient.seg.dcm").exists()
+
+
+def voxels(grid, inside) -> np.ndarray:
+    """The file's own indices of the voxels of a mask in RAS order, (N, 3)."""
+    return np.argwhere(grid.to_file(inside))
 
 
 def test_a_dicom_series_is_scored_as_nifti(tmp_path, tiny_weights):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..findings.dicom_seg import MISSING, can_write
 from ..model import PRECISIONS, Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
@@ -128,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
         "folder of their own",
     )
     predict.add_argument(
+        "--dicom-seg",
+        action="store_true",
+        help="with --findings or --html, of series of DICOM files: findings as DICOM segmentations too (the extra dicom)",
+    )
+    predict.add_argument(
         "--html",
         type=Path,
         metavar="FOLDER",
@@ -172,6 +178,11 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
         args.findings = args.findings or args.html / "findings"
         if what_is_missing():
             raise VolumeError(f"--html: {what_is_missing()}")
+    if args.dicom_seg and (args.findings is None or not can_write()):
+        wanted, instead = (
+            ("--findings DIR or --html FOLDER", "neither") if can_write() else (MISSING, "no such package")
+        )
+        raise VolumeError(f"--dicom-seg: expected {wanted}, found {instead}")
     if args.findings is None:
         return None
     if args.task == "sample":
@@ -183,7 +194,7 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
         if args.findings.exists() and args.findings.samefile(folder):
             raise VolumeError(f"{args.findings}: expected a folder of its own, found the one with {what}")
     try:
-        return FindingsFolder(args.findings)
+        return FindingsFolder(args.findings, args.dicom_seg)
     except ValueError as error:
         raise VolumeError(str(error)) from None
 

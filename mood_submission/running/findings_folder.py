@@ -5,15 +5,17 @@ import fcntl
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..findings.dicom_seg import SUFFIX, write_dicom_seg
 from ..findings.objects import EXPECTED
 from ..predictor import Found
 from ..runtime.files import write_whole
-from ..volumes import Grid, write_mask, write_volume
+from ..volumes import Grid, is_dicom, output_name, volume_name, write_mask, write_volume
 
 COLUMNS = (
     "file",
@@ -35,11 +37,13 @@ class FindingsFolder:
     """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, DIR/findings.csv and findings.json, and
     DIR/expected/NAME.nii.gz, what the model would have expected to see.
 
+    dicom_seg: whether findings in a series of DICOM files are written as DIR/NAME.seg.dcm too.
     The tables are written anew after each volume. Volumes that an earlier run, or another process, left there stay in them until
     they are added again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
     """
 
     folder: Path
+    dicom_seg: bool = False
     found: dict[str, list[dict]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -68,16 +72,31 @@ class FindingsFolder:
         finally:
             os.close(folder)
 
-    def add(self, name: str, found: Found, grid: Grid) -> None:
-        """Take in what stands out in a volume. name: its file's."""
+    def add(self, source: Path, found: Found, grid: Grid) -> None:
+        """Take in what stands out in a volume. source: its path."""
+        name = output_name(source)
         if found.expected is not None:
             (self.folder / EXPECTED).mkdir(exist_ok=True)
             write_volume(self.folder / EXPECTED / name, found.expected, grid)
         write_mask(self.folder / name, found.mask, grid)
+        if self.dicom_seg:
+            self._write_dicom_seg(source, found, grid)
         with self._alone():
             self._read_table()
             self.found[name] = [finding.to_dict() for finding in found.findings]
             self._write_tables()
+
+    def _write_dicom_seg(self, source: Path, found: Found, grid: Grid) -> None:
+        """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
+        file = self.folder / f"{volume_name(source)}{SUFFIX}"
+        file.unlink(missing_ok=True)
+        if not found.findings or not is_dicom(source):
+            return
+        try:
+            write_dicom_seg(file, source, found.mask, grid, found.findings)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            warnings.warn(f"{source}: no DICOM segmentation written: {text}", stacklevel=2)
 
     def has(self, name: str) -> bool:
         """Whether a volume's mask and findings are there already."""

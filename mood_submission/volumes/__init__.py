@@ -1,5 +1,6 @@
 """Files in and out, in any orientation: NIfTI, MetaImage, NRRD and DICOM."""
 
+from .dicom import is_dicom, series_files
 from .files import read_grid, read_volume, write_mask, write_volume
 from .folder import (
     FORMATS,
@@ -22,11 +23,13 @@ __all__ = [
     "Volume",
     "VolumeError",
     "find_volumes",
+    "is_dicom",
     "named_volumes",
     "output_name",
     "read_grid",
     "read_volume",
     "seed_name",
+    "series_files",
     "survey",
     "volume_name",
     "write_mask",

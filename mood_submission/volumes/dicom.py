@@ -110,6 +110,11 @@ def read_dicom(path: Path) -> Volume:
         raise VolumeError(f"{path}: expected readable DICOM files, found {one_line(error)[-300:]}") from error
 
 
+def series_files(path: Path) -> list[Path]:
+    """The files of such a series in the order of its slices. Raises what `read_dicom` raises for headers."""
+    return [one.file for one in _stack(path)[0]]
+
+
 def read_dicom_grid(path: Path) -> Grid:
     """The grid of such a series, from its headers alone. Raises what `read_dicom` raises for headers."""
     return _stack(path)[1]
