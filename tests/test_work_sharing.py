@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -97,6 +98,21 @@ def test_processes_of_torchrun_take_volumes_from_one_queue(heads, tiny_weights, 
     assert report["counts"] == {"predicted": 7, "resumed": 0, "failed": 0, "not reached": 0}
     assert sorted(volume["file"] for volume in report["volumes"]) == sorted(f.name for f in heads.iterdir())
     assert [file.name for file in tmp_path.glob("*.json")] == ["report.json"]
+
+
+@pytest.mark.slow
+def test_a_broken_volume_keeps_no_process_from_its_own(heads, tiny_weights, alone, tmp_path):
+    """It is the smallest, so its process is done while the others are at work; torchrun ends all when one fails."""
+    folder = tmp_path / "in"
+    shutil.copytree(heads, folder)
+    (folder / "a_broken.nii.gz").write_bytes(b"nothing")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    words = words_for(folder, tiny_weights["brain"], tmp_path / "out")
+    done = subprocess.run(
+        [*command, "-m", "mood_submission", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "a_broken.nii.gz" in done.stderr
+    same(tmp_path / "out", alone)
 
 
 def start(rank: int, count: int, port: int, words, report) -> subprocess.Popen:

@@ -289,8 +289,11 @@ def predict(args: argparse.Namespace) -> int:
     status = conclude(outcomes)
     told = {outcome.file.name: outcome.to_dict() for outcome in outcomes}
     if ranks is not None:
+        # torchrun ends all processes when one of them fails: the last tells for all
+        failed = ranks.count_failed(sum(outcome.status == "failed" for outcome in outcomes))
         if not ranks.is_last():
-            return status
+            return status if failed is None else 0
+        status = 1 if ranks.count_failed(0) else 0
         if args.report is not None:
             try:
                 told = merge_reports(args.report, ranks.count)

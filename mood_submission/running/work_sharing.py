@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-TAKEN, DONE, FINISHED = "mood/taken", "mood/done", "mood/finished"  # counters that the processes share
+TAKEN, DONE, FAILED, FINISHED = (
+    f"mood/{what}" for what in ("taken", "done", "failed", "finished")
+)  # counters that the processes share
 
 
 def size_of(path: Path) -> int:
@@ -73,6 +75,10 @@ class Ranks:
     def count_done(self) -> int | None:
         """Add one to how many volumes all processes have done. Returns how many these are; None where nobody knows."""
         return self._add(DONE, 1)
+
+    def count_failed(self, more: int) -> int | None:
+        """Add to how many volumes have failed in all processes. Returns how many these are; None where nobody knows."""
+        return self._add(FAILED, more)
 
     def is_last(self) -> bool:
         """To be asked once, at the end: whether all others have ended before."""
