@@ -14,7 +14,7 @@ from test_docs import PAGES, command_lines
 from mood_submission.cli import main
 from mood_submission.findings.thresholds import HealthyVoxels
 from mood_submission.model_file import About, add_detector, save_model
-from mood_submission.networks.detector import Detector, DetectorSettings
+from mood_submission.networks.detector import CONTEXT, Detector, DetectorSettings
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings
 from mood_submission.preprocessing import Preprocessing
@@ -47,7 +47,8 @@ NUMBERS = {
 def toy_model(file, region: str):
     """A model file with networks of the toy's sizes and a detector, trained on nothing, that names held-out volumes."""
     torch.manual_seed(0)
-    detector = Detector(DetectorSettings((4, 6, 8, 8), context=(-1, 0, 1)))
+    context = CONTEXT if file.stem.endswith("_2") else (-1, 0, 1)  # those are trained on from
+    detector = Detector(DetectorSettings((4, 6, 8, 8), context=context))
     about = About(
         region,
         VQVAE_SIZES,
@@ -91,6 +92,7 @@ def sandbox(tmp_path, monkeypatch):
     for file, names in {
         "IXI_TEST": NAMES[3:5],
         "DS002748_HELD_OUT": NAMES[8:10],
+        "EVERY_SECOND_HELD_OUT": SPLIT["validation"] + SPLIT["test"],
         "EIGHT_OF_THE_THRESHOLD_VOLUMES": SPLIT["validation"],
     }.items():
         (tmp_path / file).write_text("\n".join(names) + "\n")
@@ -99,6 +101,7 @@ def sandbox(tmp_path, monkeypatch):
         ("abdom-0.1", "abdom"),
         ("brain", "brain"),
         ("abdom", "abdom"),
+        ("BRAIN_2", "brain"),
     ):
         toy_model(tmp_path / f"{name}.safetensors", region)
     if (REFERENCE / "brain_small.npz").exists():  # else there are no published checkpoints to import
