@@ -506,7 +506,7 @@ def killed_runs(
         str(out),
         "--weights",
         str(weights),
-        "--slices 2 --restorations 1 --resume",
+        "--slices 2 --restorations 1 --resume --skull-strip no",  # they fill as much as whole heads
     ]
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])
