@@ -128,6 +128,15 @@ def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None) 
     return path
 
 
+def write_two_sources(folder: Path, count: int) -> Path:
+    """So many small volumes to train on, mottled balls in air, named by two sources in turn."""
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (24, 24, 6)], indexing="ij")
+    for number in range(count):
+        ball = (x**2 + y**2 + 0.3 * z**2 < 0.5) * (0.5 + 0.3 * np.sin(6 * x + number) * np.cos(5 * y))
+        write_nifti(folder / f"{'ab'[number % 2]}_{number}.nii.gz", ball.astype(np.float32))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def blobs(tmp_path_factory) -> Path:
     """A folder of three smooth little volumes in [0, 1]."""

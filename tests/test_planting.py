@@ -376,14 +376,14 @@ def test_a_doubted_patch_differs_in_its_residuals_and_nll_alone(planter, tmp_pat
     maps, nll = evidence.inputs(torch.tensor([3]), CONTEXT)
     less, as_usual = 0, 0
     for seed in range(20):
-        doubted, other = _doubted(maps, nll, len(CONTEXT), torch.Generator().manual_seed(seed))
+        doubted, other = _doubted(maps, nll, CONTEXT, torch.Generator().manual_seed(seed))
         changed = (doubted != maps).any(-1).any(-1)[0].nonzero()[:, 0].tolist()
-        assert changed == [c for c in residual_channels(len(CONTEXT)) if maps[0, c].any()]
+        assert changed == [c for c in residual_channels(CONTEXT) if maps[0, c].any()]
         assert torch.equal(doubted.sign(), maps.sign()) and doubted.abs().max() <= 8
         less, as_usual = less + int((other - nll).abs().max() > 0.1), as_usual + int(not other.any())
     assert less > 10 and 1 <= as_usual <= 10
     own = CONTEXT.index(0)
-    restored = residual_channels(len(CONTEXT))[-1]
+    restored = residual_channels(CONTEXT)[-1]
     assert torch.equal(maps[:, restored], maps[:, len(CONTEXT) + own])  # the reconstruction stands in
 
 

@@ -78,6 +78,22 @@ def test_what_cannot_be_stripped_is_said_in_a_line(head, tmp_path, monkeypatch):
         SkullStrip("yes")(whole)
 
 
+def test_a_head_is_scored_as_it_is_where_memory_is_short(head, monkeypatch):
+    """A container is not to be killed for what it can do without."""
+    whole, _ = head
+    monkeypatch.setattr(skull, "free_memory", lambda device: 500 << 20)
+    with pytest.warns(UserWarning, match="is scored as it is: expected 1024 MB of free memory, found 500 MB"):
+        assert SkullStrip()(whole).data is whole.data
+
+    def failing(*_):
+        raise RuntimeError("not enough memory:\nyou tried")
+
+    monkeypatch.undo()
+    monkeypatch.setattr("deepbet.bet.BrainExtraction.run_model", failing)
+    with pytest.warns(UserWarning, match="found: not enough memory: you tried"):
+        assert SkullStrip()(whole).data is whole.data
+
+
 def test_predict_strips_and_tells(head, tiny_weights, tmp_path):
     folder, report = tmp_path / "in", tmp_path / "report.json"
     write_nifti(folder / "head.nii.gz", head[0].data, np.diag([2.0, 2.0, 2.0, 1.0]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, mood, words_of, write_nifti
+from conftest import ROOT, mood, words_of, write_two_sources
 
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.training.cache import build_cache
@@ -22,12 +22,7 @@ VQVAE = f"train vqvae --region brain {TINY} --precision float32"
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("healthy")
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (24, 24, 6)], indexing="ij")
-    for number in range(8):
-        ball = (x**2 + y**2 + 0.3 * z**2 < 0.5) * (0.5 + 0.3 * np.sin(6 * x + number) * np.cos(5 * y))
-        write_nifti(folder / f"{'ab'[number % 2]}_{number}.nii.gz", ball.astype(np.float32))
-    return folder
+    return write_two_sources(tmp_path_factory.mktemp("healthy"), 8)
 
 
 @pytest.fixture(scope="module")

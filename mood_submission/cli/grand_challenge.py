@@ -95,8 +95,7 @@ def model_of(region: str, folder: Path) -> Model:
 def run(args: argparse.Namespace) -> None:
     slug, file = find_case(args.input)
     model = model_of(args.region or region_of(slug), args.model)
-    strip = SkullStrip(gpu=model.device.type == "cuda") if model.about.region == "brain" else None
-    predictor = Predictor(model, strip=strip)
+    predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
     prepared = predictor.read(file)
     scored = predictor.compute(prepared, BOTH, remark=lambda line: print(line, file=sys.stderr))
     assert scored.pixel is not None and scored.sample is not None  # both were asked for

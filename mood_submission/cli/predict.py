@@ -174,10 +174,8 @@ def prepare_output(folder: Path, source: Path) -> None:
 
 def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> FindingsFolder | None:
     """The folder for findings, where one is asked for. Raises OSError, VolumeError, ModelError."""
-    if args.html is not None:
-        args.findings = args.findings or args.html / "findings"
-        if what_is_missing():
-            raise VolumeError(f"--html: {what_is_missing()}")
+    if args.html is not None and what_is_missing():
+        raise VolumeError(f"--html: {what_is_missing()}")
     if args.dicom_seg and (args.findings is None or not can_write()):
         wanted, instead = (
             ("--findings DIR or --html FOLDER", "neither") if can_write() else (MISSING, "no such package")
@@ -199,7 +197,7 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
         raise VolumeError(str(error)) from None
 
 
-def skull_strip(args: argparse.Namespace, model: Model) -> SkullStrip | None:
+def skull_strip(args: argparse.Namespace) -> SkullStrip | None:
     """How volumes lose their skulls; None where they are no brains, or not to. Raises VolumeError where they cannot."""
     if args.region != "brain" or args.skull_strip == "no":
         if args.skull_strip == "yes":
@@ -207,8 +205,7 @@ def skull_strip(args: argparse.Namespace, model: Model) -> SkullStrip | None:
         return None
     if args.skull_strip == "yes" and not can_strip():
         raise VolumeError(f"--skull-strip yes: expected {DEEPBET}, found no such package")
-    masks = None if args.findings is None else args.findings / FOLDER
-    return SkullStrip(args.skull_strip, masks, model.device.type == "cuda")
+    return SkullStrip(args.skull_strip, None if args.findings is None else args.findings / FOLDER)
 
 
 def names(paths: list[Path], most: int = 5) -> str:
@@ -218,6 +215,8 @@ def names(paths: list[Path], most: int = 5) -> str:
 
 
 def predict(args: argparse.Namespace) -> int:
+    if args.html is not None:
+        args.findings = args.findings or args.html / "findings"
     try:
         there, ranks = survey(args.input), Ranks.from_environment()
         files, others = there.volumes, there.others
@@ -238,10 +237,10 @@ def predict(args: argparse.Namespace) -> int:
             args.seed,
             args.sample_method,
             args.pixel_method,
-            explain=args.findings is not None or args.html is not None,
+            explain=args.findings is not None,
+            strip=skull_strip(args),
         )
         findings = prepare_findings(args, predictor)
-        predictor.strip = skull_strip(args, model)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
     except OSError as error:

@@ -4,6 +4,7 @@ Scanners differ in how large residuals and NLL are all over; an anomaly is small
 the volume before a network sees them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -168,9 +169,10 @@ def input_channels(context: tuple[int, ...]) -> int:
     return 2 * len(context) + 3
 
 
-def residual_channels(context: int) -> list[int]:
-    """Which of these channels are residuals, for so many neighbours."""
-    return [*range(context, 2 * context), 2 * context + 1]
+def residual_channels(context: Sequence[int]) -> list[int]:
+    """Which of these channels are residuals."""
+    count = len(context)
+    return [*range(count, 2 * count), 2 * count + 1]
 
 
 def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

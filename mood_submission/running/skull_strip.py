@@ -19,12 +19,11 @@ class SkullStrip:
     """From a volume to the same with nothing but its brain.
 
     when: "yes" strips every volume; "auto" those that look like whole heads, and leaves one that cannot be stripped as it is,
-    which its notes say. masks: the folder where masks are kept, on the volumes' own grids; None to keep none. gpu: whether to use one.
+    which its notes say. masks: the folder where masks are kept, on the volumes' own grids; None to keep none.
     """
 
     when: str = "auto"
     masks: Path | None = None
-    gpu: bool = False
 
     def __call__(self, volume: Volume) -> Volume:
         """Raises VolumeError where the volume is to be stripped and cannot be."""
@@ -56,7 +55,7 @@ class SkullStrip:
                     f"{kept}: expected a mask of {volume.data.shape} voxels as {volume.path} has, found {mask.shape}"
                 )
             return mask
-        mask = brain_mask(volume.data, volume.spacing, self.gpu)
+        mask = brain_mask(volume.data, volume.spacing)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_mask(kept, mask.astype(np.uint8), volume.grid)

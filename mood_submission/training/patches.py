@@ -78,9 +78,8 @@ class DrawnAhead:
 
     def __init__(self, drawn: Drawn, workers: int):
         self.drawn, self.workers = drawn, workers
-        self.following: dict[
-            int, Iterator[Batch]
-        ] = {}  # what gives a seed's batch next, and after it those that follow
+        # By seed, what gives its batch next, and after it those of the seeds that follow.
+        self.following: dict[int, Iterator[Batch]] = {}
 
     def batch(self, seed: int) -> Batch:
         if not self.workers:
@@ -127,7 +126,7 @@ def _patch(
     stride = how.strides[_below(len(how.strides), generator)]
     maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
     if how.doubted and _share(generator) < how.doubted:
-        maps, nll = _doubted(maps, nll, len(context), generator)
+        maps, nll = _doubted(maps, nll, context, generator)
     # a slice's rows differ from the healthy variant's where, and only where, something was planted
     own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
     shown = label[index]
@@ -146,7 +145,9 @@ def _patch(
     return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
 
 
-def _doubted(maps: Tensor, nll: Tensor, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _doubted(
+    maps: Tensor, nll: Tensor, context: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
     part no NLL at all: as usual everywhere. All neighbours alike."""
 

@@ -92,7 +92,8 @@ def plant_store(
     keep: int | None,
     shard: tuple[int, int] = (1, 1),
 ) -> int:
-    """Fill a store for `train_detector`: `count` volumes in all, or for the run's minutes. Returns how many were made."""
+    """Fill a store for `train_detector`: `count` volumes in all, or for the run's minutes. shard: see `fill_store`. Returns
+    how many were made."""
     model = load_model(model_file, run.device)
     splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
@@ -112,7 +113,10 @@ def train_detector(
 ) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
-    the held-out volumes, planted in `folder`/validation where they are not yet. drawing: how batches are drawn. workers: processes that draw batches ahead."""
+    the held-out volumes, planted in `folder`/validation where they are not yet.
+
+    drawing: how batches are drawn. workers: processes that draw batches ahead. validations: how often to validate.
+    """
     from ..training import plots
 
     model = load_model(model_file, run.device)
@@ -156,7 +160,9 @@ def train_vqvae(run: Run, settings: VQVAESettings) -> None:
     from ..training import plots
 
     splits, names = _splits(run)
-    stage = VQVAEStage(settings, augmentation_of(run.region, run.augment), run.schedule.precision)
+    stage = VQVAEStage(
+        settings, augmentation_of(run.region, run.augment), run.schedule.precision, group=run.group
+    )
     trainer = _trainer(run, stage, splits, {"vqvae": asdict(settings), **_about(run, splits, names)})
     model = trainer.train().eval()
     if not run.group.first:

@@ -7,8 +7,6 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .group import ALONE
-
 Parameters = Mapping[str, Tensor]  # of a network, as its `state_dict` has them
 
 
@@ -29,13 +27,12 @@ class Stage(ABC, Generic[Data, Network]):
     """One network and its loss.
 
     name: of the stage's files. model: the network. channels_last_on_cpu: whether that memory format is the faster one on a
-    CPU; on a GPU it always is. group: the processes that train it together; the trainer says which.
+    CPU; on a GPU it always is.
     """
 
     name: str
     model: Network
     channels_last_on_cpu = False
-    group = ALONE
 
     @abstractmethod
     def loss(self, data: Data, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

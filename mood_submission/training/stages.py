@@ -9,6 +9,7 @@ from ..networks.vae import VAE, VAESettings, divergence
 from ..networks.vqvae import VQVAE, VQVAESettings
 from .augment import Augmentation, augment_geometry, augment_intensity
 from .cache import SliceData
+from .group import ALONE, Group
 from .randomise import Randomisation, randomise
 from .stage import Parameters, Stage, autocast
 
@@ -45,9 +46,10 @@ class VQVAEStage(Stage[SliceData, VQVAE]):
         augmentation: Augmentation | Randomisation,
         precision: str,
         restart_every: int = 50,
+        group: Group = ALONE,
     ):
         self.model, self.augmentation, self.precision = VQVAE(settings), augmentation, precision
-        self.restart_every = restart_every
+        self.restart_every, self.group = restart_every, group
         self.usage = torch.zeros(settings.codebook_size)  # codes drawn since the last restart
         self.started = False
         self.recent = torch.empty(0)  # encoder outputs of the last batch, (B * h * w, C), for restarts

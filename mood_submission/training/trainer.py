@@ -123,7 +123,7 @@ class Trainer(Generic[Data, Network]):
             )
         self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
         self.schedule, self.device, self.about = schedule, device, about
-        self.group = stage.group = group
+        self.group = group
         self.file = out / f"{stage.name}.pt"
         # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
         if device.type != "cpu" or stage.channels_last_on_cpu:
