@@ -19,10 +19,9 @@ from .restoration.restore import restore
 from .runtime.contract import REGIONS
 from .runtime.integrity import check, content_sha256
 from .runtime.memory import affordable, free_memory, in_batches
-from .runtime.precision import exact_float32
+from .runtime.precision import PRECISIONS, exact_float32
 from .runtime.threads import each, one_thread_each
 
-PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 32  # slices that go through a network at a time on a GPU; on a CPU one, in each thread
 CPU_SLICES = 16  # slices that a CPU's thread restores at a time, at most
 CPU_ROWS = 128  # restorations that it does at a time, at most, of all its slices

@@ -13,11 +13,19 @@ import torch
 
 from ..evaluation.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..evaluation.profile import matrix_speed, profile, table
-from ..model import PRECISIONS, load_model
+from ..model import load_model
 from ..model_file import ModelError
 from ..predictor import Predictor
 from ..volumes import VolumeError
-from .options import add_device, add_region, positive, restorations_option, slices_option
+from .options import (
+    add_device,
+    add_precision,
+    add_region,
+    add_weights,
+    positive,
+    restorations_option,
+    slices_option,
+)
 
 SIZE = {"brain": 256, "abdom": 512}  # the challenge's
 
@@ -26,9 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mood-submission benchmark", description=__doc__)
     add_region(parser)
     add_device(parser)
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
-    )
+    add_precision(parser)
     parser.add_argument(
         "--io",
         action="store_true",
@@ -47,9 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--restorations", type=restorations_option, default=argparse.SUPPRESS, metavar="N", help="default: 15"
     )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
-    )
+    add_weights(parser)
     parser.add_argument(
         "--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)"
     )

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..evaluation.calibration import calibrate
-from ..model import PRECISIONS, load_model
+from ..model import load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ..predictor import Predictor
 from ..volumes import named_volumes
-from .options import add_device, restorations_option, slices_option
+from .options import add_device, add_names_file, add_scoring
 from .output import Progress
 
 
@@ -32,26 +32,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="healthy volumes, of one or several scanners",
     )
-    parser.add_argument(
-        "--names-file", type=Path, metavar="FILE", help="names of the volumes to take, one a line"
-    )
+    add_names_file(parser, "names of the volumes to take, one a line")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
     )
-    parser.add_argument(
-        "--slices",
-        type=slices_option,
-        metavar="all|N",
-        help="a volume (default: those that prediction looks at)",
-    )
-    parser.add_argument(
-        "--restorations",
-        type=restorations_option,
-        metavar="N",
-        help="of a slice (default: what the model file says); 0: measure anew only what needs none, such as the detector's scores",
-    )
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    add_scoring(
+        parser,
+        restorations="of a slice (default: what the model file says); 0: measure anew only what needs none, such "
+        "as the detector's scores",
     )
     parser.add_argument(
         "--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)"

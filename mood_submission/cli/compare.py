@@ -24,14 +24,14 @@ from ..evaluation.comparison import (
     to_markdown,
     vae_ways,
 )
-from ..model import PRECISIONS, Model, load_model
+from ..model import Model, load_model
 from ..model_file import WEIGHTS, About, rewrite_about
 from ..predictor import Predictor
 from ..runtime.integrity import content_sha256
 from ..runtime.settings_file import check_settings
 from ..runtime.sources import source_of
 from ..volumes import VolumeError, named_volumes
-from .options import add_device, add_region, positive, restorations_option, slices_option
+from .options import add_device, add_names_file, add_region, add_scoring, add_weights, positive
 from .output import Progress
 
 
@@ -62,9 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument(
         "--only", nargs="+", metavar="PATTERN", help="only the volumes of these names, such as 'ucla*'"
     )
-    which.add_argument(
-        "--names-file", type=Path, metavar="FILE", help="only the volumes named there, one a line"
-    )
+    add_names_file(which, "only the volumes named there, one a line")
     parser.add_argument(
         "--planted",
         type=positive,
@@ -78,23 +76,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUN_DIR",
         help="a run of 'mood-submission train vae', to be in the table too",
     )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
-    )
-    parser.add_argument(
-        "--slices",
-        type=slices_option,
-        metavar="all|N",
-        help="a volume (default: those that prediction looks at)",
-    )
-    parser.add_argument(
-        "--restorations",
-        type=restorations_option,
-        metavar="N",
-        help="0: only ways of scoring that need none (default: what the model file says)",
-    )
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of sampling (default: float32)"
+    add_weights(parser)
+    add_scoring(
+        parser, restorations="0: only ways of scoring that need none (default: what the model file says)"
     )
     parser.add_argument(
         "--record",

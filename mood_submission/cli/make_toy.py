@@ -8,7 +8,7 @@ from pathlib import Path
 from ..synthetic.anomalies import KINDS
 from ..synthetic.phantoms import SMALLEST
 from ..synthetic.toy import make_toy
-from .options import add_region, at_least, share
+from .options import add_names_file, add_region, at_least, share
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -25,9 +25,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--names", metavar="A,B", help="with --from: only the volumes NAME.nii.gz called so")
-    chosen.add_argument(
-        "--names-file", type=Path, metavar="FILE", help="with --from: the same, one name a line"
-    )
+    add_names_file(chosen, "with --from: the same, one name a line")
     parser.add_argument("--volumes", type=at_least(1), help="how many (default: 4, with --from all)")
     parser.add_argument(
         "--size", type=at_least(SMALLEST), help="voxels a side of made-up volumes (default: 128)"

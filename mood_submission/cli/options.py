@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..runtime.contract import REGIONS
+from ..runtime.precision import PRECISIONS
 
 DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
 
@@ -17,6 +18,35 @@ def add_region(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option --device."""
     parser.add_argument("--device", help=DEVICE_HELP)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option --weights."""
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
+    )
+
+
+def add_names_file(parser: argparse._ActionsContainer, help_text: str) -> None:
+    """The option --names-file."""
+    parser.add_argument("--names-file", type=Path, metavar="FILE", help=help_text)
+
+
+def add_scoring(parser: argparse.ArgumentParser, restorations: str) -> None:
+    """The options --slices, --restorations and --precision of commands that measure. restorations: help of that one."""
+    parser.add_argument(
+        "--slices",
+        type=slices_option,
+        metavar="all|N",
+        help="a volume (default: those that prediction looks at)",
+    )
+    parser.add_argument("--restorations", type=restorations_option, metavar="N", help=restorations)
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser, help_text: str = "of sampling (default: float32)") -> None:
+    """The option --precision."""
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=help_text)
 
 
 def at_least(low: int) -> Callable[[str], int]:

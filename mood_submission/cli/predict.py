@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..findings.dicom_seg import MISSING, can_write
-from ..model import PRECISIONS, Model, load_model
+from ..model import Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
 from ..predictor import Predictor
 from ..preprocessing.skull import DEEPBET, can_strip
@@ -29,7 +29,9 @@ from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import FORMATS, VolumeError, survey
 from .options import (
     add_device,
+    add_precision,
     add_region,
+    add_weights,
     json_option,
     restorations_option,
     seconds_option,
@@ -58,16 +60,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions"
     )
-    predict.add_argument(
-        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
-    )
+    add_weights(predict)
     add_device(predict)
-    predict.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of drawing restorations: tf32 (CUDA only) and bf16 are faster on many GPUs and draw "
-        "others, as likely (default: float32)",
+    add_precision(
+        predict,
+        "of drawing restorations: tf32 (CUDA only) and bf16 are faster on many GPUs and draw others, as likely "
+        "(default: float32)",
     )
     predict.add_argument(
         "--slices",

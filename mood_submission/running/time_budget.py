@@ -38,89 +38,84 @@ def compute_within(
     At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising. remark: see
     `predictor.compute`.
     """
-    end, pilot = clock() + seconds, prepared.part(PILOT)
+    within = _Within(predictor, prepared, task, clock() + seconds, clock, remark)
     with predictor.alone():
-        if task != "sample" and predictor.restorations:
-            return _pixel_within(predictor, prepared, task, pilot, end, clock, remark)
-        return _undrawn_within(predictor, prepared, task, pilot, end, clock, remark)
+        drawn = task != "sample" and predictor.restorations > 0
+        return within.with_restorations() if drawn else within.without_restorations()
 
 
-def _undrawn_within(
-    predictor: Predictor,
-    prepared: Prepared,
-    task: str,
-    pilot: Prepared,
-    end: float,
-    clock: Callable[[], float],
-    remark: Callable[[str], object],
-) -> Computed:
-    watch = Stopwatch(predictor.model.device, clock)
-    scored = predictor.compute(pilot, task, remark)
-    each = watch.lap() / len(pilot.indices)
-    chosen = prepared.part(max(1, _share(end - clock(), each, len(prepared.indices))))
-    if len(chosen.indices) <= len(pilot.indices):
-        return Computed(pilot, scored, 0)
-    return Computed(chosen, predictor.compute(chosen, task, remark), 0)
+@dataclass(frozen=True, eq=False)
+class _Within:
+    """One volume's computation until `end`, a time of `clock`; the rest is as in `compute_within`."""
 
+    predictor: Predictor
+    prepared: Prepared
+    task: str
+    end: float
+    clock: Callable[[], float]
+    remark: Callable[[str], object]
 
-def _pixel_within(
-    predictor: Predictor,
-    prepared: Prepared,
-    task: str,
-    pilot: Prepared,
-    end: float,
-    clock: Callable[[], float],
-    remark: Callable[[str], object],
-) -> Computed:
-    watch, count = Stopwatch(predictor.model.device, clock), len(pilot.indices)
-    evidence = predictor.evidence(pilot)
-    codes = evidence.codes
-    fixed = watch.lap()
-    evidence = evidence.with_restorations(predictor.restore(pilot, codes, 0, 1))
-    sampling = watch.lap() / count
-    evidence.decode_restorations()
-    decoding = watch.lap() / count
-    scored = predictor.score(evidence, task)
-    for line in predictor.remarks(evidence, prepared.path):
-        remark(line)
-    fixed = (fixed + watch.lap()) / count
-    left, slices, copies = end - clock(), len(prepared.indices), predictor.restorations
-    if slices * (fixed + copies * (sampling + decoding)) <= left:
-        return Computed(prepared, predictor.compute(prepared, task, remark), copies)
-    chosen = prepared.part(max(1, _share(left, fixed + sampling + decoding, slices)))
-    if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
-        return Computed(pilot, scored, 1)
-    return _in_rounds(predictor, chosen, task, end, (fixed, sampling, decoding), clock)
+    def without_restorations(self) -> Computed:
+        pilot, watch = self.prepared.part(PILOT), self._stopwatch()
+        scored = self._compute(pilot)
+        chosen = self._part(self._left(), watch.lap() / len(pilot.indices))
+        if len(chosen.indices) <= len(pilot.indices):
+            return Computed(pilot, scored, 0)
+        return Computed(chosen, self._compute(chosen), 0)
 
+    def with_restorations(self) -> Computed:
+        pilot, watch = self.prepared.part(PILOT), self._stopwatch()
+        count = len(pilot.indices)
+        evidence = self.predictor.evidence(pilot)
+        fixed = watch.lap()
+        evidence = evidence.with_restorations(self.predictor.restore(pilot, evidence.codes, 0, 1))
+        sampling = watch.lap() / count
+        evidence.decode_restorations()
+        decoding = watch.lap() / count
+        scored = self.predictor.score(evidence, self.task)
+        for line in self.predictor.remarks(evidence, self.prepared.path):
+            self.remark(line)
+        fixed = (fixed + watch.lap()) / count
+        left, slices, copies = self._left(), len(self.prepared.indices), self.predictor.restorations
+        if slices * (fixed + copies * (sampling + decoding)) <= left:
+            return Computed(self.prepared, self._compute(self.prepared), copies)
+        chosen = self._part(left, fixed + sampling + decoding)
+        if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
+            return Computed(pilot, scored, 1)
+        return self._in_rounds(chosen, (fixed, sampling, decoding))
 
-def _in_rounds(
-    predictor: Predictor,
-    prepared: Prepared,
-    task: str,
-    end: float,
-    each: tuple[float, float, float],
-    clock: Callable[[], float],
-) -> Computed:
-    """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
+    def _in_rounds(self, chosen: Prepared, each: tuple[float, float, float]) -> Computed:
+        """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
 
-    each: seconds a slice takes but for restorations, to sample one, and to decode one.
-    """
-    fixed, sampling, decoding = (seconds * len(prepared.indices) for seconds in each)
-    watch, parts, done = Stopwatch(predictor.model.device, clock), [], 0
-    evidence = predictor.evidence(prepared)
-    while done < predictor.restorations:
-        left = end - clock() - fixed - done * decoding
-        more = min(
-            _share(left, sampling + decoding, predictor.restorations - done), predictor.restorations - done
-        )
-        if more == 0 and done:
-            break
-        more = max(1, more)
-        watch.lap()
-        parts.append(predictor.restore(prepared, evidence.codes, done, done + more))
-        sampling, done = watch.lap() / more, done + more
-    evidence = evidence.with_restorations(torch.cat(parts, dim=1))
-    return Computed(prepared, predictor.score(evidence, task), done)
+        each: seconds a slice takes but for restorations, to sample one, and to decode one.
+        """
+        fixed, sampling, decoding = (seconds * len(chosen.indices) for seconds in each)
+        watch, parts, done = self._stopwatch(), [], 0
+        evidence = self.predictor.evidence(chosen)
+        while done < self.predictor.restorations:
+            wanted = self.predictor.restorations - done
+            more = _share(self._left() - fixed - done * decoding, sampling + decoding, wanted)
+            if more == 0 and done:
+                break
+            more = max(1, more)
+            watch.lap()
+            parts.append(self.predictor.restore(chosen, evidence.codes, done, done + more))
+            sampling, done = watch.lap() / more, done + more
+        evidence = evidence.with_restorations(torch.cat(parts, dim=1))
+        return Computed(chosen, self.predictor.score(evidence, self.task), done)
+
+    def _compute(self, prepared: Prepared) -> Scored:
+        return self.predictor.compute(prepared, self.task, self.remark)
+
+    def _part(self, seconds: float, each: float) -> Prepared:
+        """As many slices as fit in `seconds` where one takes `each`; at least one."""
+        return self.prepared.part(max(1, _share(seconds, each, len(self.prepared.indices))))
+
+    def _left(self) -> float:
+        return self.end - self.clock()
+
+    def _stopwatch(self) -> Stopwatch:
+        return Stopwatch(self.predictor.model.device, self.clock)
 
 
 def _share(seconds: float, each: float, most: int) -> int:

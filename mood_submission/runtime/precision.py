@@ -5,6 +5,8 @@ from contextlib import _GeneratorContextManager, contextmanager
 
 import torch
 
+PRECISIONS = ("float32", "tf32", "bf16")  # that restorations can be drawn in
+
 
 @contextmanager
 def float32_as(precision: str) -> Iterator[None]:
