@@ -7,8 +7,11 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 # What goes into the image, made ready here: readable by every user whatever the checkout's file modes are, and compiled.
 FROM ${BASE_IMAGE} AS files
 WORKDIR /pins
-COPY requirements.txt requirements-skullstrip.txt ./
-RUN grep -E '^(torch|numpy)==' requirements.txt >torch.txt
+COPY requirements.txt requirements.lock ./
+# torch, whose hash depends on its build, and what it needs itself
+RUN grep '^torch==' requirements.txt >torch.txt \
+ && awk '/^[a-z]/ { wanted = /^(numpy|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|setuptools|sympy|typing-extensions)==/ } wanted' \
+        requirements.lock >torch.lock
 COPY weights /weights
 WORKDIR /workspace
 COPY mood_submission mood_submission
@@ -23,31 +26,24 @@ FROM ${BASE_IMAGE} AS packages
 # Another index for pip beside PyPI: https://download.pytorch.org/whl/cpu makes an image without CUDA.
 ARG PIP_EXTRA_INDEX_URL
 
-# Largest and changing least first: only another torch or numpy (which torch hands its tensors over to) makes this anew.
-COPY --from=files /pins/torch.txt /workspace/
+# Every package but torch is taken only with a hash that requirements.lock names. Largest and changing least first: only
+# another torch or numpy (which torch hands its tensors over to) makes this anew.
+COPY --from=files /pins/torch.txt /pins/torch.lock /workspace/
 RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
+        --no-deps --require-hashes -r /workspace/torch.lock \
+ && python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
         -r /workspace/torch.txt \
  && site=$(python3 -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])') \
  && find "$site/torch" "$site/sympy" "$site/networkx" "$site/numpy" \
         -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +
 
 # The imports show that nothing needed went with the tests, and leave the standard library compiled.
-COPY --from=files /pins/requirements.txt /workspace/
+COPY --from=files /pins/requirements.lock /workspace/
 RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore \
-        -r /workspace/requirements.txt \
+        --no-deps --require-hashes -r /workspace/requirements.lock \
  && site=$(python3 -c 'import scipy, pathlib; print(pathlib.Path(scipy.__file__).parents[1])') \
- && find "$site/scipy" "$site/nibabel" -type d -name tests -prune -exec rm -rf {} + \
- && python3 -c 'import SimpleITK, isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm'
-
-# Skull-stripping. Its graphical toolkit, which deepbet's wheel asks for too, is not needed.
-COPY --from=files /pins/requirements-skullstrip.txt /workspace/
-RUN grep -v '^deepbet' /workspace/requirements-skullstrip.txt >/dev/shm/needs.txt \
- && python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore -r /dev/shm/needs.txt \
- && python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --no-deps \
-        "$(grep '^deepbet' /workspace/requirements-skullstrip.txt)" \
- && site=$(python3 -c 'import pandas, pathlib; print(pathlib.Path(pandas.__file__).parents[1])') \
- && find "$site/pandas" -type d -name tests -prune -exec rm -rf {} + \
- && python3 -c 'import deepbet'
+ && find "$site/scipy" "$site/nibabel" "$site/pandas" -type d -name tests -prune -exec rm -rf {} + \
+ && python3 -c 'import SimpleITK, isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm, deepbet'
 
 # What of Python's is in the image, as a list that scanners read (CycloneDX).
 FROM packages AS bill

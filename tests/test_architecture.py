@@ -132,3 +132,16 @@ def test_pins_agree_with_the_package_s_ranges():
     number = lambda version: [int(part) for part in version.split(".")]  # noqa: E731
     assert all(number(pins[name]) >= number(least[name]) for name in least)
     assert project["dynamic"] == ["version"] and re.fullmatch(r"\d+\.\d+\.\d+", mood_submission.__version__)
+
+
+def test_the_lock_file_has_hashes_and_agrees_with_the_pins():
+    pinned = re.compile(r"^([\w-]+)==([\w.]+)", re.M)
+    lock = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"^(?=\w)", lock, flags=re.M)[1:]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    locked = {name.lower(): version for name, version in pinned.findall(lock)}
+    for file in ("requirements.txt", "requirements-skullstrip.txt"):
+        for name, version in pinned.findall((ROOT / file).read_text()):
+            name = name.lower().replace("_", "-")
+            assert name == "torch" or locked[name] == version, f"{name}: run scripts/lock.sh"
+    assert "torch" not in locked  # its hash depends on the build, which the machine decides

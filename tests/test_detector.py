@@ -18,7 +18,7 @@ from mood_submission.model_file import ModelError, add_detector
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
-from mood_submission.scoring.learned import TOP_SHARE, sample_of, smooth_logits, soften_logits
+from mood_submission.scoring.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
 from mood_submission.training.cache import build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage, dice
 from mood_submission.training.run import load_detector
@@ -354,6 +354,20 @@ def test_what_is_high_all_over_does_not_score_high():
     assert sample_of(logits + 2) > sample_of(logits)
     assert sample_of(logits + 2, 0.9) == pytest.approx(sample_of(logits, 0.9), abs=1e-6)
     assert sample_of(planted, 0.9) > sample_of(logits, 0.9) + 0.1
+    # one scan's logits spread twice as wide as another's: its highest are as far above its own bulk in its own measure
+    high, low = np.quantile(logits[:, ::2, ::2].numpy(), (0.9, 0.6))
+    highest = logits.flatten().sort().values[-5:].mean()  # of 9600
+    assert sample_of(logits, 0.9, 0.6) == pytest.approx(
+        float(torch.sigmoid((highest - high - (high - low)) / LOGIT_SCALE)), abs=1e-6
+    )
+    rise = [
+        sample_of(2 * logits, *quantiles) - sample_of(logits, *quantiles)
+        for quantiles in ((0.9,), (0.9, 0.6))
+    ]
+    assert rise[1] < 0.8 * rise[0]
+    assert sample_of(planted, 0.9, 0.6) > sample_of(logits, 0.9, 0.6) + 0.1
+    with pytest.raises(ValueError, match="expected a spread below the bulk 0.9, found 0.95"):
+        DetectorSettings(bulk=0.9, spread=0.95)
 
 
 def test_both_tasks_in_one_go_score_as_each_alone_with_a_detector_too(detecting, blobs, tmp_path):

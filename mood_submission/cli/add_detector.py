@@ -70,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="sample scores are told from where a volume's logits lie above this quantile of its own; 0: as they are "
         f"(default: {DetectorSettings.bulk})",
     )
+    parser.add_argument(
+        "--spread",
+        type=share,
+        metavar="QUANTILE",
+        help="with --bulk: from as far above that quantile as it lies above this lower one, so that scans whose logits "
+        f"spread wide do not score high either; 0: from that quantile (default: {DetectorSettings.spread})",
+    )
     args = parser.parse_args(argv)
     try:
         detector, trained = load_detector(args.run)
@@ -81,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         chosen = {
             name: value
-            for name in ("along", "in_plane", "restorations", "bulk")
+            for name in ("along", "in_plane", "restorations", "bulk", "spread")
             if (value := getattr(args, name)) is not None
         }
         detector.settings = dataclasses.replace(detector.settings, **chosen)

@@ -34,6 +34,8 @@ class DetectorSettings:
     context: which slices are read with a slice, as differences of index, itself among them: (..., 0, ...).
     bulk: the sample score is taken from where the logits lie above this quantile of the volume's own, so that scans whose
         logits are high all over do not score high; 0 for the logits as they are.
+    spread: a lower quantile than `bulk`. The sample score is then taken from as far above the quantile `bulk` as that lies
+        above this one, so that scans whose logits spread wide do not score high either; 0 for the quantile `bulk` itself.
     """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
@@ -43,10 +45,13 @@ class DetectorSettings:
     restorations: int = 0
     context: tuple[int, ...] = CONTEXT
     bulk: float = 0.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "context"):
             object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
+        if self.spread and not self.spread < self.bulk:
+            raise ValueError(f"detector: expected a spread below the bulk {self.bulk}, found {self.spread}")
         if 0 not in self.context:
             raise ValueError(f"detector: expected a context with the slice itself, 0, found {self.context}")
 

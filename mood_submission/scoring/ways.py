@@ -46,7 +46,9 @@ def sample_top(evidence: Evidence) -> float:
 def sample_learned(evidence: Evidence) -> float:
     """Where the detector is surest."""
     settings = evidence.about.detector
-    return sample_of(evidence.logits, settings.bulk if settings else 0.0)
+    return (
+        sample_of(evidence.logits, settings.bulk, settings.spread) if settings else sample_of(evidence.logits)
+    )
 
 
 def pixel_paper(evidence: Evidence) -> Tensor:
