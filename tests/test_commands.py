@@ -56,6 +56,7 @@ def toy_model(file, region: str):
         Preprocessing.harmonised(region),
         pixel_threshold=2.45,
         sample_threshold=2.4,
+        restorations=2,
         healthy_voxels={"learned": HealthyVoxels(1, {"0.01": 0.5}, [0.0, 1.0], [0.4, 0.0])},
         training={"vqvae": {"volumes": SPLIT}},
     )
@@ -123,6 +124,8 @@ def smaller(words: list[str]) -> list[str]:
     if command in ("predict", "compare", "benchmark") and "--weights" not in words:
         region = words[words.index("--region") + 1]
         words += ["--weights", f"{region}.safetensors"]
+    if command == "export-onnx":
+        words[1] += ".safetensors"
     if command == "train detector" and "--store" not in words:
         return words + "--widths 4 6 8 --batch 2 --device cpu".split()
     return words + SMALLER.get(command, "").split()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, mood
 
 from mood_submission.cli import COMMANDS
 
@@ -39,7 +39,6 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.slow
 def test_commands_and_options_exist():
     lines, helps = command_lines(), {}
     assert len(lines) > 10
@@ -48,8 +47,7 @@ def test_commands_and_options_exist():
         command = words[:2] if words[0] == "train" else words[:1]
         key = " ".join(command)
         if key not in helps:
-            run = [sys.executable, "-m", "mood_submission", *command, "--help"]
-            helps[key] = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            helps[key] = mood(key, "--help").stdout
         for option in (word for word in words if word.startswith("--")):
             assert re.search(rf"{option}\b", helps[key]), (page, words, option)
 

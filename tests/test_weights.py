@@ -63,9 +63,8 @@ def test_parameters_are_finite_in_half_precision(model):
         assert all(torch.isfinite(p).all() for p in network.state_dict().values())
 
 
-@pytest.mark.parametrize("method", PIXEL_METHODS)
-def test_a_bright_ball_stands_out(model, method, tmp_path):
-    """A planted ball's voxels are among the highest scored of the body: average precision well above chance."""
+def test_a_bright_ball_stands_out(model, tmp_path):
+    """A planted ball's voxels are among the highest scored of the body by each method: average precision well above chance."""
     rng = np.random.default_rng(0)
     if model.about.region == "brain":
         pytest.importorskip("nilearn", reason="toy brains are made from nilearn's template")
@@ -74,7 +73,18 @@ def test_a_bright_ball_stands_out(model, method, tmp_path):
         data = abdom_phantom(96, rng, depth=24)
     planted, mask = plant(data, "uniform", np.random.default_rng(3), (0.15, 0.16))
     volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
-    scores = Predictor(model, slice_count=12, restorations=15, pixel_method=method).pixel_scores(volume)
-    assert np.isfinite(scores).all() and 0 <= scores.min() and scores.max() <= 1
     body = mask | (data > 0.05)
-    assert average_precision_score(mask[body], scores[body]) > 1.5 * mask[body].mean()
+    predictors = [
+        Predictor(model, slice_count=12, restorations=15, pixel_method=method) for method in PIXEL_METHODS
+    ]
+    prepared = predictors[0].prepare(volume)
+    with predictors[0].alone():
+        evidence = predictors[0].complete_evidence(
+            prepared, "pixel"
+        )  # all methods tell their scores from the same
+        scored = [predictor.pixel(evidence) for predictor in predictors]
+    for method, slices in zip(PIXEL_METHODS, scored):
+        scores = predictors[0].to_volume(prepared, slices)
+        assert np.isfinite(scores).all() and 0 <= scores.min() and scores.max() <= 1
+        precision = average_precision_score(mask[body], scores[body])
+        assert precision > 1.5 * mask[body].mean(), method
