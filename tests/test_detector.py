@@ -1,5 +1,6 @@
 """The detector: its network, what it is trained on, and the scores made of it, from training to prediction."""
 
+import csv
 import dataclasses
 import json
 import subprocess
@@ -144,6 +145,7 @@ def detecting(tiny_weights, cache, tmp_path_factory):
         assert run.returncode == 0, run.stderr
     assert {file.name for file in (folder / "run").glob("detector*")} == {
         "detector.pt",
+        "detector_best.pt",
         "detector.csv",
         "detector_curves.png",
     }
@@ -221,6 +223,27 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
     assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
     run = mood("train", *words, "--widths 4 8 --steps 1 --start-from", detecting, "--out", tmp_path / "other")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
+
+
+def test_the_best_detector_is_kept_beside_the_last(detecting, cache, tmp_path):
+    run_folder, model = tmp_path / "run", tmp_path / "model.safetensors"
+    words = (
+        "train detector --region brain --data", cache, "--model", detecting, "--store", detecting.parent / "store",
+        "--widths 4 6 --context -1 0 1 --batch 2 --device cpu --validation 0.34 --test 0 --rate 3e-2 --validations 4",
+        "--out", run_folder, "--resume --steps",
+    )  # fmt: skip
+    for steps in (4, 8):  # a resumed run knows how good the best was
+        assert mood(*words, steps).returncode == 0
+        with open(run_folder / "detector.csv", newline="") as file:
+            rows = [(float(row["validation_ap"]), int(row["step"])) for row in csv.DictReader(file)]
+        (best, about), (_, last) = (load_detector(run_folder, best) for best in (True, False))
+        assert about["steps"] == max(rows, key=lambda row: row[0])[1] and last["steps"] == steps
+    done = mood("add-detector", run_folder, detecting, "-o", model, "--best")
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(load_model(model, "cpu").detector.head[1].weight, best.head[1].weight)
+    (run_folder / "detector_best.pt").unlink()  # of a run of an earlier version
+    done = mood("add-detector", run_folder, detecting, "-o", model, "--best")
+    assert done.returncode == 1 and "expected a trained detector_best, found no such file" in done.stderr
 
 
 def test_scores_are_the_steps_one_by_one(detecting, blobs):

@@ -29,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file")
     parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the detector that did best on the run's validation volumes, instead of the last: where training went on "
+        "for so long that it learned its volumes by heart",
+    )
+    parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
     )
     parser.add_argument(
@@ -79,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        detector, trained = load_detector(args.run)
+        detector, trained = load_detector(args.run, args.best)
         model = load_model(args.model, "cpu")
         if trained["networks"] != networks_sha256(model):
             raise RunError(

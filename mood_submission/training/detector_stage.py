@@ -29,6 +29,7 @@ class DetectorStage(Stage[Store, Detector]):
 
     name = "detector"
     channels_last_on_cpu = True
+    judged_by = "validation_ap"
 
     def __init__(
         self,

@@ -262,9 +262,12 @@ def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
     return fold_weight_norm(model).eval(), about
 
 
-def load_detector(folder: Path) -> tuple[Detector, dict]:
-    """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
-    stored, about = load_stage(folder, "detector")
+def load_detector(folder: Path, best: bool = False) -> tuple[Detector, dict]:
+    """The averaged detector of a run, in evaluation mode, and what the run says of itself. Raises RunError without one.
+
+    best: the one that did best on the validation volumes, instead of the last.
+    """
+    stored, about = load_stage(folder, "detector_best" if best else "detector")
     model = Detector(DetectorSettings.from_dict(about["detector"]))
     model.load_state_dict(_averaged(stored))
     return model.eval(), about
@@ -282,7 +285,7 @@ def load_stage(folder: Path, name: str) -> tuple[dict, dict]:
     file = folder / f"{name}.pt"
     if not file.exists():
         raise RunError(
-            f"{file}: expected a trained {name}, found no such file; run mood-submission train {name} first"
+            f"{file}: expected a trained {name}, found no such file; run mood-submission train {name.split('_')[0]} first"
         )
     stored = load_checkpoint(file)
     return stored, json.loads(stored["about"])

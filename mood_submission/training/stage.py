@@ -27,12 +27,14 @@ class Stage(ABC, Generic[Data, Network]):
     """One network and its loss.
 
     name: of the stage's files. model: the network. channels_last_on_cpu: whether that memory format is the faster one on a
-    CPU; on a GPU it always is.
+    CPU; on a GPU it always is. judged_by: the number of `validate`, higher being better, by which the best averaged model so
+    far is kept beside the last; None to keep the last alone.
     """
 
     name: str
     model: Network
     channels_last_on_cpu = False
+    judged_by: str | None = None
 
     @abstractmethod
     def loss(self, data: Data, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

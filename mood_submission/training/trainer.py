@@ -98,7 +98,8 @@ APART = 1_000_000_007  # between the seeds of the parts of a batch
 
 
 class Trainer(Generic[Data, Network]):
-    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`. `train()` returns the averaged model.
+    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`, and NAME_best.pt of a stage that is judged by a number
+    (`Stage.judged_by`). `train()` returns the averaged model.
 
     Where a group of processes trains, each takes its part of every batch and the gradients are averaged, so that all hold the
     same network; the first alone validates and writes. Raises ValueError where a batch cannot be parted evenly.
@@ -134,7 +135,7 @@ class Trainer(Generic[Data, Network]):
             stage.model, use_buffers=True, multi_avg_fn=self._blend
         )
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
 
     @property
     def averaged(self) -> Network:
@@ -155,6 +156,7 @@ class Trainer(Generic[Data, Network]):
         self.optimiser.load_state_dict(stored["optimiser"])
         self.stage.load_state(stored["stage"])
         self.step, self.seconds = stored["step"], stored["seconds"]
+        self.best = stored.get("best", -math.inf)
         before = json.loads(stored["about"])
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
@@ -169,25 +171,27 @@ class Trainer(Generic[Data, Network]):
         """Write the checkpoint: the first process's is that of all."""
         if not self.group.first:
             return
-        save_checkpoint(
-            self.file,
-            {
-                "about": json.dumps(
-                    self.about
-                    | {
-                        "steps": self.step,
-                        "minutes": round(self.seconds / 60, 2),
-                        "slices_seen": self.step * self.schedule.batch,
-                    }
-                ),
-                "model": self.stage.model.state_dict(),
-                "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "stage": self.stage.state(),
-                "step": self.step,
-                "seconds": self.seconds,
-            },
-        )
+        rest = {
+            "model": self.stage.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        save_checkpoint(self.file, self._result() | rest)
+
+    def _result(self) -> dict:
+        """What a checkpoint holds for those who use the averaged model."""
+        seen = {
+            "steps": self.step,
+            "minutes": round(self.seconds / 60, 2),
+            "slices_seen": self.step * self.schedule.batch,
+        }
+        return {
+            "about": json.dumps(self.about | seen),
+            "average": self.average.state_dict(),
+            "stage": self.stage.state(),
+        }
 
     def train(self, save_seconds: float = 60.0, validations: int = 20) -> Network:
         """Train until the budget is spent. Returns the averaged model."""
@@ -229,6 +233,10 @@ class Trainer(Generic[Data, Network]):
     def _report(self, log: Log, bar: tqdm, row: dict[str, float], progress: float) -> None:
         """Validate, and write a row of the log."""
         row |= self.stage.validate(self.averaged, self.splits["validation"])
+        judged = row[self.stage.judged_by] if self.stage.judged_by else -math.inf
+        if judged > self.best:
+            self.best = judged
+            save_checkpoint(self.out / f"{self.stage.name}_best.pt", self._result())
         minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
         log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
         bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
