@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, mood, write_nifti
 
+from mood_submission.running.processes import how_many
 from mood_submission.running.report import rank_path
 from mood_submission.running.work_sharing import longest_first, shard
 
@@ -78,6 +79,52 @@ def test_the_shards_predictions_are_one_process_s(heads, tiny_weights, alone, tm
     same(tmp_path / "out", alone)
     for wrong in ("0/3", "4/3", "half"):
         assert mood(*words_for(heads, tiny_weights["brain"], tmp_path), "--shard", wrong).returncode == 2
+
+
+def test_a_process_for_each_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert how_many("auto", None, 9) == 4 and how_many("auto", None, 3) == 3
+    assert how_many("auto", "cuda:1", 9) == how_many("auto", "cpu", 9) == 1
+    assert how_many(2, "cpu", 9) == 2 and how_many(2, None, 1) == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert how_many("auto", None, 9) == 1
+
+
+@pytest.mark.slow
+def test_predict_starts_its_processes_itself(heads, tiny_weights, alone, tmp_path):
+    words = words_for(heads, tiny_weights["brain"], tmp_path / "out")
+    report = tmp_path / "report.json"
+    done = mood(*words, "--report", report, cwd=tmp_path, env=os.environ | {"MOOD_PROCESSES": "2"})
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "out", alone)
+    volumes = json.loads(report.read_text())["volumes"]
+    assert [v["file"] for v in volumes] == sorted(file.name for file in heads.iterdir())
+    # a volume that fails is told in one line, and so is wrong usage, once
+    broken = tmp_path / "broken"
+    shutil.copytree(heads, broken)
+    (broken / "head3.nii.gz").write_bytes(b"no volume")
+    (tmp_path / "more").mkdir()
+    done = mood(*words_for(broken, tiny_weights["brain"], tmp_path / "more"), "--processes 2", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "elastic" not in done.stderr
+    assert done.stderr.count("head3.nii.gz: expected") == 1 and len(list((tmp_path / "more").iterdir())) == 12
+    done = mood(*words_for(heads, tmp_path / "none.safetensors", tmp_path), "--processes 2", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_processes_stop_when_the_first_is_told_to(heads, tiny_weights, alone, tmp_path):
+    words = words_for(heads, tiny_weights["brain"], tmp_path / "out")
+    words[words.index("--restorations") + 1] = "400"
+    command = [sys.executable, "-m", "mood_submission", *words, "--processes", "2"]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not any((tmp_path / "out").glob("*.txt")):  # until something is done
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 130 and "Traceback" not in told, told
+    left = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert 0 < len(left) < 14 and all(name.endswith((".nii.gz", ".txt")) for name in left)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from ..running.processes import AUTO
 from ..runtime.contract import REGIONS
 from ..runtime.precision import PRECISIONS
 
@@ -71,6 +72,11 @@ def shard_option(text: str) -> tuple[int, int]:
     if not 1 <= number <= count:
         raise argparse.ArgumentTypeError(f"expected I/N, such as 2/5, found {text}")
     return number, count
+
+
+def processes_option(text: str) -> int | str:
+    """ "auto", or a whole number of at least 1."""
+    return text if text == AUTO else positive(text)
 
 
 def share(text: str) -> float:

@@ -20,6 +20,7 @@ from ..predictor import Predictor
 from ..preprocessing.skull import DEEPBET, can_strip
 from ..report import what_is_missing
 from ..running.findings_folder import FindingsFolder
+from ..running.processes import VARIABLE, how_many, launch
 from ..running.report import Report, merge_reports, rank_path
 from ..running.run_folder import Outcome, predict_files
 from ..running.skull_strip import FOLDER, WHEN, SkullStrip
@@ -33,6 +34,7 @@ from .options import (
     add_region,
     add_weights,
     json_option,
+    processes_option,
     restorations_option,
     seconds_option,
     shard_option,
@@ -108,6 +110,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="only the Ith of N parts of the volumes, about as large as the others: for job arrays. Under torchrun the processes "
         "take volumes from one queue instead",
+    )
+    predict.add_argument(
+        "--processes",
+        type=processes_option,
+        default=os.environ.get(VARIABLE, "1"),
+        metavar="N|auto",
+        help=f"how many processes share the volumes, each on a GPU of its own; auto: one for each GPU that is there (default: "
+        f"{VARIABLE} of the environment, else 1; the images say auto)",
     )
     predict.add_argument(
         "--time-budget",
@@ -226,7 +236,9 @@ def predict(args: argparse.Namespace) -> int:
                 return usage_error("--shard: expected no torchrun, which shares the volumes by itself")
             files = shard(files, *args.shard)
         prepare_output(args.output, args.input)
-        device = args.device or device_of(ranks)
+        one_of_several = ranks is not None or args.shard is not None
+        processes = 1 if one_of_several else how_many(args.processes, args.device, len(files))
+        device = "cpu" if processes > 1 else args.device or device_of(ranks)
         model = load_model(args.weights or args.region, device, precision=args.precision)
         predictor = Predictor(
             model,
@@ -249,6 +261,8 @@ def predict(args: argparse.Namespace) -> int:
     if model.about.region != args.region:
         file = args.weights or WEIGHTS / f"{args.region}.safetensors"
         return usage_error(f"{file}: expected a model of region {args.region}, found {model.about.region}")
+    if processes > 1:  # all that could be wrong has been looked at: nobody says it several times
+        return launch(processes, ["predict", *args.words])
     try:
         path = args.report if ranks is None or args.report is None else rank_path(args.report, ranks.rank)
         report = Report(args, model, files, path)
@@ -363,6 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tqdm.set_lock(threading.RLock())
     quiet()
     args = parser().parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
     for sent in (signal.SIGINT, signal.SIGTERM):  # a container's first process ignores them otherwise
         signal.signal(sent, ask_to_stop)
     try:
