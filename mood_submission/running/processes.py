@@ -1,0 +1,56 @@
+"""Several processes on one machine for one folder: torchrun's own engine starts them, each on a GPU of its own."""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+
+import torch
+
+AUTO = "auto"  # as many processes as there are GPUs to be seen
+VARIABLE = (
+    "MOOD_PROCESSES"  # of the environment, which the image sets: how many where --processes does not say
+)
+
+
+def how_many(wanted: int | str, device: str | None, volumes: int) -> int:
+    """How many processes to start: never more than there are volumes; with AUTO one for each GPU, and one alone where a device
+    is named or there is no GPU."""
+    if wanted == AUTO:
+        wanted = torch.cuda.device_count() if device is None else 1
+    return max(1, min(int(wanted), volumes))
+
+
+def launch(count: int, words: Sequence[str]) -> int:
+    """Run `mood-submission WORDS` in so many processes, which find each other as under torchrun. Returns the exit status: the
+    first one that is not 0, 130 where the processes were told to stop."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    for sent in (signal.SIGINT, signal.SIGTERM):  # torchrun's engine hands them on to the processes
+        signal.signal(sent, signal.SIG_DFL)
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",  # a container may have no name that leads anywhere
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "mood_submission", *words)
+        except ChildFailedError as error:  # what went wrong, that process has said
+            return max(1, error.get_first_failure()[1].exitcode)
+        except SignalException:
+            return 130
+    return 0
