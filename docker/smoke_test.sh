@@ -152,6 +152,14 @@ with_a_full_disk() {
     [ "$(wc -l <"$work/log")" -eq 1 ] || fail "a folder that is read-only: expected one line of error"
 }
 
+in_two_processes() {
+    say "in two processes, as with two GPUs"
+    predict 0 brain/toy two -e MOOD_PROCESSES=2 "$image" sh /workspace/run_sample_brain.sh /mnt/data /mnt/pred
+    log_says 'process 2 of 2'
+    run -v "$work:/mnt/pred:ro" "$image" bash -c 'diff -r /mnt/pred/sample-brain /mnt/pred/two' ||
+        fail "expected the same scores in two processes"
+}
+
 resumed() {
     say "resumed, with a report"
     rm -f "$work/report.json"
@@ -202,6 +210,7 @@ as_a_user
 with_little_memory
 with_a_corrupt_file
 with_a_full_disk
+in_two_processes
 resumed
 with_other_weights
 stopped INT
