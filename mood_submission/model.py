@@ -137,7 +137,7 @@ class Model:
     def _restore_in_threads(
         self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
     ) -> Tensor:
-        """A few slices at a time in each thread, with a prior of its own, as `sampler.restore` asks."""
+        """A few slices at a time in each thread, with a prior of its own, as `restoration.restore` asks."""
         threshold = torch.as_tensor(threshold).expand(len(codes))
         own = threading.local()  # whose memory a thread lets go when it ends
 

@@ -42,9 +42,9 @@ class About:
 
     pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
         the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`scoring.top_score`) or
-        "learned" (module `detector`).
-    pixel_method: how voxels' scores are: "paper" (|slice - restoration|), "rarity" (module `rarity`) or "learned".
+    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`paper.top_score`) or
+        "learned" (the detector).
+    pixel_method: how voxels' scores are: "paper" (|slice - restoration|), "rarity" (`scoring.rarity`) or "learned".
     sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
     top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
     rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.

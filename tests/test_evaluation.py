@@ -325,6 +325,12 @@ def test_details_tell_kinds_sources_and_every_case(tmp_path):
     measures = json.loads((tmp_path / "r.json").read_text())["measures"]
     assert measures["auroc"] == 1 and measures["best dice"] == 1 and measures["aupro up to 0.3"] > 0.99
     assert measures["object f1"] == 1 and measures["false objects a healthy volume"] == 0
+    sizes = {
+        row["size"] for row in csv.DictReader((tmp_path / "cases.csv").open()) if row["kind"] != "healthy"
+    }
+    assert sizes and sizes == {name.split(", ")[1] for name in measures if name.startswith("object recall, ")}
+    assert all(measures[f"object recall, {size}"] == 1 for size in sizes)
+    assert all(measures[f"false objects a volume, {size}"] == 0 for size in sizes)
     rows = list(csv.DictReader((tmp_path / "cases.csv").read_text().splitlines()))
     assert len(rows) == 4 and sorted(row["kind"] for row in rows) == [
         "healthy",

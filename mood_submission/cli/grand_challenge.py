@@ -24,7 +24,7 @@ WORDS = {"brain": ("brain", "head", "mri", "mr", "t1"), "abdom": ("abdom", "abdo
 
 
 class CaseError(ValueError):
-    """A case that is not there as grand-challenge says."""
+    """The inputs are not laid out as grand-challenge lays them out."""
 
 
 def find_case(folder: Path) -> tuple[str, Path]:

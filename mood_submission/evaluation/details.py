@@ -177,7 +177,7 @@ class Details:
         }
         level, best = max(totals.items(), key=lambda item: np.nan_to_num(item[1].f1))
         healthy = [case.objects[level] for case in counted if not case.voxels]
-        return {
+        told = {
             "object f1": best.f1,
             "object f1 at score": level,
             "object recall": best.found / best.true if best.true else float("nan"),
@@ -186,6 +186,12 @@ class Details:
             if healthy
             else float("nan"),
         }
+        for size in SIZES_ML:
+            members = [case.objects[level] for case in counted if case.voxels and case.size == size]
+            if sum(o.true for o in members):
+                told[f"object recall, {size}"] = sum(o.found for o in members) / sum(o.true for o in members)
+                told[f"false objects a volume, {size}"] = sum(o.false for o in members) / len(members)
+        return told
 
     def tables(self) -> dict[str, dict[str, float]]:
         """Average precision of the cases of each kind, size and source alone, beside all healthy ones for samples; only where

@@ -28,11 +28,11 @@ OPTIONS = (
 class Report:
     """The report of a run, written when it begins and after each volume. Without a file, nothing is written.
 
-    args: the command's (see `__main__`). files: the volumes in order. path: of the file. Raises OSError where it cannot be
+    args: the command's (see `cli.predict`). files: the volumes in order. path: of the file. Raises OSError where it cannot be
     written.
 
     The file holds: version; weights (file and sha256); options, None for what the model file says; device; input,
-    output; started (UTC); seconds so far; counts by status; volumes, each as `folder.Outcome.to_dict`.
+    output; started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
     """
 
     def __init__(self, args: argparse.Namespace, model: Model, files: list[Path], path: Path | None):

@@ -81,7 +81,7 @@ def predict_files(
     the objects that stand out are written to, with the pixel task. stage: called when the networks begin with a file, with
     what is done with it.
 
-    An exception that is no file's failure, such as KeyboardInterrupt (see also `threads.ask_to_stop`), is raised when the file that is being read and the
+    An exception that is no file's failure, such as KeyboardInterrupt (see also `stopping.ask_to_stop`), is raised when the file that is being read and the
     one that is being written are done; nothing else is begun.
     """
     return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(sources)

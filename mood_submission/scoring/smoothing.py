@@ -19,6 +19,6 @@ def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
 
 def top_mean(maps: Tensor, share: float = TOP_SHARE) -> float:
     """Mean of the highest `share` of a volume's places, at least one place. As a sample score it loses against
-    `scoring.top_score` (see "Results" in the README), which is why it is in comparisons only."""
+    `paper.top_score`, which is why it is in comparisons only."""
     count = max(1, round(share * maps.numel()))
     return float(maps.flatten().topk(count).values.double().mean())
