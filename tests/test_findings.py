@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -123,17 +124,14 @@ def test_calibration_measures_what_scores_mean(tiny_weights, blobs, tmp_path):
     assert about.healthy_voxels["rarity"].volumes == 3 and len(about.healthy_voxels["rarity"].levels) == 48
 
 
+def pixel_words(source: Path, out: Path, weights: Path) -> tuple[object, ...]:
+    scored = "--region brain --task pixel --slices 4 --restorations 1 -i"
+    return (scored, source, "-o", out, "--weights", weights)
+
+
 @pytest.mark.slow
 def test_findings_are_written_as_masks_and_tables(measured, blobs, tmp_path):
-    words = [
-        "--region brain --task pixel -i",
-        blobs,
-        "-o",
-        tmp_path / "out",
-        "--weights",
-        measured,
-        "--slices 4 --restorations 1",
-    ]
+    words = pixel_words(blobs, tmp_path / "out", measured)
     run = mood("predict", *words, "--findings", tmp_path / "found")
     assert run.returncode == 0, run.stderr
     entries = json.loads((tmp_path / "found" / "findings.json").read_text())
@@ -159,15 +157,7 @@ def test_findings_are_written_as_masks_and_tables(measured, blobs, tmp_path):
 
 @pytest.mark.slow
 def test_findings_go_on_where_a_run_was_cut_off(measured, blobs, tmp_path):
-    words = [
-        "--region brain --task pixel -i",
-        blobs,
-        "-o",
-        tmp_path / "out",
-        "--weights",
-        measured,
-        "--slices 4 --restorations 1",
-    ]
+    words = pixel_words(blobs, tmp_path / "out", measured)
     assert mood("predict", *words, "--findings", tmp_path / "whole").returncode == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     (tmp_path / "part" / "case_1.nii.gz").unlink()

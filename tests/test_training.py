@@ -149,19 +149,8 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
     "stage, sizes", [("vqvae", ("--channels", 4, 4, 4, 16)), ("vqvae", ("--stem-padding", 0)), ("vae", ())]
 )
 def test_starting_from_other_sizes_is_refused_in_one_line(cache, tiny_weights, tmp_path, stage, sizes):
-    done = mood(
-        "train",
-        stage,
-        "--region brain --data",
-        cache,
-        "--out",
-        tmp_path / "run",
-        "--device cpu --steps",
-        1,
-        *sizes,
-        "--start-from",
-        tiny_weights["brain"],
-    )
+    words = ("--region brain --data", cache, "--out", tmp_path / "run", "--device cpu --steps 1", *sizes)
+    done = mood("train", stage, *words, "--start-from", tiny_weights["brain"])
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tiny_weights["brain"]) in done.stderr
     assert not (tmp_path / "run" / f"{stage}.pt").exists()
 
@@ -191,19 +180,7 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache, tmp_path):
-    words = (
-        "vqvae",
-        "--region",
-        "brain",
-        "--data",
-        cache,
-        "--out",
-        tmp_path,
-        "--device",
-        "cpu",
-        *TINY_VQVAE,
-        "--resume",
-    )
+    words = ("vqvae --region brain --data", cache, "--out", tmp_path, "--device cpu --resume", *TINY_VQVAE)
     assert mood("train", *words, "--steps", 2).returncode == 0
     stored = torch.load(tmp_path / "vqvae.pt", weights_only=True)
     own = json.loads(stored["about"])["revision"]
@@ -224,19 +201,7 @@ def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache,
 
 def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     """A kill while a checkpoint is being written leaves the one before it."""
-    words = (
-        "vqvae",
-        "--region",
-        "brain",
-        "--data",
-        cache,
-        "--out",
-        tmp_path,
-        "--device",
-        "cpu",
-        *TINY_VQVAE,
-        "--resume",
-    )
+    words = ("vqvae --region brain --data", cache, "--out", tmp_path, "--device cpu --resume", *TINY_VQVAE)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from mood_submission.training import trainer\n"
