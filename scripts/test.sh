@@ -11,4 +11,4 @@ if [ "${1:-}" = --quick ]; then
 fi
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each process; more threads than cores wait for each other
 export OMP_NUM_THREADS
-exec "${VENV:-$root/.venv}/bin/python" -m pytest -n 2 --dist loadfile "$@"
+exec "${VENV:-$root/.venv}/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

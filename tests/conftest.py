@@ -37,6 +37,24 @@ TINY = {
 }
 
 
+LONGEST = (
+    "commands",
+    "robustness",
+    "weights",
+    "training_together",
+    "skull_strip",
+    "threads",
+    "training",
+    "sampler",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process waits for another at the end (`scripts/test.sh`)."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 class Reference:
     """One file of test vectors, computed with the authors' implementation in float64."""
 

@@ -140,7 +140,7 @@ def test_shipped_weights_write_the_same_bytes_for_any_threads(blobs, tmp_path):
     for threads in ("1", "2", "5"):
         out = tmp_path / threads
         libraries = {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")}
-        words = ("predict --region brain --task both --slices 5 --restorations 3 -i", blobs, "-o", out)
+        words = ("predict --region brain --task both --slices 4 --restorations 2 -i", blobs, "-o", out)
         run = mood(*words, env=os.environ | libraries)
         assert run.returncode == 0, run.stderr
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
