@@ -359,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         STAGES[args.stage][2](args)
+        Group.leave()
     except ValueError as error:  # files and settings that are not as expected
         print(f"mood-submission train: {error}", file=sys.stderr)
         return 1

@@ -38,6 +38,13 @@ class Group:
             dist.init_process_group(backend, timeout=PATIENCE)
         return cls(dist.get_rank(), local, count)
 
+    @staticmethod
+    def leave() -> None:
+        """Leave the others, where there are any, when all work is done: a thread that still waits for them would end this process
+        with an error."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def first(self) -> bool:
         """Whether this process is the one that validates, writes and draws pictures."""

@@ -91,7 +91,8 @@ def _write_image(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def _packed(file: BinaryIO) -> BinaryIO:
-    """Neither time nor name goes in, so that equal scores make equal files."""
+    """Neither time nor name goes in, so that equal scores make equal files: always what is unpacked, nearly always the bytes of
+    the .gz too (isal was once seen to pack the same content otherwise)."""
     return cast(BinaryIO, igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
 
 
