@@ -115,7 +115,7 @@ def mood(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mood_submission", *words]
         return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), _untouched():
+    with redirect_stdout(out), redirect_stderr(err), untouched():
         try:
             status = cli.main(words)
         except SystemExit as stop:  # argparse
@@ -127,7 +127,7 @@ def mood(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def _untouched():
+def untouched():
     """Leaves behind what a command sets for its whole process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     level = logging.getLogger("nibabel").level

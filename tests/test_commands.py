@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import REFERENCE, Reference, write_nifti
+from conftest import REFERENCE, Reference, untouched, write_nifti
 from test_docs import PAGES, command_lines
 
 from mood_submission.cli import main
@@ -142,5 +142,6 @@ def test_the_command_lines_of_a_page_run_in_their_order(page, sandbox, capsys):
             write_nifti(sandbox / "brain_train" / f"{name}.nii.gz", ball(int(name[-2:])), AFFINE)
     for where, words in command_lines():
         if where == page and (words[0] != "import-reference" or (sandbox / "FEATURES.pt").exists()):
-            status = main(smaller(words))
+            with untouched():
+                status = main(smaller(words))
             assert not status, (words, capsys.readouterr().err)
