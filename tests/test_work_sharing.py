@@ -201,7 +201,9 @@ def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, al
         rank.stderr.close()
     there = {file.name for file in (tmp_path / "out").iterdir() if not file.name.startswith(".")}
     assert there <= {file.name for file in alone.iterdir()}
-    told = [json.loads(rank_path(report, rank).read_text())["counts"] for rank in range(3)]
+    # it may have been done before it was killed: then the last to finish has merged the reports
+    files = [report] if report.exists() else [rank_path(report, rank) for rank in range(3)]
+    told = [json.loads(file.read_text())["counts"] for file in files]
     assert (
         sum(counts["predicted"] for counts in told) >= 7 - 3
     )  # being read, scored and written when it was killed
