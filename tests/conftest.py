@@ -1,7 +1,6 @@
 """Shared by the tests: the reference vectors, tiny random models, toy volumes."""
 
 import dataclasses
-import gzip
 import io
 import json
 import logging
@@ -139,12 +138,6 @@ def untouched():
             logging.getLogger("nibabel").setLevel(level)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-
-def content(path: Path) -> bytes:
-    """A file's bytes, unpacked where it is a .gz: of the same content isal once packed other bytes, as good ones."""
-    stored = path.read_bytes()
-    return gzip.decompress(stored) if path.suffix == ".gz" else stored
 
 
 def write_nifti(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:

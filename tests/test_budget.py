@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import content
 
 from mood_submission import Predictor, load_model
 from mood_submission.evaluation.benchmark import FreeNetworks
@@ -85,7 +84,7 @@ def test_a_budget_that_is_enough_changes_nothing(task, tiny_weights, blobs, tmp_
         outcomes = predict_files(predictor, files, task, tmp_path / name, seconds=seconds)
         assert all(outcome.status == "predicted" and outcome.message == "" for outcome in outcomes)
     for path in (tmp_path / "with").iterdir():
-        assert content(path) == content(tmp_path / "without" / path.name)
+        assert path.read_bytes() == (tmp_path / "without" / path.name).read_bytes()
 
 
 def test_what_a_budget_cost_is_said(tiny_weights, blobs, tmp_path):

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import content, mood
+from conftest import mood
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
@@ -367,7 +367,7 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
         one, other = (
             tmp_path / task / source.name / f"case_1.nii.gz{ending}" for source in (blobs, tmp_path / "alone")
         )
-        assert content(one) == content(other)
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_what_is_high_all_over_does_not_score_high():
@@ -400,7 +400,7 @@ def test_both_tasks_in_one_go_score_as_each_alone_with_a_detector_too(detecting,
         assert run.returncode == 0, run.stderr
     for file in (tmp_path / "both").iterdir():
         task = "sample" if file.suffix == ".txt" else "pixel"
-        assert content(tmp_path / task / file.name) == content(file)
+        assert (tmp_path / task / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_detector_s_scores_are_measured_apart_from_the_rarity_tables(detecting, blobs, tmp_path):

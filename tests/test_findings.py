@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import content, mood, write_nifti
+from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
@@ -166,7 +166,7 @@ def test_findings_go_on_where_a_run_was_cut_off(measured, blobs, tmp_path):
     assert len(files) == 8  # masks, what was expected, two tables
     for file in files:
         there = tmp_path / "part" / file.relative_to(tmp_path / "whole")
-        assert content(there) == content(file), file
+        assert there.read_bytes() == file.read_bytes(), file
 
 
 @pytest.mark.slow

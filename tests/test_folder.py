@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import content, mood, write_nifti
+from conftest import mood, write_nifti
 
 from mood_submission import Predictor, load_model
 from mood_submission.cli.output import Progress
@@ -29,7 +29,7 @@ def test_a_folder_scores_as_its_files_one_by_one(task, tiny_weights, blobs, tmp_
         predictor.predict_file(file, task, tmp_path / "files")
     written = sorted((tmp_path / "folder").iterdir())
     assert len(written) == len(files)
-    assert all(content(path) == content(tmp_path / "files" / path.name) for path in written)
+    assert all(path.read_bytes() == (tmp_path / "files" / path.name).read_bytes() for path in written)
 
 
 def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_an_interruption_finishes_what_is_being_written_and_begins_nothing(tmp_p
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: content(path) for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("task", ["sample", "pixel"])

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, content, mood, words_of, write_nifti
+from conftest import ROOT, mood, words_of, write_nifti
 
 from mood_submission import Predictor, load_model
 from mood_submission.preprocessing import slices_to_volume
@@ -252,7 +252,7 @@ def test_both_tasks_in_one_go_are_each_alone(tiny_weights, blobs, tmp_path, budg
     apart = [file for task in ("sample", "pixel") for file in (tmp_path / task).iterdir()]
     assert len(apart) == 6 == len(list((tmp_path / "both").iterdir()))
     for file in apart:
-        assert content(tmp_path / "both" / file.name) == content(file)
+        assert (tmp_path / "both" / file.name).read_bytes() == file.read_bytes()
     (tmp_path / "both" / "case_1.nii.gz.txt").unlink()
     again = predict(*words, "--task both --resume --verbose -o", tmp_path / "both")
     assert again.returncode == 0 and again.stderr.count("resumed") == 2, again.stderr

@@ -79,9 +79,8 @@ def test_a_bright_ball_stands_out(model, tmp_path):
     ]
     prepared = predictors[0].prepare(volume)
     with predictors[0].alone():
-        evidence = predictors[0].complete_evidence(
-            prepared, "pixel"
-        )  # all methods tell their scores from the same
+        # all methods tell their scores from the same evidence
+        evidence = predictors[0].complete_evidence(prepared, "pixel")
         scored = [predictor.pixel(evidence) for predictor in predictors]
     for method, slices in zip(PIXEL_METHODS, scored):
         scores = predictors[0].to_volume(prepared, slices)

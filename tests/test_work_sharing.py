@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, content, mood, write_nifti
+from conftest import ROOT, mood, write_nifti
 
 from mood_submission.running.processes import how_many
 from mood_submission.running.report import rank_path
@@ -69,7 +69,7 @@ def alone(heads, tiny_weights, tmp_path_factory):
 def same(one, other) -> None:
     assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in other.iterdir())
     for file in one.iterdir():
-        assert content(file) == content(other / file.name), file.name
+        assert file.read_bytes() == (other / file.name).read_bytes(), file.name
 
 
 def test_the_shards_predictions_are_one_process_s(heads, tiny_weights, alone, tmp_path):

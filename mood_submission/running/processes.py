@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 
 AUTO = "auto"  # as many processes as there are GPUs to be seen
-VARIABLE = (
-    "MOOD_PROCESSES"  # of the environment, which the image sets: how many where --processes does not say
-)
+# of the environment, which the image sets: how many processes where --processes does not say
+VARIABLE = "MOOD_PROCESSES"
 
 
 def how_many(wanted: int | str, device: str | None, volumes: int) -> int:
@@ -31,9 +30,8 @@ def launch(count: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # the processes speak for themselves
+    # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     for sent in (signal.SIGINT, signal.SIGTERM):  # torchrun's engine hands them on to the processes
         signal.signal(sent, signal.SIG_DFL)
