@@ -23,6 +23,7 @@ from .runtime.precision import PRECISIONS, exact_float32
 from .runtime.threads import each, one_thread_each
 
 BATCH = 32  # slices that go through a network at a time on a GPU; on a CPU one, in each thread
+NLL_SLICES = 4  # but for the prior, whose weights are many for the few places that they are used at: most that a thread takes
 CPU_SLICES = 16  # slices that a CPU's thread restores at a time, at most
 CPU_ROWS = 128  # restorations that it does at a time, at most, of all its slices
 
@@ -31,14 +32,15 @@ class Model:
     """VQ-VAE, prior and, where there is one, detector on one device, in evaluation mode.
 
     Slices are (B, H, W) in the network's intensities (see `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes
-    (B, h, w) int64. Inputs may be on any device and of any floating dtype; results are on the model's device. Codes and NLL,
-    which thresholds decide on, are computed without TF32; decoding uses what torch is set to.
+    (B, h, w) int64. Inputs may be on any device and of any floating dtype; results are on the model's device. Codes are always
+    computed in `dtype`, and NLL, which thresholds decide on, without TF32; decoding uses what torch is set to.
 
     batch_size: how many slices go through a network at a time on a GPU; by default BATCH where there is memory for them,
-        halved when memory runs out. On a CPU each of torch's threads takes one slice at a time, and results have the same
-        bits for any number of threads.
-    precision: of restoring alone. "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA) and
-        "bf16" draw other codes of the same distribution, up to rounding. Raises ValueError for others.
+        halved when memory runs out. On a CPU each of torch's threads takes one slice at a time, or NLL_SLICES, and results have
+        the same bits for any number of threads.
+    precision: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA) and "bf16" draw other codes
+        of the same distribution, up to rounding. "bf16" also multiplies in bfloat16, and adds up in float32, for the NLL,
+        decoding and the detector. Raises ValueError for others.
     file: where the model was read from. sha256: digest of that file's content.
     """
 
@@ -87,12 +89,12 @@ class Model:
 
     def decode(self, codes: Tensor, position: Tensor) -> Tensor:
         """Slices (B, H, W) of codes (B, h, w)."""
-        return self._batched(self.vqvae.decode, codes, position)
+        return self._batched(self._scoring(self.vqvae.decode), codes, position)
 
     @exact_float32()
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
-        return self._batched(self.prior.nll, codes, position)
+        return self._batched(self._scoring(self.prior.nll), codes, position, cpu_slices=NLL_SLICES)
 
     @exact_float32()
     def detect(
@@ -109,7 +111,7 @@ class Model:
         maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
         evidence = VolumeEvidence.of(*maps)
         return self._batched(
-            lambda index: detector.of_slices(evidence, self._here(index)),
+            self._scoring(lambda index: detector.of_slices(evidence, self._here(index))),
             torch.arange(len(slices)),
         )
 
@@ -158,10 +160,21 @@ class Model:
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
+    def _scoring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A function that computes something to score by, in the precision that was asked for."""
+        if self.precision != "bf16":
+            return function
+
+        def rough(*inputs: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return function(*inputs).to(self.dtype)
+
+        return rough
+
     @torch.inference_mode()
-    def _batched(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def _batched(self, function: Callable[..., Tensor], *inputs: Tensor, cpu_slices: int = 1) -> Tensor:
         if self.device.type == "cpu":
-            return self._one_by_one(function, *inputs)
+            return self._few_by_few(function, *inputs, most=cpu_slices)
         return self._in_batches(function, *inputs)
 
     def _in_batches(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -176,12 +189,17 @@ class Model:
         return torch.cat(parts)
 
     @one_thread_each()
-    def _one_by_one(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        def run(i: int) -> Tensor:
-            return function(*(self._here(x[i : i + 1]) for x in inputs))
+    def _few_by_few(self, function: Callable[..., Tensor], *inputs: Tensor, most: int) -> Tensor:
+        """`most` slices at a time in each thread, the last ones singly, so that no thread waits long for another."""
+
+        def run(chunk: range) -> Tensor:
+            return function(*(self._here(x[chunk.start : chunk.stop]) for x in inputs))
 
         count = max(1, len(inputs[0]))  # no slices make one batch, of none
-        return torch.cat(each(run, range(count), self._affordable_threads(self._slice_bytes())))
+        together = max(0, count - 2 * most) // most * most
+        chunks = [range(first, first + most) for first in range(0, together, most)]
+        chunks += [range(first, first + 1) for first in range(together, count)]
+        return torch.cat(each(run, chunks, self._affordable_threads(most * self._slice_bytes())))
 
     def _affordable_threads(self, bytes_each: int) -> int:
         return max(1, free_memory(self.device) // 2 // bytes_each)

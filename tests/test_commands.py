@@ -35,7 +35,7 @@ SMALLER = {
     "compare": "--device cpu",
     "benchmark": "--size 24 --naive-places 1 --device cpu",
 }
-AFFINE = np.diag([5.0, 5.0, 20.0, 1.0])
+AFFINE = np.diag([3.5, 3.5, 14.0, 1.0])  # as large as a brain
 NUMBERS = {
     "--slices": "3",
     "--restorations": "1",
@@ -124,6 +124,8 @@ def smaller(words: list[str]) -> list[str]:
     if command in ("predict", "compare", "benchmark") and "--weights" not in words:
         region = words[words.index("--region") + 1]
         words += ["--weights", f"{region}.safetensors"]
+    if command in ("predict", "compare", "calibrate") and "--slices" not in words:
+        words += ["--slices", NUMBERS["--slices"]]
     if command == "export-onnx":
         words[1] += ".safetensors"
     if command == "train detector" and "--store" not in words:

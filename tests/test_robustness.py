@@ -589,7 +589,7 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
     return quarters[1], quarters[3]
 
 
-@pytest.mark.parametrize("volumes", [300, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("volumes", [160, pytest.param(2000, marks=pytest.mark.long)])
 def test_memory_stays_flat_over_volumes(volumes, tiny_weights, tmp_path):
     begin, end = soak(volumes, tiny_weights["abdom"], tmp_path)
     assert end < begin + 20

@@ -1,6 +1,7 @@
 """Results have the same bits for any number of threads, any batch, any company."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -136,15 +137,23 @@ def test_networks_give_the_same_bits_for_any_threads_and_batch(region, tiny_weig
 @pytest.mark.slow
 def test_shipped_weights_write_the_same_bytes_for_any_threads(blobs, tmp_path):
     """In fresh processes, whose libraries too have so many threads; scores of both tasks."""
+    volume = tmp_path / "in" / "case_1.nii.gz"
+    volume.parent.mkdir()
+    shutil.copy(blobs / volume.name, volume)
     written = []
     for threads in ("1", "2", "5"):
         out = tmp_path / threads
         libraries = {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")}
-        words = ("predict --region brain --task both --slices 5 --restorations 3 -i", blobs, "-o", out)
+        words = (
+            "predict --region brain --task both --slices 7 --restorations 3 -i",
+            volume.parent,
+            "-o",
+            out,
+        )
         run = mood(*words, env=os.environ | libraries)
         assert run.returncode == 0, run.stderr
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
-    assert len(written[0]) == 6 and written[0] == written[1] == written[2]
+    assert len(written[0]) == 2 and written[0] == written[1] == written[2]
 
 
 def test_the_order_of_files_is_not_seen(tiny_weights, blobs, tmp_path):

@@ -114,7 +114,7 @@ def test_predict_starts_its_processes_itself(heads, tiny_weights, alone, tmp_pat
 @pytest.mark.slow
 def test_the_processes_stop_when_the_first_is_told_to(heads, tiny_weights, alone, tmp_path):
     words = words_for(heads, tiny_weights["brain"], tmp_path / "out")
-    words[words.index("--restorations") + 1] = "400"
+    words[words.index("--restorations") + 1] = "120"
     command = [sys.executable, "-m", "mood_submission", *words, "--processes", "2"]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not any((tmp_path / "out").glob("*.txt")):  # until something is done

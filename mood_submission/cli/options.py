@@ -45,7 +45,9 @@ def add_scoring(parser: argparse.ArgumentParser, restorations: str) -> None:
     add_precision(parser)
 
 
-def add_precision(parser: argparse.ArgumentParser, help_text: str = "of sampling (default: float32)") -> None:
+def add_precision(
+    parser: argparse.ArgumentParser, help_text: str = "of the networks, as in predict (default: float32)"
+) -> None:
     """The option --precision."""
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=help_text)
 
