@@ -27,7 +27,7 @@ from mood_submission.synthetic.varied import (
 )
 from mood_submission.training.cache import CacheError, build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage
-from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, _doubted, draw
+from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, _doubted, _toned, draw
 from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.volumes import read_volume
@@ -385,6 +385,24 @@ def test_a_doubted_patch_differs_in_its_residuals_and_nll_alone(planter, tmp_pat
     own = CONTEXT.index(0)
     restored = residual_channels(CONTEXT)[-1]
     assert torch.equal(maps[:, restored], maps[:, len(CONTEXT) + own])  # the reconstruction stands in
+
+
+def test_a_toned_patch_shows_the_same_in_other_greys(planter, tmp_path):
+    fill_store(planter, tmp_path, 2)
+    evidence = next(iter(Store(tmp_path).volumes.values())).variants[1]
+    maps, _ = evidence.inputs(torch.tensor([3]), CONTEXT)
+    count, own, changes = len(CONTEXT), CONTEXT.index(0), []
+    air = maps[:, :count] == 0
+    for seed in range(20):
+        toned = _toned(maps, CONTEXT, torch.Generator().manual_seed(seed))
+        assert torch.equal(toned[:, -1], maps[:, -1])  # where the slice lies
+        assert (
+            torch.equal(toned[:, :count] == 0, air) and toned[:, residual_channels(CONTEXT)].abs().max() <= 8
+        )
+        shown, before = toned[:, own][~air[:, own]], maps[:, own][~air[:, own]]
+        assert np.corrcoef(shown, before)[0, 1] > 0.7
+        changes.append(float((shown - before).abs().mean()))
+    assert max(changes) > 5 * min(changes) > 0
 
 
 def test_a_warped_patch_is_warped_alike(planter, tmp_path):

@@ -110,6 +110,12 @@ def _detector_options(detector: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of patches whose residuals and NLL are made less telling; helps where volumes to train on are few",
     )
+    add(
+        "--toned",
+        type=share,
+        default=0.0,
+        help="share of patches that are shown in other greys and with more grain, as other scanners would",
+    )
     add("--validations", type=positive, default=12, help="how often to validate, evenly over the training")
     add(
         "--workers",
@@ -302,7 +308,7 @@ def _prior(args: argparse.Namespace) -> None:
 
 def _detector(args: argparse.Namespace) -> None:
     settings = DetectorSettings(args.widths, args.dropout, context=args.context)
-    drawing = Drawing(doubted=args.doubted)
+    drawing = Drawing(doubted=args.doubted, toned=args.toned)
     train_detector(
         _run(args), settings, args.model, args.store, args.most, drawing, args.workers, args.validations
     )

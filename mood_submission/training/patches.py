@@ -16,6 +16,7 @@ from ..networks.volume_evidence import Box, VolumeEvidence, residual_channels
 from .store import Store, StoredVolume
 
 REACH = 4  # slices from an anomaly that lie near it
+AIR = (0.0, -1.0)  # what air is in the network's intensities, round a brain and in a CT
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Drawing:
     warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
     doubted: share of patches whose residuals and NLL are made less telling (`_doubted`): on volumes that the VQ-VAE and the
     prior were trained on both are smaller than on new ones, so a detector would trust them too much.
+    toned: share of patches that are shown in other greys and with more grain, as other scanners would (`_toned`).
     """
 
     patch: float = 0.65
@@ -35,6 +37,7 @@ class Drawing:
     strides: tuple[int, ...] = (1, 1, 1, 2)
     warped: float = 0.6
     doubted: float = 0.0
+    toned: float = 0.0
 
 
 class Batch(NamedTuple):
@@ -127,6 +130,8 @@ def _patch(
     maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
     if how.doubted and _share(generator) < how.doubted:
         maps, nll = _doubted(maps, nll, context, generator)
+    if how.toned and _share(generator) < how.toned:
+        maps = _toned(maps, context, generator)
     # a slice's rows differ from the healthy variant's where, and only where, something was planted
     own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
     shown = label[index]
@@ -151,17 +156,41 @@ def _doubted(
     """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
     part no NLL at all: as usual everywhere. All neighbours alike."""
 
-    def smooth(size: torch.Size, most: float) -> Tensor:
-        field = torch.randn(1, 1, 4, 4, generator=generator) * most * _share(generator)
-        return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
-
-    louder = smooth(maps.shape[-2:], 0.6).exp()
+    louder = _smooth(maps.shape[-2:], 0.6, generator).exp()
     channels = residual_channels(context)
     maps = maps.clone()
     maps[:, channels] = (maps[:, channels] * louder).clamp(-8, 8)
     if _share(generator) < 0.25:
         return maps, torch.zeros_like(nll)
-    return maps, (nll + smooth(nll.shape[-2:], 1.0)).clamp(-2, 6)
+    return maps, (nll + _smooth(nll.shape[-2:], 1.0, generator)).clamp(-2, 6)
+
+
+def _smooth(size: torch.Size, most: float, generator: torch.Generator) -> Tensor:
+    """A smooth random field (1, 1, *size) of standard deviation up to `most`."""
+    field = torch.randn(1, 1, 4, 4, generator=generator) * most * _share(generator)
+    return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
+
+
+def _toned(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Slices and what they are decoded to with other contrast and brightness, smoothly over the patch, and grain, which stays
+    in the residuals too; these stay relative to what is usual. Air stays as it is. All neighbours alike but for their grain."""
+    count, own = len(context), context.index(0)
+    slices = maps[:, :count]
+    tissue = ~torch.isin(slices, torch.tensor(AIR))
+    if not tissue.any():
+        return maps
+    maps, size, middle = maps.clone(), maps.shape[-2:], slices[tissue].mean()
+    contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
+    shown = [*range(count), 2 * count]  # the slices and the reconstruction
+    tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
+    greys = middle + (maps[:, shown] - middle) * contrast + _smooth(size, 0.15, generator)
+    maps[:, shown] = torch.where(tissue, greys, maps[:, shown])
+    noise = torch.randn(1, count, *size, generator=generator)
+    noise = torch.cat([noise, noise[:, own : own + 1]], 1) * tissue
+    maps[:, :count] += 0.1 * grain * noise[:, :count]
+    residuals = residual_channels(context)
+    maps[:, residuals] = ((maps[:, residuals] + grain * noise) / math.sqrt(1 + grain**2)).clamp(-8, 8)
+    return maps
 
 
 def _warped(batch: Batch, generator: torch.Generator) -> Batch:
