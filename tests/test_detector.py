@@ -246,6 +246,26 @@ def test_the_best_detector_is_kept_beside_the_last(detecting, cache, tmp_path):
     assert done.returncode == 1 and "expected a trained detector_best, found no such file" in done.stderr
 
 
+def test_kinds_that_are_not_trained_on_choose_the_best(detecting, cache, tmp_path):
+    stored = detecting.parent / "store"
+    words = (
+        "train detector --region brain --data", cache, "--model", detecting, "--store", stored, "--out", tmp_path,
+        "--widths 4 6 --context -1 0 1 --batch 2 --device cpu --validation 0.34 --test 0 --rate 3e-2 --validations 4",
+        "--steps 4 --unseen uniform",
+    )  # fmt: skip
+    done = mood(*words)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "detector.csv", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert all(0 < row["unseen_ap"] <= 1 and 0 < row["seen_ap"] <= 1 for row in rows)
+    _, about = load_detector(tmp_path, best=True)
+    assert about["steps"] == max(rows, key=lambda row: row["unseen_ap"])["step"]
+    assert about["kinds"] == ["noise"] and about["unseen"] == ["uniform"]
+    shown = [kind for volume in Store(stored, without=["uniform"]).volumes.values() for kind in volume.kinds]
+    every = [kind for volume in Store(stored).volumes.values() for kind in volume.kinds]
+    assert shown == [kind for kind in every if "uniform" not in kind] and len(shown) < len(every)
+
+
 def test_scores_are_the_steps_one_by_one(detecting, blobs):
     model = load_model(detecting, "cpu")
     predictor = Predictor(model, slice_count=6, restorations=3)

@@ -116,6 +116,14 @@ def _detector_options(detector: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of patches that are shown in other greys and with more grain, as other scanners would",
     )
+    add(
+        "--unseen",
+        nargs="+",
+        choices=TRAINING_KINDS,
+        default=(),
+        metavar="KIND",
+        help="kinds of anomaly that are not trained on; the best detector is the one that finds these best",
+    )
     add("--validations", type=positive, default=12, help="how often to validate, evenly over the training")
     add(
         "--workers",
@@ -310,7 +318,15 @@ def _detector(args: argparse.Namespace) -> None:
     settings = DetectorSettings(args.widths, args.dropout, context=args.context)
     drawing = Drawing(doubted=args.doubted, toned=args.toned)
     train_detector(
-        _run(args), settings, args.model, args.store, args.most, drawing, args.workers, args.validations
+        _run(args),
+        settings,
+        args.model,
+        args.store,
+        args.most,
+        drawing,
+        args.workers,
+        args.validations,
+        args.unseen,
     )
 
 

@@ -1,6 +1,7 @@
 """The stage that trains a detector on planted anomalies."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +40,17 @@ class DetectorStage(Stage[Store, Detector]):
         dice: float = 0.5,
         refresh_every: int = 50,
         workers: int = 0,
+        unseen: Collection[str] = (),
     ):
-        """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none."""
+        """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none.
+        unseen: kinds of anomaly that are not trained on; the detector is then judged by these."""
         self.model, self.precision = Detector(settings), precision
         self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
         self.store: Store | None = None  # what the last batch was drawn from
         self.ahead: DrawnAhead | None = None
-        self.workers = workers
+        self.workers, self.unseen = workers, unseen
+        if unseen:
+            self.judged_by = "unseen_ap"
         expect_rarely(self.model.head, -3.0)
 
     def loss(
@@ -86,19 +91,28 @@ class DetectorStage(Stage[Store, Detector]):
 
     def validate(self, model: Detector, data: Store) -> dict[str, float]:
         """Cross-entropy and average precision over all pixels of every third slice of volumes with an anomaly, and of the
-        same volumes without one: false alarms in healthy slices count as they do in use."""
-        parts, labels = [], []
+        same volumes without one: false alarms in healthy slices count as they do in use. With kinds that are not trained on,
+        average precision of these, and of the others, too."""
+        parts, labels, kinds = [], [], []
         for stored in data.volumes.values():
             for variant, evidence in enumerate(stored.variants):
                 label = stored.labels(variant)
                 index = torch.arange(min(1, len(label) - 1), len(label), 3)
                 parts.append(self.logits(model, evidence, index)[:, ::2, ::2])
                 labels.append(label[index][:, ::2, ::2].float())
+                kinds.append(stored.kinds[variant])
         logits, planted = torch.cat(parts), torch.cat(labels)
-        return {
+        found = {
             "validation_ap": places_ap(logits, planted),
             "validation_loss": float(F.binary_cross_entropy_with_logits(logits, planted)),
         }
+        if self.unseen:
+            for name, others in (("unseen_ap", True), ("seen_ap", False)):
+                some = [i for i, kind in enumerate(kinds) if not kind or (kind in self.unseen) == others]
+                found[name] = places_ap(
+                    torch.cat([parts[i] for i in some]), torch.cat([labels[i] for i in some])
+                )
+        return found
 
 
 def dice(probability: Tensor, label: Tensor) -> Tensor:

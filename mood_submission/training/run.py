@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,12 +110,14 @@ def train_detector(
     drawing: Drawing,
     workers: int = 0,
     validations: int = 12,
+    unseen: Sequence[str] = (),
 ) -> None:
     """Train a detector on the store in `folder`, of which the newest `most` volumes are held in memory, while it may go on
     growing; leaves detector.pt, detector.csv and detector_curves.png in `run.out`. Validated on the benchmark's anomalies in
     the held-out volumes, planted in `folder`/validation where they are not yet.
 
-    drawing: how batches are drawn. workers: processes that draw batches ahead. validations: how often to validate.
+    drawing: how batches are drawn. workers: processes that draw batches ahead. validations: how often to validate. unseen:
+    kinds of anomaly that are not trained on, and that the best detector is judged by.
     """
     from ..training import plots
 
@@ -127,13 +129,18 @@ def train_detector(
         members = splits["validation"].volume.unique()
         fill_store(Planter(splits["validation"], model, VALIDATION), held_out, len(members))
     run.group.wait()
-    data = {"train": Store(folder, most), "validation": Store(held_out)}
+    data = {"train": Store(folder, most, unseen), "validation": Store(held_out)}
     if not len(data["train"]):
         raise RunError(
             f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
-    stage = DetectorStage(settings, run.schedule.precision, drawing, workers=workers)
+    stage = DetectorStage(settings, run.schedule.precision, drawing, workers=workers, unseen=unseen)
     planted = store_settings(folder)
+    if unseen:
+        planted |= {
+            "kinds": [kind for kind in planted["kinds"] if kind not in unseen],
+            "unseen": list(unseen),
+        }
     if planted["networks"] != networks_sha256(model):
         raise RunError(
             f"{folder}: expected volumes planted with the VQ-VAE and prior of {model_file}, found others"

@@ -7,8 +7,8 @@ variants of it with anomalies: the networks work slice by slice, so of a variant
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,16 +290,22 @@ class StoredVolume:
             )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
 
+    def without(self, kinds: Collection[str]) -> "StoredVolume":
+        """The same without the variants that show an anomaly of one of these kinds."""
+        kept = [i for i, shown in enumerate(self.kinds) if not set(shown.split("+")) & set(kinds)]
+        return replace(self, variants=[self.variants[i] for i in kept], kinds=[self.kinds[i] for i in kept])
+
     def labels(self, variant: int) -> Tensor:
         """Where the variant's anomalies are, (Z, S, S) bool."""
         return self.label[self.variants[variant].rows]
 
 
 class Store:
-    """The newest `most` files of a folder, in memory; `refresh` reads what has come since."""
+    """The newest `most` files of a folder, in memory, without variants that show one of the kinds `without`; `refresh` reads
+    what has come since."""
 
-    def __init__(self, folder: Path, most: int = 400):
-        self.folder, self.most = folder, most
+    def __init__(self, folder: Path, most: int = 400, without: Collection[str] = ()):
+        self.folder, self.most, self.without = folder, most, without
         self.volumes: dict[str, StoredVolume] = {}
         self.refresh()
 
@@ -316,7 +322,7 @@ class Store:
         files = stored_files(self.folder)[-self.most :]
         for file in files:
             if file.name not in self.volumes:
-                self.volumes[file.name] = StoredVolume.read(file)
+                self.volumes[file.name] = StoredVolume.read(file).without(self.without)
         for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
             del self.volumes[name]
         return list(self.volumes) != before
