@@ -71,7 +71,9 @@ def cropped(head: np.ndarray) -> np.ndarray:
         ("cropped to the brain", cropped, 1.0),
         ("padded", lambda h: np.pad(h, ((60, 5), (0, 60), (25, 40))), 1.0),
         ("2 mm", lambda h: block_means(h, (2, 2, 2)), 2.0),
-        ("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7),
+        pytest.param(
+            ("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7), marks=pytest.mark.slow, id="0.7 mm"
+        ),
         ("of another scaling", lambda h: 700 * h, 1.0),
         ("of another contrast", lambda h: h**1.5, 1.0),
     ],

@@ -12,6 +12,7 @@ from mood_submission.model_file import ModelError, save_model
 from mood_submission.restoration.restore import restore
 
 
+@pytest.mark.slow
 def test_published_checkpoints_survive_the_import(reference, tmp_path):
     vqvae, prior = reference.state("vqvae"), reference.state("prior")
     torch.save(vqvae, tmp_path / "features.pt")

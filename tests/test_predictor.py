@@ -237,7 +237,9 @@ def test_evidence_is_computed_once_and_shared_with_its_restorations(tiny_weights
     assert drawn.restored.shape == evidence.decoded.shape and calls.count("encode") == calls.count("nll") == 1
 
 
-@pytest.mark.parametrize("budget", [[], ["--time-budget", 1000]], ids=["whole", "in time"])
+@pytest.mark.parametrize(
+    "budget", [[], pytest.param(["--time-budget", 1000], marks=pytest.mark.slow)], ids=["whole", "in time"]
+)
 def test_both_tasks_in_one_go_are_each_alone(tiny_weights, blobs, tmp_path, budget):
     words = [
         "--region brain -i",

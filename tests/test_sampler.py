@@ -94,7 +94,7 @@ def test_published_implementation(region, function):
     assert torch.equal(function(prior, codes, position, uniforms, threshold), expected)
 
 
-@pytest.mark.parametrize("restorations", [1, 7])
+@pytest.mark.parametrize("restorations", [1, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("grid", [(7, 9), (5, 5), (4, 8)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fast_equals_plain(variant, grid, restorations):

@@ -52,6 +52,7 @@ def test_heads_are_told_from_brains(head, tmp_path):
     assert SkullStrip()(brain) is brain
 
 
+@pytest.mark.slow
 def test_a_head_is_stripped_and_its_mask_is_used_again(head, tmp_path, monkeypatch):
     whole, brain = head
     strip = SkullStrip(masks=tmp_path)
@@ -66,6 +67,7 @@ def test_a_head_is_stripped_and_its_mask_is_used_again(head, tmp_path, monkeypat
     assert np.array_equal(strip(whole).data, stripped.data)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stripped_is_said_in_a_line(head, tmp_path, monkeypatch):
     whole, _ = head
     noise = stored(tmp_path, "noise", np.random.default_rng(0).random((24, 24, 24), np.float32))
@@ -94,6 +96,7 @@ def test_a_head_is_scored_as_it_is_where_memory_is_short(head, monkeypatch):
         assert SkullStrip()(whole).data is whole.data
 
 
+@pytest.mark.slow
 def test_predict_strips_and_tells(head, tiny_weights, tmp_path):
     folder, report = tmp_path / "in", tmp_path / "report.json"
     write_nifti(folder / "head.nii.gz", head[0].data, np.diag([2.0, 2.0, 2.0, 1.0]))

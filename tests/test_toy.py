@@ -67,6 +67,7 @@ def test_abdomen_is_smooth_along_z() -> None:
     assert np.abs(np.diff(volume, axis=2)).mean() < 0.5 * np.abs(np.diff(volume, axis=0)).mean()
 
 
+@pytest.mark.slow
 def test_template_subjects_look_like_the_training_data() -> None:
     pytest.importorskip("nilearn")
     first, again, other = (brain_template_subject(50, np.random.default_rng(seed)) for seed in (1, 1, 2))
