@@ -30,9 +30,8 @@ from mood_submission.networks.vqvae import VQVAE, VQVAESettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # what a shell starts in the background ignores it, and so do its children
+# what a shell starts in the background ignores it, and so do its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "brain": (VQVAESettings((4, 4, 4, 8), 12, 1), PixelSNAILSettings(12, 8, 1, 1, 7, 2, key_size=4)),

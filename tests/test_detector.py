@@ -264,6 +264,8 @@ def test_kinds_that_are_not_trained_on_choose_the_best(detecting, cache, tmp_pat
     shown = [kind for volume in Store(stored, without=["uniform"]).volumes.values() for kind in volume.kinds]
     every = [kind for volume in Store(stored).volumes.values() for kind in volume.kinds]
     assert shown == [kind for kind in every if "uniform" not in kind] and len(shown) < len(every)
+    done = mood(*words[:-1], "--steps 4 --unseen texture swirl")  # which validation does not show
+    assert done.returncode == 1 and "--unseen: expected one of uniform, add," in done.stderr
 
 
 def test_scores_are_the_steps_one_by_one(detecting, blobs):

@@ -177,9 +177,8 @@ def test_rough_precision_leaves_codes_alone(tiny_weights):
     assert torch.equal(rough.encode(slices, position), codes)
     for network in ("nll", "decode"):
         right, near = (getattr(model, network)(codes, position) for model in (exact, rough))
-        assert near.dtype == torch.float32 and 0 < (near - right).abs().max() < 0.02 * right.abs().max(), (
-            network
-        )
+        assert near.dtype == torch.float32
+        assert 0 < (near - right).abs().max() < 0.02 * right.abs().max(), network
     uniforms = torch.rand(2, 3, *codes.shape[1:], generator=generator)
     expected = restore(copy.deepcopy(exact.prior).bfloat16(), codes, position.bfloat16(), uniforms, 1.0)
     assert torch.equal(rough.restore(codes, position, uniforms, 1.0), expected)

@@ -67,8 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add_precision(
         predict,
         "tf32 (CUDA only) and bf16 are faster where the hardware knows them, and draw other restorations, as likely; "
-        "bf16 computes the NLL, decoded slices and the detector too, which moves sample scores by up to 0.002 "
-        "(default: float32)",
+        "bf16 computes the NLL, decoded slices and the detector too, which moves scores a little (default: float32)",
     )
     predict.add_argument(
         "--slices",

@@ -118,9 +118,14 @@ def train_detector(
 
     drawing: how batches are drawn. workers: processes that draw batches ahead. validations: how often to validate. unseen:
     kinds of anomaly that are not trained on, and that the best detector is judged by.
+    Raises RunError where validation shows none of the unseen kinds.
     """
     from ..training import plots
 
+    if unseen and not set(unseen) & set(VALIDATION.kinds):
+        raise RunError(
+            f"--unseen: expected one of {', '.join(VALIDATION.kinds)} at least, found {', '.join(unseen)}"
+        )
     model = load_model(model_file, run.device)
     splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
