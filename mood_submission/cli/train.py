@@ -381,11 +381,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         STAGES[args.stage][2](args)
-        Group.leave()
     except ValueError as error:  # files and settings that are not as expected
         print(f"mood-submission train: {error}", file=sys.stderr)
-        return 1
+        return Group.leave(1)
     except KeyboardInterrupt:
         print("mood-submission train: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        return Group.leave(130)
+    return Group.leave(0)

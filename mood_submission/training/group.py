@@ -1,6 +1,7 @@
 """The processes that train one network together, each on its own part of every batch, as torchrun starts them."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,11 +40,20 @@ class Group:
         return cls(dist.get_rank(), local, count)
 
     @staticmethod
-    def leave() -> None:
-        """Leave the others, where there are any, when all work is done: a thread that still waits for them would end this process
-        with an error."""
+    def leave(status: int) -> int:
+        """End this process with an exit status, where others train beside it; give the status back where it is alone.
+
+        Call it last. A thread of gloo lets go of the tensors that were exchanged, and outlives the group: where it does
+        so while Python shuts down, it aborts the process. So the process ends without that shutdown, with all output
+        flushed. A process that ends with an error does not wait for the others.
+        """
         if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+            if status == 0:
+                dist.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     @property
     def first(self) -> bool:
