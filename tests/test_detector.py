@@ -16,12 +16,13 @@ from sklearn.metrics import average_precision_score
 from mood_submission import Predictor, load_model
 from mood_submission.model import networks_sha256
 from mood_submission.model_file import ModelError, add_detector
-from mood_submission.networks.detector import DetectorSettings
+from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
 from mood_submission.scoring.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
 from mood_submission.training.cache import build_cache, load_cache
 from mood_submission.training.detector_stage import DetectorStage, dice
+from mood_submission.training.mean import mean_detector
 from mood_submission.training.run import load_detector
 from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.volumes import read_volume
@@ -244,6 +245,39 @@ def test_the_best_detector_is_kept_beside_the_last(detecting, cache, tmp_path):
     (run_folder / "detector_best.pt").unlink()  # of a run of an earlier version
     done = mood("add-detector", run_folder, detecting, "-o", model, "--best")
     assert done.returncode == 1 and "expected a trained detector_best, found no such file" in done.stderr
+
+
+def test_the_mean_of_two_runs_and_a_file(detecting, cache, tmp_path):
+    """Each parameter is the mean; the file says of what."""
+    start = detecting.parent / "run"
+    words = (
+        "train detector --region brain --data", cache, "--model", detecting, "--store", detecting.parent / "store",
+        "--batch 2 --device cpu --validation 0.34 --test 0 --validations 1 --steps 2 --start-from", start, "--widths 4 6",
+    )  # fmt: skip
+    for seed in (1, 2):
+        done = mood(*words, "--context -1 0 1 --seed", seed, "--out", tmp_path / str(seed))
+        assert done.returncode == 0, done.stderr
+    out, add = tmp_path / "model.safetensors", ("add-detector", tmp_path / "1", detecting)
+    done = mood(*add, "--mean-with", tmp_path / "2", detecting, "-o", out)
+    assert done.returncode == 0, done.stderr
+    parts = [load_detector(tmp_path / seed)[0] for seed in "12"] + [load_model(detecting, "cpu").detector]
+    mean = load_model(out, "cpu")
+    for name, found in mean.detector.state_dict().items():
+        if found.is_floating_point():
+            values = torch.stack([part.state_dict()[name] for part in parts])
+            assert torch.allclose(found, values.mean(0), rtol=1e-6, atol=1e-8), name
+            assert len(values.unique(dim=0)) > 1 or values.unique().numel() == 1, name
+    about = mean.about.training["detector"]
+    assert [about["schedule"]["seed"], *(part["schedule"]["seed"] for part in about["mean_with"])] == [
+        1,
+        2,
+        0,
+    ]
+    refused = mood(*add, "--mean-with", tmp_path / "none", "-o", tmp_path / "not")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "detector.pt" in refused.stderr
+    wide = Detector(dataclasses.replace(parts[0].settings, widths=(4, 8)))
+    with pytest.raises(ValueError, match="same widths and context"):
+        mean_detector([parts[0], wide])
 
 
 def test_kinds_that_are_not_trained_on_choose_the_best(detecting, cache, tmp_path):

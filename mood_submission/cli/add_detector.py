@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..model import load_model, networks_sha256
+from ..model import Model, load_model, networks_sha256
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
-from ..networks.detector import DetectorSettings
+from ..networks.detector import Detector, DetectorSettings
+from ..training.mean import mean_detector
 from ..training.run import RunError, load_detector
 from .options import restorations_option, share
 
@@ -20,6 +21,32 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 def _but_learned(measured: dict) -> dict:
     """What was measured on healthy volumes, without the scores of another detector."""
     return {way: found for way, found in measured.items() if way != "learned"}
+
+
+def _detectors(args: argparse.Namespace, model: Model) -> tuple[list[Detector], list[dict]]:
+    """The detectors that are named, and what each says of its training. Raises RunError for one of other networks."""
+    detectors, trained = [], []
+    for source in [args.run, *args.mean_with]:
+        if source.is_file():
+            file, other = source, load_model(source, "cpu")
+            if other.detector is None:
+                raise RunError(f"{source}: expected a model file with a detector, found none")
+            detector, about, networks = (
+                other.detector,
+                other.about.training["detector"],
+                networks_sha256(other),
+            )
+        else:
+            file, (detector, about) = source / "detector.pt", load_detector(source, args.best)
+            networks = about["networks"]
+        if networks != networks_sha256(model):
+            raise RunError(
+                f"{file}: expected a detector for the VQ-VAE and prior of {args.model}, found one that was trained "
+                f"with others"
+            )
+        detectors.append(detector)
+        trained.append(about)
+    return detectors, trained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="the detector that did best on the run's validation volumes, instead of the last: where training went on "
         "for so long that it learned its volumes by heart",
+    )
+    parser.add_argument(
+        "--mean-with",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="further runs, or model files with a detector: each parameter is the mean of theirs. Where all started from "
+        "one detector, their mean does better than each on scans unlike those that they were trained on",
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
@@ -85,13 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        detector, trained = load_detector(args.run, args.best)
         model = load_model(args.model, "cpu")
-        if trained["networks"] != networks_sha256(model):
-            raise RunError(
-                f"{args.run / 'detector.pt'}: expected a detector for the VQ-VAE and prior of {args.model}, found "
-                f"one that was trained with others"
-            )
+        detectors, (trained, *others) = _detectors(args, model)
+        detector = mean_detector(detectors)
+        if others:
+            trained = trained | {"mean_with": others}
         chosen = {
             name: value
             for name in ("along", "in_plane", "restorations", "bulk", "spread")
