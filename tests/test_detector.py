@@ -266,7 +266,6 @@ def test_the_mean_of_two_runs_and_a_file(detecting, cache, tmp_path):
         if found.is_floating_point():
             values = torch.stack([part.state_dict()[name] for part in parts])
             assert torch.allclose(found, values.mean(0), rtol=1e-6, atol=1e-8), name
-            assert len(values.unique(dim=0)) > 1 or values.unique().numel() == 1, name
     about = mean.about.training["detector"]
     assert [about["schedule"]["seed"], *(part["schedule"]["seed"] for part in about["mean_with"])] == [
         1,
