@@ -289,6 +289,28 @@ def test_one_body_in_many_scalings_looks_the_same(body, name):
     assert float((units[0] - scaled[0]).abs().mean()) < 0.01
 
 
+@pytest.mark.parametrize("largest", [1, 255, 4095])
+@pytest.mark.parametrize("first, last", [(-1000, 1000), (-1024, 3071)])
+def test_a_usual_line_is_found_exactly(body, largest, first, last):
+    """Another patient's fat and muscle have other units: the line that is in use is taken, not the one that fits best."""
+    for shift in (-8, 0, 8):  # of fat, muscle and organs, as of another patient's
+        units = np.where(body > -150, body + shift, body)
+        values = largest * ((units - first) / (last - first)).clip(0, 1)
+        coarse = block_means((np.round(values) if largest > 1 else values).astype(np.float32), (1, 1, 1))
+        scaling = find_scaling(coarse, WINDOW)
+        assert scaling.kind == "wide"
+        ends = [first + (last - first) * float(value) / largest for value in (coarse.min(), coarse.max())]
+        assert (scaling.zero, scaling.one) == pytest.approx(ends, abs=0.01)
+
+
+def test_a_line_that_is_not_in_use_is_not_taken_for_one_that_is(body):
+    for first, last in ((-1000, 700), (-1000, 1500), (-1024, 2000)):
+        coarse = block_means(((body - first) / (last - first)).clip(0, 1).astype(np.float32), (1, 1, 1))
+        tone = find_scaling(coarse, WINDOW).tone
+        found = tone(np.float32([(units - first) / (last - first) for units in (-103, 48)]))
+        assert found == pytest.approx([(160 - 103) / 400, (160 + 48) / 400], abs=0.05)
+
+
 def test_a_window_is_known_for_one(body):
     for low, high in ((-160, 240), (-150, 250), (-200, 300)):
         scaling = find_scaling(block_means(((body - low) / (high - low)).clip(0, 1), (1, 1, 1)), WINDOW)

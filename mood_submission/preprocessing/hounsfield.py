@@ -20,9 +20,15 @@ LEAST_SOFT = 0.25  # of fat and soft tissue together
 BINS = 256
 ROUNDS = 12  # of fitting the shares
 WIDE_ZEROS = (-1024.0, -1000.0)  # units of the value 0 in a scaling that begins at air
-# Of the values from 0.45 of a grey on, how many lie between 0.8 and 1.13 of it. With a wide scaling that is more, since fat
+BRIGHTER = 0.45  # of the grey of soft tissue: what is brighter is neither air nor lung in a wide scaling
+# Of the values from BRIGHTER of a grey on, how many lie between 0.8 and 1.13 of it. With a wide scaling that is more, since fat
 # and soft tissue lie close together there (0.85 and more); in a window it is less (up to 0.67).
 WIDE_SHARE = 0.76
+# Hounsfield units of 0 and of the largest value that a file's numbers can have, in wide scalings that are in use: of these
+# one is taken where it is nearly as likely as the likeliest line, since patients differ more than that
+USUAL_LINES = ((-1000.0, 1000.0), (-1024.0, 3071.0))
+LARGEST_VALUES = (1.0, 255.0, 4095.0, 65535.0)
+NEARLY = 0.09  # logarithm of the likelihood, a value: five CTs lost up to 0.08 on their own line and from 0.22 on another
 CENTRES = np.linspace(-30.0, 90.0, 33)  # Hounsfield units that the middle of these may be
 WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)  # the same for clinical windows
 WINDOW_ONES = np.arange(120.0, 420.0, 15.0)
@@ -72,6 +78,9 @@ def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
         for b in steps
     ]
     zero, one, kind = _likeliest(counts, near)
+    if kind == "wide":
+        counts[: round(BRIGHTER * middle * BINS)] = 0
+        zero, one = _usual(counts, (zero, one), low, high)
     units = (one - zero) / (high - low)  # Hounsfield units for one of the file's
     if kind == "windowed" and zero > FAT_BLACK:
         return Scaling(Tone(low, 1 / (high - low)), kind, zero, one)
@@ -91,7 +100,7 @@ def _closest(counts: np.ndarray) -> tuple[float, float]:
     below = np.append(0, np.cumsum(counts)) / counts.sum()
     share_below = lambda grey: np.interp(grey, np.linspace(0, 1, BINS + 1), below)  # noqa: E731
     greys = np.linspace(0.15, 0.8, 200)
-    brighter = 1 - share_below(0.45 * greys)
+    brighter = 1 - share_below(BRIGHTER * greys)
     enough = brighter > 0.3 * (1 - share_below(0.06))
     shares = np.where(
         enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0
@@ -99,10 +108,28 @@ def _closest(counts: np.ndarray) -> tuple[float, float]:
     return float(shares.max()), float(greys[shares >= shares.max() - 0.01].mean())
 
 
+def _usual(
+    counts: np.ndarray, likeliest: tuple[float, float], low: float, high: float
+) -> tuple[float, float]:
+    """Of the usual wide lines the likeliest, where it is nearly as likely as the likeliest of all, else that one: the
+    Hounsfield units of the lowest and the highest value."""
+    largest = next((value for value in LARGEST_VALUES if high <= value), high)
+    lines = [likeliest]
+    for zero, one in USUAL_LINES:
+        units = (one - zero) / largest
+        lines.append((zero + units * low, zero + units * high))
+    likelihood = _likelihoods(counts, lines)
+    usual = 1 + int(likelihood[1:].argmax())
+    return lines[usual if likelihood[usual] > likelihood[0] - NEARLY else 0]
+
+
 def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tuple[float, float, str]:
-    zeros, ones = (
-        np.array(values)[:, None] for values in ([line[0] for line in lines], [line[1] for line in lines])
-    )
+    return lines[int(_likelihoods(counts, [line[:2] for line in lines]).argmax())]
+
+
+def _likelihoods(counts: np.ndarray, lines: list[tuple[float, float]]) -> np.ndarray:
+    """The mean logarithm of the likelihood of a value under each line, with the shares of the parts that fit it best."""
+    zeros, ones = (np.array(values)[:, None] for values in zip(*lines))
     edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)  # (lines, BINS + 1), in Hounsfield units
     parts = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)  # (lines, parts, BINS)
     weight = np.full((len(lines), parts.shape[1], 1), 1 / parts.shape[1])
@@ -112,10 +139,8 @@ def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tup
         weight = (of_part / of_part.sum(1, keepdims=True) * share).sum(2, keepdims=True)
     likelihood = (share * np.log((weight * parts).sum(1))).sum(1)
     fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_PARTS, 0].sum(1)
-    likelihood[soft < LEAST_SOFT * (fat + soft)] -= (
-        10  # no abdomen is all fat: that is soft tissue taken for it
-    )
-    return lines[int(likelihood.argmax())]
+    # no abdomen is all fat: that is soft tissue taken for it
+    return np.where(soft < LEAST_SOFT * (fat + soft), likelihood - 10, likelihood)
 
 
 def _cumulatives() -> Iterator[Cumulative]:
