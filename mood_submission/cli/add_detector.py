@@ -31,11 +31,8 @@ def _detectors(args: argparse.Namespace, model: Model) -> tuple[list[Detector], 
             file, other = source, load_model(source, "cpu")
             if other.detector is None:
                 raise RunError(f"{source}: expected a model file with a detector, found none")
-            detector, about, networks = (
-                other.detector,
-                other.about.training["detector"],
-                networks_sha256(other),
-            )
+            detector, about = other.detector, other.about.training.get("detector", {})
+            networks = networks_sha256(other)
         else:
             file, (detector, about) = source / "detector.pt", load_detector(source, args.best)
             networks = about["networks"]
@@ -68,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         metavar="RUN",
         help="further runs, or model files with a detector: each parameter is the mean of theirs. Where all started from "
-        "one detector, their mean does better than each on scans unlike those that they were trained on",
+        "one detector, their mean is often better than each of them on volumes that they were not trained on",
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
