@@ -267,11 +267,7 @@ def test_the_mean_of_two_runs_and_a_file(detecting, cache, tmp_path):
             values = torch.stack([part.state_dict()[name] for part in parts])
             assert torch.allclose(found, values.mean(0), rtol=1e-6, atol=1e-8), name
     about = mean.about.training["detector"]
-    assert [about["schedule"]["seed"], *(part["schedule"]["seed"] for part in about["mean_with"])] == [
-        1,
-        2,
-        0,
-    ]
+    assert [part["schedule"]["seed"] for part in (about, *about["mean_with"])] == [1, 2, 0]
     refused = mood(*add, "--mean-with", tmp_path / "none", "-o", tmp_path / "not")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "detector.pt" in refused.stderr
     wide = Detector(dataclasses.replace(parts[0].settings, widths=(4, 8)))

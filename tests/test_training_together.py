@@ -1,6 +1,8 @@
 """Several processes train one network together, as torchrun starts them: two and three on the CPU, tiny networks."""
 
 import csv
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,45 @@ def test_prior_and_another_number_of_processes_after_a_stop(healthy, tmp_path):
     done = together(2, *prior)
     assert done.returncode == 0, done.stderr
     assert {"prior.pt", "prior.csv", "prior_pictures.png"} <= {file.name for file in run.iterdir()}
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_processes_end_without_the_shutdown_in_which_threads_of_gloo_abort(status, tmp_path):
+    """What they print is whole, the status is kept, and Python's shutdown, which calls what `atexit` holds, is left out."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, sys, torch\n"
+        "from mood_submission.training.group import Group\n"
+        "group = Group.from_environment()\n"
+        "atexit.register(print, 'shutdown')\n"
+        "group.average([torch.ones(3)])\n"
+        "print('done', group.rank, group.count)\n"
+        "sys.exit(Group.leave(int(sys.argv[1])))\n"
+    )
+    ends = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "PYTHONPATH": str(ROOT),
+        }
+    for count in (2, 1):
+        started = [
+            subprocess.Popen(
+                [sys.executable, script, str(status)],
+                env=os.environ
+                | place
+                | {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        ends += [(process.communicate(timeout=120)[0], process.returncode) for process in started]
+    together_0, together_1, alone = ends
+    assert [together_0, together_1] == [("done 0 2\n", status), ("done 1 2\n", status)]
+    assert alone == ("done 0 1\nshutdown\n", status)
 
 
 def test_a_batch_that_cannot_be_parted_is_refused_in_one_line(cache, tmp_path):
