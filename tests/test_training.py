@@ -253,6 +253,17 @@ def test_split_is_by_volume_and_source_and_fixed_by_the_names():
         assert tuple(sum(n.startswith(s) for n in split[part]) for s in ("kidney", "pancreas")) == counts
 
 
+def test_named_volumes_are_held_out_and_all_others_are_trained_on(healthy, tmp_path):
+    held_out = sorted(volume_name(path) for path in healthy.iterdir())[3:5]
+    words = ("train cache --region brain --data", healthy, "-o", tmp_path / "slices.npz", "--hold-out")
+    done = mood(*words, *held_out)
+    assert done.returncode == 0, done.stderr
+    names = load_cache(tmp_path / "slices.npz")[1]
+    assert names["validation"] == held_out and names["test"] == [] and len(names["train"]) == 8
+    none = mood(*words, "nobody*")
+    assert none.returncode == 1 and "nobody*" in none.stderr and none.stderr.count("\n") == 1
+
+
 def test_no_volume_is_in_two_splits(cache):
     splits, _ = load_cache(cache)
     members = [set(data.volume.tolist()) for data in splits.values()]

@@ -188,6 +188,13 @@ def _data_options(options: argparse.ArgumentParser) -> None:
         help="volumes not to read, by name: 'ucla*' keeps a scanner unseen",
     )
     options.add_argument(
+        "--hold-out",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="volumes for validation, by name, as a new cache notes them; all others are then trained on",
+    )
+    options.add_argument(
         "--preprocessing",
         choices=("harmonised", "published"),
         default="harmonised",
@@ -281,6 +288,7 @@ def _run(args: argparse.Namespace) -> Run:
         args.test,
         args.max_slices,
         tuple(args.leave_out),
+        tuple(args.hold_out),
         _preprocessing(args),
         args.augment,
         group,
@@ -288,7 +296,7 @@ def _run(args: argparse.Namespace) -> Run:
 
 
 def _cache(args: argparse.Namespace) -> None:
-    build_cache(args.data, args.out, _preprocessing(args), args.max_slices, args.leave_out)
+    build_cache(args.data, args.out, _preprocessing(args), args.max_slices, args.leave_out, args.hold_out)
 
 
 def _vqvae(args: argparse.Namespace) -> None:
@@ -341,6 +349,7 @@ def _plant(args: argparse.Namespace) -> None:
         validation=args.validation,
         test=args.test,
         leave_out=tuple(args.leave_out),
+        hold_out=tuple(args.hold_out),
         preprocessing=_preprocessing(args),
     )
     settings = PlantingSettings(

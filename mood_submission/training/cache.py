@@ -42,12 +42,14 @@ def build_cache(
     preprocessing: Preprocessing,
     max_slices: int | None = None,
     leave_out: Sequence[str] = (),
+    hold_out: Sequence[str] = (),
 ) -> None:
     """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz).
 
     The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
     most so many, evenly spaced, a volume; None for those that prediction looks at by default. leave_out: patterns of names,
-    such as "ucla*", of volumes that are not to be read. One volume is in memory at a time; what is not a volume is named on
+    such as "ucla*", of volumes that are not to be read. hold_out: patterns of names of the volumes that
+    are for validation; where there are any, all others are trained on and none is kept for a test. One volume is in memory at a time; what is not a volume is named on
     stderr and left out.
     Raises VolumeError for a folder without volumes or of which none can be read, CacheError for two volumes of one name.
     """
@@ -74,7 +76,12 @@ def build_cache(
                 f"{paths[0].parent}: expected volumes, found none of {len(paths)} files readable"
             )
         arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
-        about = {"names": names, "preprocessing": preprocessing.to_dict()}
+        held_out = [name for name in names if _matches(name, hold_out)]
+        if hold_out and not held_out:
+            raise CacheError(
+                f"{paths[0].parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
+            )
+        about = {"names": names, "preprocessing": preprocessing.to_dict(), "held_out": held_out}
         with write_whole(file) as out:
             _write_npz(out, arrays | {"about": np.array(json.dumps(about))}, raw, framing.image_size)
 
@@ -158,11 +165,7 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list
 
     paths = []
     for folder in folders:
-        found = [
-            path
-            for path in find_volumes(folder)
-            if not any(fnmatch(volume_name(path), pattern) for pattern in leave_out)
-        ]
+        found = [path for path in find_volumes(folder) if not _matches(volume_name(path), leave_out)]
         if not found:
             raise VolumeError(
                 f"{folder}: expected {FORMATS}, found none"
@@ -178,10 +181,21 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list
     return paths
 
 
-def split_names(names: list[str], validation: float, test: float) -> dict[str, list[str]]:
-    """Volumes' names by split. Fixed by the names alone, and by source: names are grouped by source (`source_of`),
-    ordered by hash within a group, and the first share of each group is held out (at least one, where asked for any).
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def split_names(
+    names: list[str], validation: float, test: float, held_out: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Volumes' names by split. Where `held_out` names any, these are for validation and all others are trained on.
+
+    Else the split is fixed by the names alone, and by source: names are grouped by source (`source_of`), ordered by hash
+    within a group, and the first share of each group is held out (at least one, where asked for any).
     """
+    if held_out:
+        rest = sorted(set(names) - set(held_out))
+        return {"train": rest, "validation": sorted(held_out), "test": []}
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(source_of(name), []).append(name)
@@ -257,7 +271,7 @@ def load_cache(
         raise CacheError(
             f"{file}: expected a slice cache (.npz of mood-submission train cache), found {error!r}"
         ) from None
-    names = split_names(about["names"], validation, test)
+    names = split_names(about["names"], validation, test, about.get("held_out", ()))
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     if "filled" not in arrays:
         arrays["filled"] = _filled(slices, preprocessing)

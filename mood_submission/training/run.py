@@ -52,7 +52,7 @@ class Run:
     """What all stages have in common.
 
     data: folders of NIfTI volumes, or one cache file made from such. leave_out: patterns of names of volumes not to read.
-    preprocessing: how volumes become slices, of a cache that is made anew; None for as published. augment: a name of
+    hold_out: patterns of names of volumes for validation, instead of the shares `validation` and `test`. preprocessing: how volumes become slices, of a cache that is made anew; None for as published. augment: a name of
     AUGMENTATIONS. group: the processes that train together; what one alone can do, such as reading volumes, the first does.
     """
 
@@ -68,6 +68,7 @@ class Run:
     test: float = 0.1
     max_slices: int | None = None
     leave_out: tuple[str, ...] = ()
+    hold_out: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     augment: str = "published"
     group: Group = ALONE
@@ -330,6 +331,7 @@ def _splits(
             run.preprocessing or Preprocessing.published(run.region),
             run.max_slices,
             run.leave_out,
+            run.hold_out,
         )
     run.group.wait()
     splits, names = load_cache(file, device or run.device, run.validation, run.test)
