@@ -5,9 +5,9 @@ autoencoders", 2020. `load_model` gives a trained model; `Predictor` takes folde
 """
 
 from .model import Model, load_model
+from .version import __version__
 
-__all__ = ["Model", "Predictor", "load_model"]
-__version__ = "0.2.0"
+__all__ = ["Model", "Predictor", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from .model_file import FORMAT, WEIGHTS, About, ModelError, _filled, _stored
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
-from .networks.volume_evidence import VolumeEvidence
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
@@ -97,29 +96,26 @@ class Model:
         return self._batched(self._scoring(self.prior.nll), codes, position, cpu_slices=NLL_SLICES)
 
     @exact_float32()
-    def detect(
-        self, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
-    ) -> Tensor:
-        """The detector's logits (B, H, W) for all slices of a volume in order, what they are decoded to, the mean of their
-        restorations (or the reconstruction again) and their codes' NLL.
-        Raises ModelError for a model without a detector."""
+    def detect(self, read: Callable[[Detector, Tensor], Tensor], count: int) -> Tensor:
+        """The detector's logits (count, H, W) for the slices of a volume, in order.
+
+        read: takes the detector and the numbers of a few slices, (B,) int64 on the model's device, and returns their logits
+        (B, H, W); see `evidence.normalised.detector_logits`. Raises ModelError for a model without a detector.
+        """
         if self.detector is None:
             raise ModelError(
                 "expected a model with a detector, found one without; see mood-submission train detector"
             )
         detector = self.detector
-        maps = (self._here(x) for x in (slices, reconstruction, restoration, nll, position))
-        evidence = VolumeEvidence.of(*maps)
         return self._batched(
-            self._scoring(lambda index: detector.of_slices(evidence, self._here(index))),
-            torch.arange(len(slices)),
+            self._scoring(lambda index: read(detector, self.here(index))), torch.arange(count)
         )
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
         """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` (one
         number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
-        codes, position, uniforms = self._here(codes), self._here(position), self._here(uniforms)
+        codes, position, uniforms = self.here(codes), self.here(position), self.here(uniforms)
         if self.device.type == "cpu":
             return self._restore_in_threads(codes, position, uniforms, threshold)
         if self._cached.get(codes.shape[1:]) is None:
@@ -157,7 +153,8 @@ class Model:
             each(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters))
         )
 
-    def _here(self, tensor: Tensor) -> Tensor:
+    def here(self, tensor: Tensor) -> Tensor:
+        """A tensor on the model's device; floating ones in its dtype."""
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def _scoring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -181,7 +178,7 @@ class Model:
         parts: list[Tensor] = []
 
         def run(first: int, last: int, _: int) -> None:
-            done = [function(*(self._here(x[a:b]) for x in inputs)) for a, b in _pieces(first, last)]
+            done = [function(*(self.here(x[a:b]) for x in inputs)) for a, b in _pieces(first, last)]
             parts.extend(done)  # not before all of them fit in memory
 
         count = max(1, len(inputs[0]))  # no slices make one batch, of none
@@ -193,7 +190,7 @@ class Model:
         """`most` slices at a time in each thread, the last ones singly, so that no thread waits long for another."""
 
         def run(chunk: range) -> Tensor:
-            return function(*(self._here(x[chunk.start : chunk.stop]) for x in inputs))
+            return function(*(self.here(x[chunk.start : chunk.stop]) for x in inputs))
 
         count = max(1, len(inputs[0]))  # no slices make one batch, of none
         together = max(0, count - 2 * most) // most * most

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .evidence import Evidence
+from .evidence.evidence import Evidence
+from .evidence.normalised import at_size
 from .findings.objects import Finding, find
+from .methods.rarity import EVIDENCE, rarity
+from .methods.table import PIXEL_WAYS, SAMPLE_WAYS
 from .model import Model
 from .model_file import ModelError
-from .networks.volume_evidence import at_size
 from .preprocessing import (
     Frame,
     View,
@@ -30,8 +32,6 @@ from .preprocessing import (
 from .runtime.contract import BOTH
 from .runtime.files import write_whole
 from .runtime.threads import one_thread_each
-from .scoring.rarity import EVIDENCE, rarity
-from .scoring.ways import PIXEL_WAYS, SAMPLE_WAYS
 from .volumes import Grid, Volume, VolumeError, output_name, read_volume, seed_name, write_volume
 
 MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value

@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.cli.add_detector import main
+from mood_submission.lab.cli.add_detector import main
 
 sys.exit(main())

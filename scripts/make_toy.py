@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.cli.make_toy import main
+from mood_submission.lab.cli.make_toy import main
 
 sys.exit(main())

@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mood_submission.cli.train import main
+from mood_submission.lab.cli.train import main
 
 sys.exit(main())

@@ -16,7 +16,7 @@ from tqdm import tqdm  # noqa: E402
 
 from mood_submission.cli.options import positive
 from mood_submission.cli.output import quiet  # noqa: E402
-from mood_submission.evaluation.benchmark import FreeNetworks  # noqa: E402
+from mood_submission.lab.measuring.benchmark import FreeNetworks  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 
 

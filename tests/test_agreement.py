@@ -7,9 +7,9 @@ import pytest
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
+from mood_submission.lab.planting.anomalies import plant
+from mood_submission.lab.planting.phantoms import brain_phantom
 from mood_submission.preprocessing.body import body_mask
-from mood_submission.synthetic.anomalies import plant
-from mood_submission.synthetic.phantoms import brain_phantom
 from mood_submission.volumes import Volume, read_volume
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from mood_submission.lab.planting.anomalies import KINDS, plant, plant_with_details  # noqa: E402
+from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom  # noqa: E402
 from mood_submission.preprocessing.body import body_mask  # noqa: E402
-from mood_submission.synthetic.anomalies import KINDS, plant, plant_with_details  # noqa: E402
-from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom  # noqa: E402
 from mood_submission.volumes import read_volume  # noqa: E402
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

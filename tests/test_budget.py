@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mood_submission import Predictor, load_model
-from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import predict_files
 from mood_submission.running.time_budget import PILOT, compute_within
 from mood_submission.volumes import read_volume

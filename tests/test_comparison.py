@@ -10,12 +10,12 @@ from conftest import mood
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.evaluation.comparison import SIZES, Case, make, plan, table, to_markdown
-from mood_submission.evaluation.metrics import VALUES, score_counts
+from mood_submission.lab.evaluation.comparison import SIZES, Case, make, plan, table, to_markdown
+from mood_submission.lab.evaluation.metrics import VALUES, score_counts
+from mood_submission.lab.planting.anomalies import KINDS
+from mood_submission.lab.training.trainer import save_checkpoint
 from mood_submission.model_file import rewrite_about
 from mood_submission.networks.vae import VAE, VAESettings
-from mood_submission.synthetic.anomalies import KINDS
-from mood_submission.training.trainer import save_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -14,17 +14,18 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
+from mood_submission.evidence.normalised import volume_logits
+from mood_submission.lab.training.cache import build_cache, load_cache
+from mood_submission.lab.training.detector_stage import DetectorStage, dice
+from mood_submission.lab.training.mean import mean_detector
+from mood_submission.lab.training.run import load_detector
+from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
+from mood_submission.methods.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
 from mood_submission.model import networks_sha256
 from mood_submission.model_file import ModelError, add_detector
 from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
-from mood_submission.scoring.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
-from mood_submission.training.cache import build_cache, load_cache
-from mood_submission.training.detector_stage import DetectorStage, dice
-from mood_submission.training.mean import mean_detector
-from mood_submission.training.run import load_detector
-from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.volumes import read_volume
 
 pytestmark = pytest.mark.slow
@@ -311,7 +312,9 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
         model.about.pixel_threshold,
     )
     mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
-    logits = smooth_logits(model.detect(p.slices, decoded, mean, nll, p.position), model.about.detector)
+    logits = smooth_logits(
+        volume_logits(model, p.slices, decoded, mean, nll, p.position), model.about.detector
+    )
     expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
     scores = predictor.pixel_scores(volume)
     assert (
@@ -320,7 +323,9 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
         and scores.max() < 1
         and scores.std() > 0
     )
-    unsampled = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
+    unsampled = smooth_logits(
+        volume_logits(model, p.slices, decoded, decoded, nll, p.position), model.about.detector
+    )
     top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
     assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
 
@@ -331,7 +336,9 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     p = Predictor(model, slice_count=9).prepare(volume)
     codes = model.encode(p.slices, p.position)
     nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
-    expected = smooth_logits(model.detect(p.slices, decoded, decoded, nll, p.position), model.about.detector)
+    expected = smooth_logits(
+        volume_logits(model, p.slices, decoded, decoded, nll, p.position), model.about.detector
+    )
     monkeypatch.setattr(model, "restore", None)
     predictor = Predictor(model, slice_count=9, restorations=0)
     assert torch.allclose(predictor.compute(p, "pixel").pixel, torch.sigmoid(expected / 4), atol=1e-6)
@@ -389,14 +396,14 @@ def test_a_model_without_a_detector_says_so(tiny_weights, option):
     with pytest.raises(ModelError, match="train detector"):
         Predictor(model, **{option: "learned"})
     with pytest.raises(ModelError, match="detector"):
-        model.detect(*(x.float() for x in inputs(1, 160, 20)))
+        volume_logits(model, *(x.float() for x in inputs(1, 160, 20)))
 
 
 def test_the_cpu_copy_has_the_detector_too(detecting):
     model = load_model(detecting, "cpu")
     maps = [x.float() for x in inputs(2, 160, 20)]
     model.file = None
-    assert torch.equal(model.on_cpu().detect(*maps), model.detect(*maps))
+    assert torch.equal(volume_logits(model.on_cpu(), *maps), volume_logits(model, *maps))
 
 
 def test_parameters_too_large_for_half_precision_are_refused(detecting, tmp_path):

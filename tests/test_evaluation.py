@@ -14,8 +14,8 @@ from conftest import ROOT, mood
 from sklearn import metrics
 from sklearn.metrics import average_precision_score
 
-from mood_submission.evaluation.challenge import evaluate_pixel, evaluate_sample
-from mood_submission.evaluation.field_metrics import (
+from mood_submission.lab.evaluation.challenge import evaluate_pixel, evaluate_sample
+from mood_submission.lab.evaluation.field_metrics import (
     ObjectCounts,
     aupro,
     auroc,
@@ -24,8 +24,8 @@ from mood_submission.evaluation.field_metrics import (
     dice_at,
     sensitivity_at,
 )
-from mood_submission.evaluation.metrics import average_precision, score_counts
-from mood_submission.synthetic.toy import make_toy
+from mood_submission.lab.evaluation.metrics import average_precision, score_counts
+from mood_submission.lab.planting.toy import make_toy
 
 SHAPE = (12, 10, 8)
 
@@ -80,7 +80,7 @@ def test_counts_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(0)
     scores, labels = rng.random((20, 30, 40)).astype(np.float16), rng.random((20, 30, 40)) < 0.1
     whole = score_counts(scores, labels)
-    monkeypatch.setattr("mood_submission.evaluation.metrics.CHUNK", 1000)
+    monkeypatch.setattr("mood_submission.lab.evaluation.metrics.CHUNK", 1000)
     np.testing.assert_array_equal(score_counts(np.asfortranarray(scores), np.asfortranarray(labels)), whole)
     assert whole.sum() == scores.size and whole[1].sum() == labels.sum()
 

@@ -12,7 +12,7 @@ from conftest import mood, write_nifti
 
 from mood_submission import Predictor, load_model
 from mood_submission.cli.output import Progress
-from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
 from mood_submission.volumes import read_volume
 

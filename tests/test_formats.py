@@ -11,8 +11,8 @@ from conftest import mood, write_nifti
 from nibabel import affines
 
 from mood_submission.findings.objects import Finding
+from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.predictor import Found
-from mood_submission.running.findings_folder import FindingsFolder
 from mood_submission.volumes import (
     VolumeError,
     find_volumes,

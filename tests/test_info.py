@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import mood, write_nifti
 
-from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom
+from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom
 
 
 def test_a_volume_is_described(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from mood_submission.networks.parameter_names import PublishedCheckpointError, convert_prior, convert_vqvae
+from mood_submission.networks.checkpoint_names import PublishedCheckpointError, convert_prior, convert_vqvae
 from mood_submission.networks.pixelsnail import (
     PixelSNAIL,
     PixelSNAILSettings,

@@ -9,9 +9,9 @@ import torch
 from conftest import mood
 
 from mood_submission import load_model
+from mood_submission.lab.onnx_export import OPSET, parts_of
 from mood_submission.model_file import add_detector
 from mood_submission.networks.detector import Detector, DetectorSettings
-from mood_submission.onnx_export import OPSET, parts_of
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")

@@ -10,13 +10,9 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.networks.detector import AIR_LOGIT, Detector, DetectorSettings, places
-from mood_submission.networks.volume_evidence import Box, VolumeEvidence, input_channels, residual_channels
-from mood_submission.preprocessing import Preprocessing
-from mood_submission.preprocessing.body import body_mask
-from mood_submission.runtime.sources import source_of, source_shares
-from mood_submission.synthetic.anomalies import CHANGED
-from mood_submission.synthetic.varied import (
+from mood_submission.evidence.normalised import AIR_LOGIT, Box, NormalisedEvidence, detector_logits, places
+from mood_submission.lab.planting.anomalies import CHANGED
+from mood_submission.lab.planting.varied import (
     FURTHER,
     LEAST_CHANGE,
     LEAST_WORTH,
@@ -25,11 +21,15 @@ from mood_submission.synthetic.varied import (
     Host,
     plant_varied,
 )
-from mood_submission.training.cache import CacheError, build_cache, load_cache
-from mood_submission.training.detector_stage import DetectorStage
-from mood_submission.training.patches import Drawing, Drawn, DrawnAhead, _doubted, _toned, draw
-from mood_submission.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
-from mood_submission.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
+from mood_submission.lab.training.cache import CacheError, build_cache, load_cache
+from mood_submission.lab.training.detector_stage import DetectorStage
+from mood_submission.lab.training.patches import Drawing, Drawn, DrawnAhead, _doubted, _toned, draw
+from mood_submission.lab.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
+from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
+from mood_submission.networks.detector import Detector, DetectorSettings, input_channels, residual_channels
+from mood_submission.preprocessing import Preprocessing
+from mood_submission.preprocessing.body import body_mask
+from mood_submission.runtime.sources import source_of, source_shares
 from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
@@ -133,10 +133,10 @@ def test_no_kind_and_no_body(host):
 # the detector
 
 
-def evidence(count: int = 9, size: int = 32) -> VolumeEvidence:
+def evidence(count: int = 9, size: int = 32) -> NormalisedEvidence:
     make = torch.Generator().manual_seed(0)
     slices, decoded, restored = (torch.rand(count, size, size, generator=make) for _ in range(3))
-    return VolumeEvidence.of(
+    return NormalisedEvidence.of(
         slices, decoded, restored, torch.rand(count, 4, 4, generator=make) * 5, torch.rand(count, 1)
     )
 
@@ -163,7 +163,7 @@ def test_a_slice_is_read_with_its_neighbours():
 
 def test_evidence_is_relative_to_the_volume_s_own():
     volume = evidence()
-    worse = VolumeEvidence.of(
+    worse = NormalisedEvidence.of(
         volume.slices,
         volume.slices + 3 * (volume.reconstruction - volume.slices),
         volume.slices + 3 * (volume.restoration - volume.slices),
@@ -197,14 +197,14 @@ def test_air_round_the_anatomy_is_not_looked_at():
     slices = torch.zeros(6, 80, 80)
     slices[:, 30:50, 41:60] = torch.rand(6, 20, 19)
     nll = torch.rand(6, 10, 10)
-    evidence = VolumeEvidence.of(slices, slices * 0.9, slices * 0.9, nll, torch.rand(6, 1))
+    evidence = NormalisedEvidence.of(slices, slices * 0.9, slices * 0.9, nll, torch.rand(6, 1))
     assert (evidence.box.rows, evidence.box.columns) == (
         slice(16, 64),
         slice(32, 72),
     )  # codes are 8 pixels wide
     detector = Detector(TINY).eval()
     with torch.no_grad():
-        logits = detector.of_slices(evidence, torch.arange(6))
+        logits = detector_logits(detector, evidence, torch.arange(6))
         maps, codes = evidence.inputs(torch.arange(6), CONTEXT)
         place = places(evidence.whole, slices.shape[1:])[None, :, 16:64, 32:72].expand(6, -1, -1, -1)
         cut = detector(maps[..., 16:64, 32:72], codes[..., 2:8, 4:9], place)
@@ -216,9 +216,9 @@ def test_air_round_the_anatomy_is_not_looked_at():
 
 def test_a_volume_of_air_alone_has_a_box():
     nothing = torch.zeros(2, 40, 40)
-    evidence = VolumeEvidence.of(nothing, nothing, nothing, torch.zeros(2, 5, 5), torch.zeros(2, 1))
+    evidence = NormalisedEvidence.of(nothing, nothing, nothing, torch.zeros(2, 5, 5), torch.zeros(2, 1))
     assert evidence.box == evidence.whole
-    assert Detector(TINY).eval().of_slices(evidence, torch.arange(2)).isfinite().all()
+    assert detector_logits(Detector(TINY).eval(), evidence, torch.arange(2)).isfinite().all()
 
 
 def test_a_context_has_the_slice_itself_in_it():

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, mood, words_of, write_nifti
 
 from mood_submission import Predictor, load_model
+from mood_submission.methods.paper import pixel_score, smooth
 from mood_submission.preprocessing import slices_to_volume
-from mood_submission.scoring.paper import pixel_score, smooth
 from mood_submission.volumes import read_volume
 
 REGIONS = ("brain", "abdom")

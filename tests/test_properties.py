@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_volumes import DTYPES, ORIENTATIONS, oriented_affine, save
 
 from mood_submission import Predictor
-from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.volumes import VolumeError, read_grid, read_volume, write_volume
 
 shapes = st.tuples(*[st.integers(1, 9)] * 3)

@@ -10,8 +10,7 @@ from conftest import mood
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.model_file import ModelError, rewrite_about
-from mood_submission.scoring.rarity import (
+from mood_submission.methods.rarity import (
     ALONG,
     EVIDENCE,
     EXPONENTS,
@@ -22,7 +21,8 @@ from mood_submission.scoring.rarity import (
     smooth_evidence,
     soften,
 )
-from mood_submission.scoring.smoothing import top_mean
+from mood_submission.methods.smoothing import top_mean
+from mood_submission.model_file import ModelError, rewrite_about
 from mood_submission.volumes import read_volume
 
 

@@ -127,7 +127,9 @@ def test_what_is_missing_is_told_in_one_line(report, tiny_weights, tmp_path):
 
 
 def test_what_must_be_installed_is_told(report, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("matplotlib", "mood_submission.report"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("matplotlib", "mood_submission.output.report"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = mood("report -i", report / "in", "-p", report / "out", "-o", tmp_path)

@@ -24,7 +24,7 @@ from fuzzing import fuzz
 
 from mood_submission import Predictor, load_model
 from mood_submission.__main__ import main
-from mood_submission.evaluation.benchmark import FreeNetworks
+from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import finished, predict_files
 
 AFFINE = np.diag([2, 2, 4, 1.0])

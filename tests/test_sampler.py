@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mood_submission.networks.parameter_names import convert_prior
+from mood_submission.networks.checkpoint_names import convert_prior
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.restoration.cached_prior import CachedPrior
 from mood_submission.restoration.plain import draw, restore_plain

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mood_submission.networks.parameter_names import convert_vqvae
+from mood_submission.methods.paper import pixel_score, restoration_weights, sample_score, smooth, top_score
+from mood_submission.networks.checkpoint_names import convert_vqvae
 from mood_submission.networks.vqvae import VQVAE
-from mood_submission.scoring.paper import pixel_score, restoration_weights, sample_score, smooth, top_score
 
 
 def test_scores_match_the_authors(reference):

@@ -9,13 +9,13 @@ from conftest import mood, write_nifti
 from heads import head_round
 
 from mood_submission import load_model
-from mood_submission.evaluation.metrics import average_precision, score_counts
+from mood_submission.lab.evaluation.metrics import average_precision, score_counts
+from mood_submission.lab.planting.anomalies import plant
+from mood_submission.lab.planting.phantoms import brain_template_subject
 from mood_submission.predictor import Predictor
 from mood_submission.preprocessing import skull
 from mood_submission.running import skull_strip
 from mood_submission.running.skull_strip import SkullStrip
-from mood_submission.synthetic.anomalies import plant
-from mood_submission.synthetic.phantoms import brain_template_subject
 from mood_submission.volumes import Volume, VolumeError, read_volume
 
 pytest.importorskip("nilearn", reason="nilearn is not installed (requirements-dev.txt)")

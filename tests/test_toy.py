@@ -14,10 +14,10 @@ sys.path.insert(0, str(ROOT))
 
 from conftest import mood
 
-from mood_submission.synthetic import phantoms  # noqa: E402
-from mood_submission.synthetic.anomalies import KINDS  # noqa: E402
-from mood_submission.synthetic.phantoms import abdom_phantom, brain_phantom, brain_template_subject  # noqa: E402
-from mood_submission.synthetic.toy import make_toy  # noqa: E402
+from mood_submission.lab.planting import phantoms  # noqa: E402
+from mood_submission.lab.planting.anomalies import KINDS  # noqa: E402
+from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom, brain_template_subject  # noqa: E402
+from mood_submission.lab.planting.toy import make_toy  # noqa: E402
 
 
 def read(path: Path) -> np.ndarray:

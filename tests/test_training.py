@@ -15,6 +15,17 @@ import torch
 from conftest import ROOT, mood, words_of, write_two_sources
 
 from mood_submission import load_model
+from mood_submission.lab.training.augment import Augmentation, augment_geometry, augment_intensity
+from mood_submission.lab.training.cache import (
+    CacheError,
+    _mapped_slices,
+    build_cache,
+    load_cache,
+    split_names,
+)
+from mood_submission.lab.training.run import load_prior, load_vae, load_vqvae
+from mood_submission.lab.training.stages import VQVAEStage, nll_percentiles
+from mood_submission.lab.training.trainer import Budget, Schedule
 from mood_submission.networks.vae import divergence
 from mood_submission.networks.vqvae import VQVAESettings
 from mood_submission.preprocessing import (
@@ -25,11 +36,6 @@ from mood_submission.preprocessing import (
     slice_indices,
     volume_to_slices,
 )
-from mood_submission.training.augment import Augmentation, augment_geometry, augment_intensity
-from mood_submission.training.cache import CacheError, _mapped_slices, build_cache, load_cache, split_names
-from mood_submission.training.run import load_prior, load_vae, load_vqvae
-from mood_submission.training.stages import VQVAEStage, nll_percentiles
-from mood_submission.training.trainer import Budget, Schedule
 from mood_submission.volumes import read_volume, volume_name
 
 pytestmark = pytest.mark.slow

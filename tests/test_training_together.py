@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, mood, words_of, write_two_sources
 
+from mood_submission.lab.training.cache import build_cache
+from mood_submission.lab.training.trainer import load_checkpoint
 from mood_submission.preprocessing import Preprocessing
-from mood_submission.training.cache import build_cache
-from mood_submission.training.trainer import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

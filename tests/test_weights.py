@@ -7,11 +7,11 @@ from conftest import write_nifti
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
+from mood_submission.lab.planting.anomalies import plant
+from mood_submission.lab.planting.phantoms import abdom_phantom, brain_template_subject
 from mood_submission.model import networks_sha256
 from mood_submission.model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS
 from mood_submission.runtime.contract import REGIONS
-from mood_submission.synthetic.anomalies import plant
-from mood_submission.synthetic.phantoms import abdom_phantom, brain_template_subject
 from mood_submission.volumes import read_volume
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
+from ..version import __version__
 
-# what each command does, in the order in which a newcomer meets them; each is the module of that name
+# What each command does, in the order in which a newcomer meets them. Each is the module of that name, in this room or in
+# the workshop's, `lab/cli`.
 COMMANDS = {
     "predict": "score every volume of a folder",
     "make-toy": "plant anomalies in healthy volumes, and keep the labels",
@@ -26,6 +27,15 @@ COMMANDS = {
     "benchmark": "measure how long each step takes",
     "import-reference": "make a model file of the published checkpoints",
 }
+
+
+IN_PRODUCT = ("predict", "info", "report", "view", "grand-challenge")
+
+
+def module_of(command: str) -> str:
+    """The module of a command."""
+    room = "cli" if command in IN_PRODUCT else "lab.cli"
+    return f"{__name__.rpartition('.')[0]}.{room}.{command.replace('-', '_')}"
 
 
 def help_text() -> str:
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:  # a command's module is imported only when it is asked for
-        return import_module(f".{words[0].replace('-', '_')}", __name__).main(words[1:])
+        return import_module(module_of(words[0])).main(words[1:])
     if words and words[0] in ("-h", "--help"):
         print(help_text())
         return 0

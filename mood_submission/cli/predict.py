@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..findings.dicom_seg import MISSING, can_write
 from ..model import Model, load_model
 from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
+from ..output.dicom_seg import MISSING, can_write
+from ..output.findings_folder import FindingsFolder
+from ..output.report import what_is_missing
 from ..predictor import Predictor
 from ..preprocessing.skull import DEEPBET, can_strip
-from ..report import what_is_missing
-from ..running.findings_folder import FindingsFolder
 from ..running.processes import VARIABLE, how_many, launch
 from ..running.report import Report, merge_reports, rank_path
 from ..running.run_folder import Outcome, predict_files
@@ -338,8 +338,8 @@ def described(outcome: Outcome) -> str:
 def write_html(args: argparse.Namespace, model: Model, told: dict[str, dict]) -> int:
     """The page of the run. told: what became of the volumes, by their files' names. Returns 1 where it cannot be made, which is
     said, else 0."""
-    from ..report.collect import Sources
-    from ..report.page import write_report
+    from ..output.report.collect import Sources
+    from ..output.report.page import write_report
 
     settings = {
         "volumes": str(args.input),

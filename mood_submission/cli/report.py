@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..model import load_model
-from ..report import what_is_missing
+from ..output.report import what_is_missing
 from ..runtime.contract import REGIONS
 
 
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if what_is_missing():
         print(f"mood-submission report: {what_is_missing()}", file=sys.stderr)
         return 1
-    from ..report.collect import Sources
-    from ..report.page import write_report
+    from ..output.report.collect import Sources
+    from ..output.report.page import write_report
 
     label = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
     try:

@@ -5,7 +5,7 @@ Not in the paper. It is trained on healthy scans alone, with anomalies planted i
 (Zavrtanik et al., ICCV 2021) and DSR (ECCV 2022), on top of restoration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .volume_evidence import Box, VolumeEvidence, input_channels
-
 CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
 FINE = 8  # channels at the slice's own resolution
 NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
-AIR_LOGIT = -12.0  # of what lies outside the box round the anatomy
 # Settings that told apart the detectors of earlier versions, which are not read any more.
 EARLIER = ("balanced", "boxed")
+
+
+def input_channels(context: tuple[int, ...]) -> int:
+    """How many channels the maps of `NormalisedEvidence.inputs` have: a slice and a residual for each neighbour, then the
+    reconstruction, the restoration's residual and the position."""
+    return 2 * len(context) + 3
+
+
+def residual_channels(context: Sequence[int]) -> list[int]:
+    """Which of these channels are residuals."""
+    count = len(context)
+    return [*range(count, 2 * count), 2 * count + 1]
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def convolution(channels: int, wider: int, size: int = 3, stride: int = 1) -> nn
 
 
 class Detector(nn.Module):
-    """Maps (B, C, H, W) and NLL (B, K, h, w), see `VolumeEvidence.inputs`, of a box of slices, and where the box lies, to
+    """Maps (B, C, H, W) and NLL (B, K, h, w), see `NormalisedEvidence.inputs`, of a box of slices, and where the box lies, to
     logits (B, H, W): above 0 where something planted is likelier than not.
 
     A U-Net that works at half the slices' resolution, where most of an anomaly's pixels say the same; one layer at their own
@@ -119,19 +128,6 @@ class Detector(nn.Module):
         return self.head(torch.cat([self.fine(maps), at_size_channels(self.last(x), maps.shape[-2:])], 1))[
             :, 0
         ]
-
-    def of_slices(self, evidence: VolumeEvidence, index: Tensor) -> Tensor:
-        """Logits of the slices `index` (B,) of a volume, (B, S, S): of the box round the anatomy; AIR_LOGIT outside."""
-        size = evidence.slices.shape[-2:]
-        maps, nll = evidence.inputs(index, self.settings.context, box=evidence.box)
-        place = places(evidence.box, size).to(maps.device).expand(len(index), -1, -1, -1)
-        return evidence.box.put(self(maps, nll, place), size, AIR_LOGIT)
-
-
-def places(box: Box, size: torch.Size) -> Tensor:
-    """How far below and right of a slice's middle the pixels of a box lie, (2, H, W): -1 .. 1."""
-    down, right = (torch.linspace(-1, 1, side) for side in size)
-    return torch.stack(torch.meshgrid(down[box.rows], right[box.columns], indexing="ij"))
 
 
 def at_size_channels(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from scipy.special import ndtr
 
-from .intensity import AIR_HU, Tone
+from .tone import AIR_HU, Tone
 
 # what a CT is made of, in Hounsfield units: (mean, deviation) of a Gaussian or (from, to) of an even spread; how much of each
 # there is differs from scan to scan and is fitted

@@ -4,40 +4,15 @@ Volumes are numpy arrays (X, Y, Z) in RAS order; slices are torch tensors (N, S,
 the top row and x running from left to right column. Everything works chunk by chunk, so that a 512-cube stays cheap.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
 from .frame import Frame, frame_of
-from .intensity import CHUNK_PIXELS
 from .settings import Preprocessing
-
-if TYPE_CHECKING:
-    from .view import View
-
-
-def slice_indices(depth: int, count: int | None = None) -> np.ndarray:
-    """Which of a volume's `depth` axial slices to look at: (N,) int64, rising, evenly spread from 0.
-
-    count None, or not below depth: all. (256, 32) gives 0, 8, ..., 248, as published.
-    Raises ValueError for a depth or count below 1.
-    """
-    count = depth if count is None else count
-    if depth < 1 or count < 1:
-        raise ValueError(f"expected a positive depth and count of slices, found {depth} and {count}")
-    count = min(count, depth)
-    return np.arange(count, dtype=np.int64) * depth // count
-
-
-def relative_positions(indices: np.ndarray, depth: int) -> np.ndarray:
-    """The networks' condition: (N, 1) float32, from -0.5 at the lowest slice of the volume to 0.5 at the highest."""
-    indices = np.asarray(indices, dtype=np.float64).reshape(-1, 1)
-    if depth == 1:
-        return np.zeros(indices.shape, dtype=np.float32)
-    return (indices / (depth - 1) - 0.5).astype(np.float32)
+from .tone import CHUNK_PIXELS
+from .view import View
 
 
 def volume_to_slices(
@@ -46,7 +21,7 @@ def volume_to_slices(
     indices: np.ndarray,
     prep: Preprocessing,
     device: torch.device | str = "cpu",
-    view: "View | None" = None,
+    view: View | None = None,
 ) -> torch.Tensor:
     """Axial slices for the networks, before `normalise`: (N, S, S) float32 on `device`, S = prep.image_size.
 
@@ -80,7 +55,7 @@ def slices_to_volume(
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
     out: np.ndarray | None = None,
-    view: "View | None" = None,
+    view: View | None = None,
 ) -> np.ndarray:
     """Score maps back on the volume's voxels: (X, Y, Z) float32 in RAS order; the way back of `volume_to_slices`.
 

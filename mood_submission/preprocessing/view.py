@@ -11,9 +11,9 @@ from .anatomy import FEWEST, Anatomy, Body, block_means, coarse_steps, find_anat
 from .body import body_mask
 from .frame import MAX_ANISOTROPY, Frame, frame_of, frame_round
 from .hounsfield import find_scaling
-from .intensity import Tone, brain_tone, to_unit_range
+from .positions import relative_positions, slice_indices
 from .settings import Preprocessing
-from .slices import relative_positions, slice_indices
+from .tone import Tone, brain_tone, to_unit_range
 
 BRAIN_MM = 154.0  # root of length x width of an adult brain
 BRAIN_RANGE = (

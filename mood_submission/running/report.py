@@ -6,9 +6,9 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import __version__
 from ..model import Model
 from ..runtime.files import write_whole
+from ..version import __version__
 from .run_folder import STATUSES, Outcome
 
 OPTIONS = (

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..output.findings_folder import FindingsFolder
 from ..predictor import Predictor, Prepared
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
 from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, output_name, read_grid, read_volume
-from .findings_folder import FindingsFolder
 from .time_budget import Computed, compute_within
 
 T = TypeVar("T")

@@ -1,0 +1,200 @@
+"""The evidence of a volume as a detector reads it: a slice with its neighbours, relative to what is usual in the volume itself.
+
+Scanners differ in how large residuals and NLL are all over; an anomaly is small. So both are divided by what is usual in
+the volume before a network sees them.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..model import Model
+from ..networks.detector import Detector
+
+AIR_LOGIT = -12.0  # of what lies outside the box round the anatomy
+MARGIN = 8  # pixels of air that the box round the anatomy has
+SAMPLED = 4  # of each axis, every so many pixels: enough for a quantile
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of all slices of a volume: rows and columns."""
+
+    rows: slice
+    columns: slice
+
+    def codes(self, maps: Tensor, size: torch.Size) -> Tensor:
+        """What of maps of codes (B, h, w) lies in the box of slices of this size."""
+        parts = []
+        for part, places, side in zip((self.rows, self.columns), maps.shape[-2:], size):
+            step = max(1, side // places)
+            parts.append(
+                slice(0, places) if part == slice(0, side) else slice(part.start // step, part.stop // step)
+            )
+        return maps[..., parts[0], parts[1]]
+
+    def put(self, maps: Tensor, size: torch.Size, value: float) -> Tensor:
+        """Maps (B, height, width) of the box on slices of this size, with a value all round: (B, *size)."""
+        if maps.shape[-2:] == size:
+            return maps
+        whole = maps.new_full((len(maps), *size), value)
+        whole[:, self.rows, self.columns] = maps
+        return whole
+
+
+@dataclass(frozen=True, eq=False)
+class NormalisedEvidence:
+    """The evidence of a volume's slices, in order.
+
+    slices: (N, S, S) in the network's intensities. reconstruction: what they are decoded to, (N, S', S'). restoration: the mean
+    of each slice's restorations, (N, S', S'); the reconstruction again where there are none. nll: of the codes, (N, h, w).
+    position: (N, 1).
+    residual: the 75th percentile of |slice - reconstruction| in the anatomy. usual, high: the 50th and 90th percentile of
+    the NLL there. rows: (Z,) int64, where in the arrays each slice of the volume stands; None for 0, 1, 2 ...
+    """
+
+    slices: Tensor
+    reconstruction: Tensor
+    restoration: Tensor
+    nll: Tensor
+    position: Tensor
+    residual: float
+    usual: float
+    high: float
+    rows: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+    ) -> "NormalisedEvidence":
+        usual, high = usual_nll(slices, nll)
+        residual = usual_residual(slices, reconstruction)
+        return cls(slices, reconstruction, restoration, nll, position, residual, usual, high)
+
+    def inputs(
+        self, index: Tensor, context: tuple[int, ...], stride: int = 1, box: Box | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What a detector reads of the slices `index` (B,): maps (B, C, S, S) and NLL (B, len(context), h, w).
+
+        stride: slices from one neighbour to the next; beyond the first and last slice these are repeated. box: what part of
+        the slices to read, whose sides are multiples of a code's; None for all.
+        """
+        count = len(self.slices if self.rows is None else self.rows)
+        near = (index[:, None] + torch.tensor(context, device=index.device) * stride).clamp(0, count - 1)
+        near = near if self.rows is None else self.rows[near]
+        box = box or self.whole
+        take = lambda maps, at: self._cut(maps, at.flatten(), box).unflatten(0, at.shape)  # noqa: E731
+        slices, decoded = take(self.slices, near), take(self.reconstruction, near)
+        own = context.index(0)
+        restored = take(self.restoration, near[:, own])
+        residual = (slices - decoded) / self.residual
+        more = torch.stack([decoded[:, own], (slices[:, own] - restored) / self.residual], 1)
+        position = self.position[near[:, own]].float()[:, :, None, None].expand(-1, -1, *slices.shape[-2:])
+        maps = torch.cat([slices, residual.clamp(-8, 8), more.clamp(-8, 8), position], 1)
+        nll = box.codes(self.nll[near.flatten()], self.slices.shape[-2:]).float().unflatten(0, near.shape)
+        return maps, ((nll - self.usual) / (self.high - self.usual)).clamp(-2, 6)
+
+    def _cut(self, maps: Tensor, at: Tensor, box: Box) -> Tensor:
+        """What of maps (N, S', S') lies in the box, at the slices' resolution: (len(at), height, width) float32."""
+        size = self.slices.shape[-2:]
+        if maps.shape[-2:] == size:
+            return maps[at][..., box.rows, box.columns].float()
+        return at_size(maps[at].float(), size)[..., box.rows, box.columns]
+
+    def to(self, device: torch.device) -> "NormalisedEvidence":
+        """The same on a device; itself where it is there already."""
+        if self.slices.device == device:
+            return self
+        return replace(
+            self,
+            slices=self.slices.to(device),
+            reconstruction=self.reconstruction.to(device),
+            restoration=self.restoration.to(device),
+            nll=self.nll.to(device),
+            position=self.position.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
+        )
+
+    @property
+    def whole(self) -> Box:
+        """The box that is all of a slice."""
+        return Box(*(slice(0, side) for side in self.slices.shape[-2:]))
+
+    @cached_property
+    def box(self) -> Box:
+        """The box round all anatomy of the volume, with MARGIN pixels of air, its sides multiples of a code's."""
+        if self.rows is not None:
+            shown = (self.slices[self.rows.unique()] != 0).any(0)
+        else:
+            shown = (self.slices != 0).any(0)
+        height, width = shown.shape
+        cell = (height // self.nll.shape[-2], width // self.nll.shape[-1])
+        if not shown.any() or (height % self.nll.shape[-2] or width % self.nll.shape[-1]):
+            return self.whole
+        sides = []
+        for along, step, side in ((shown.any(1), cell[0], height), (shown.any(0), cell[1], width)):
+            at = along.nonzero()[:, 0]
+            first, last = int(at[0]) - MARGIN, int(at[-1]) + 1 + MARGIN
+            sides.append(slice(max(0, first // step * step), min(side, -(-last // step) * step)))
+        return Box(*sides)
+
+
+def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
+    """The 75th percentile of |slice - reconstruction| where the slices (N, S, S) show anatomy; above 0."""
+    decoded = at_size(reconstruction, slices.shape[-2:])[:, ::SAMPLED, ::SAMPLED].float()
+    some = slices[:, ::SAMPLED, ::SAMPLED].float()
+    return max(_quantile((some - decoded).abs()[some != 0], 0.75, 1.0), 1e-3)  # air is exactly 0
+
+
+def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
+    """The 50th and the 90th percentile of the NLL (N, h, w) where the slices (N, S, S) show anatomy, the second larger."""
+    anatomy = (slices[:, ::SAMPLED, ::SAMPLED] != 0).float()
+    places = F.adaptive_avg_pool2d(anatomy[:, None], (nll.shape[-2], nll.shape[-1]))[:, 0] > 0.5
+    usual, high = (
+        _quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0))
+    )
+    return usual, max(high, usual + 0.1)
+
+
+def _quantile(values: Tensor, share: float, default: float) -> float:
+    """As a number; `default` of nothing."""
+    if not values.numel():
+        return default
+    return float(values.flatten().kthvalue(max(1, round(share * values.numel()))).values)
+
+
+def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Maps (B, h, w) at another size, linear."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def places(box: Box, size: torch.Size) -> Tensor:
+    """How far below and right of a slice's middle the pixels of a box lie, (2, H, W): -1 .. 1."""
+    down, right = (torch.linspace(-1, 1, side) for side in size)
+    return torch.stack(torch.meshgrid(down[box.rows], right[box.columns], indexing="ij"))
+
+
+def detector_logits(detector: Detector, evidence: NormalisedEvidence, index: Tensor) -> Tensor:
+    """Logits of the slices `index` (B,) of a volume, (B, S, S): of the box round the anatomy; AIR_LOGIT outside."""
+    size = evidence.slices.shape[-2:]
+    maps, nll = evidence.inputs(index, detector.settings.context, box=evidence.box)
+    place = places(evidence.box, size).to(maps.device).expand(len(index), -1, -1, -1)
+    return evidence.box.put(detector(maps, nll, place), size, AIR_LOGIT)
+
+
+def volume_logits(
+    model: Model, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+) -> Tensor:
+    """The detector's logits (N, S, S) for all slices of a volume, in order.
+
+    The tensors are those of `NormalisedEvidence`, on any device and of any floating dtype. restoration: the mean of each
+    slice's restorations, or the reconstruction again. Raises ModelError for a model without a detector.
+    """
+    maps = (model.here(x) for x in (slices, reconstruction, restoration, nll, position))
+    evidence = NormalisedEvidence.of(*maps)
+    return model.detect(lambda detector, index: detector_logits(detector, evidence, index), len(slices))

@@ -1,0 +1,83 @@
+"""Measure on healthy volumes what is usual and what is rare, and write the model file with that: the tables of the method
+"rarity", what each score means, and which scans look strange.
+
+Takes the volumes that the model's training held out for thresholds, where --data has them, or those named, or all.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...cli.options import add_device, add_names_file, add_scoring
+from ...cli.output import Progress
+from ...model import load_model
+from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
+from ...predictor import Predictor
+from ...volumes import named_volumes
+from ..measuring.calibration import calibrate
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mood-submission calibrate", description=__doc__)
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL.safetensors", help="model file, of mood-submission export"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="healthy volumes, of one or several scanners",
+    )
+    add_names_file(parser, "names of the volumes to take, one a line")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
+    )
+    add_scoring(
+        parser,
+        restorations="of a slice (default: what the model file says); 0: measure anew only what needs none, such "
+        "as the detector's scores",
+    )
+    parser.add_argument(
+        "--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)"
+    )
+    parser.add_argument(
+        "--pixel-method",
+        choices=PIXEL_METHODS,
+        help="from then on the file's default (default: rarity; learned where it was that)",
+    )
+    add_device(parser)
+    return parser.parse_args(argv)
+
+
+def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
+    if args.names_file:
+        return list(named_volumes(args.data, args.names_file.read_text().split()).values())
+    files = named_volumes(args.data)
+    return [files[name] for name in held_out if name in files] or list(files.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        model = load_model(args.model, args.device, precision=args.precision)
+        way = "paper" if args.restorations != 0 else "learned"
+        predictor = Predictor(model, args.slices, args.restorations, sample_method=way, pixel_method=way)
+        files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
+        with Progress(len(files), "calibrating") as progress:
+            about = calibrate(predictor, files, progress.update)
+        kept = "learned" if model.about.pixel_method == "learned" else None
+        about = dataclasses.replace(
+            about,
+            sample_method=args.sample_method or about.sample_method,
+            pixel_method=args.pixel_method or kept or about.pixel_method,
+        )
+        rewrite_about(args.model, args.out or args.model, about)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mood-submission calibrate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{args.out or args.model}: calibrated on {len(files)} volumes")
+    return 0

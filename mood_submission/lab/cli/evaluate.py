@@ -1,0 +1,128 @@
+"""Score predictions against labels by the challenge's rules, and by the field's other measures."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...cli.options import at_least
+from ...runtime.contract import TASKS
+from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
+from ..evaluation.details import Details
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mood-submission evaluate",
+        description=__doc__,
+        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--pred", type=Path, required=True, help="folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)"
+    )
+    parser.add_argument(
+        "--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder"
+    )
+    parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
+    parser.add_argument(
+        "--bootstrap",
+        type=at_least(0),
+        default=1000,
+        help="resamples of the volumes for the interval; 0: none",
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the resampling")
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="with --task pixel: count whole objects too, at many scores; reads all files again",
+    )
+    parser.add_argument(
+        "--findings",
+        type=Path,
+        metavar="DIR",
+        help="with --task pixel: count the objects that 'predict --findings' wrote there",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
+    parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="write a row for every case here")
+    parser.add_argument(
+        "--curves", type=Path, metavar="FILE.png", help="draw precision-recall and ROC curves here"
+    )
+    return parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace) -> tuple[Evaluation, Details]:
+    """The challenge's figure and what lies behind it. Raises ValueError, OSError."""
+    details = Details.beside(args.label, args.task)
+    if args.task == "sample":
+        result = evaluate_sample(args.pred, args.label, args.bootstrap, args.seed, details.add_sample)
+        return result, details
+    result = evaluate_pixel(args.pred, args.label, args.bootstrap, args.seed, each=details.add_pixel)
+    if args.objects:
+        levels = details.object_levels()
+
+        def count(name: str, scores: np.ndarray, label: np.ndarray, _: np.ndarray) -> None:
+            details.add_objects(name, scores, label, levels)
+
+        evaluate_pixel(args.pred, args.label, 0, each=count)
+    if args.findings is not None:
+        evaluate_pixel(args.pred, args.label, 0, each=counting_findings(args.findings, details))
+    return result, details
+
+
+def counting_findings(folder: Path, details: Details) -> Callable[..., None]:
+    """What counts the objects of each case by its mask of findings. Raises ValueError for a mask that is missing or of
+    another shape."""
+
+    def count(name: str, _: np.ndarray, label: np.ndarray, __: np.ndarray) -> None:
+        mask = read_mask(folder / name)
+        if mask.shape != label.shape:
+            raise ValueError(f"{folder / name}: expected the label's shape {label.shape}, found {mask.shape}")
+        details.add_findings(name, mask, label)
+
+    return count
+
+
+def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
+    """What is printed: the challenge's figure first."""
+    unit = "voxels" if result.task == "pixel" else "volumes"
+    by = f" (95% interval {result.low:.4f} to {result.high:.4f})" if interval else ""
+    lines = [
+        f"{result.task} average precision {result.ap:.4f}{by}",
+        f"chance {result.chance:.4f}, {result.cases} cases, {result.positives} positive {unit}",
+    ]
+    lines += [f"{name} {value:.4f}" for name, value in details.measures().items()]
+    for name, parts in details.tables().items():
+        lines.append(f"by {name}: " + ", ".join(f"{part} {value:.3f}" for part, value in parts.items()))
+    lines.append(f"predictions counted as zeros: {len(result.missing)}")
+    return lines + [f"  {line}" for line in result.missing]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        result, details = evaluate(args)
+        if args.json:
+            figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
+            args.json.write_text(json.dumps(finite(figures), indent=1) + "\n")
+        if args.cases:
+            details.write_cases(args.cases)
+        if args.curves:
+            details.draw_curves(args.curves)
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print("\n".join(told(result, details, args.bootstrap > 0)))
+    return 0
+
+
+def finite(value: Any) -> Any:
+    """Figures as JSON has them: None for those that are not defined."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,86 @@
+"""Draw volumes beside their pixel scores (and labels, where given): one row a volume, at its most telling slice."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...volumes import FORMATS, VolumeError, find_volumes, output_name, read_volume, volume_name
+
+
+def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
+    """Index along z of the slice with most labelled voxels, or else with the highest scores."""
+    if label is not None and label.any():
+        return int(label.sum((0, 1)).argmax())
+    return int(scores.mean((0, 1)).argmax())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One volume's pictures by column ("volume", "label", "scores"), each (y, x) with anterior at the top, of slice z."""
+
+    pictures: dict[str, np.ndarray]
+    z: int
+
+
+def load_row(source: Path, predicted: Path, labels: Path | None) -> Row:
+    """The pictures of one volume. Raises VolumeError where shapes differ."""
+    arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / output_name(source)).data}
+    if labels is not None:
+        arrays["label"] = read_volume(labels / output_name(source)).data > 0.5
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise VolumeError(f"{source}: expected scores and label of its shape, found {shapes}")
+    z = telling_slice(arrays["scores"], arrays.get("label"))
+    return Row({name: array[:, ::-1, z].T for name, array in arrays.items()}, z)
+
+
+def draw(rows: dict[str, Row], out: Path) -> None:
+    """A row of pictures for each volume, by name, as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values())).pictures]
+    # one scale, so that rows can be compared
+    brightest = max(float(row.pictures["scores"].max()) for row in rows.values()) or 1
+    styles: dict[str, dict] = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest}}
+    figure, axes = plt.subplots(
+        len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False
+    )
+    for (name, row), line in zip(rows.items(), axes):
+        for column, axis in zip(columns, line):
+            axis.imshow(row.pictures[column], **styles.get(column, {"cmap": "gray"}))
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(column if column != "volume" else f"{name}, z = {row.z}", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out, dpi=90)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="mood-submission show", description=__doc__)
+    parser.add_argument("volumes", type=Path, metavar="IN", help="folder with the volumes")
+    parser.add_argument("predicted", type=Path, metavar="PRED", help="folder with their pixel scores")
+    parser.add_argument(
+        "--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PICTURE.png")
+    parser.add_argument("--most", type=int, default=8, help="draw at most so many volumes (default: 8)")
+    args = parser.parse_args(argv)
+    labels = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
+    try:
+        files = find_volumes(args.volumes)[: args.most]
+        if not files:
+            raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
+        rows = {volume_name(file): load_row(file, args.predicted, labels) for file in files}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        draw(rows, args.out)
+    except (VolumeError, OSError) as error:
+        print(f"mood-submission show: {error}", file=sys.stderr)
+        return 1
+    print(args.out)
+    return 0

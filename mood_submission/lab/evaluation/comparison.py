@@ -1,0 +1,309 @@
+"""Ways of scoring, side by side: anomalies of every kind planted in held-out healthy volumes, one table."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...methods.paper import smooth, top_score
+from ...methods.rarity import combined_rarity, soften
+from ...methods.smoothing import top_mean
+from ...methods.table import PIXEL_WAYS, SAMPLE_WAYS
+from ...networks.vae import VAE, divergence
+from ...predictor import Predictor, Prepared
+from ...preprocessing import to_unit_range, volume_to_slices
+from ...preprocessing.body import body_mask
+from ...runtime.files import write_whole
+from ...runtime.sources import source_of
+from ...volumes import Volume, read_volume
+from ..planting.anomalies import KINDS, plant
+from ..planting.toy import file_seed
+from .metrics import average_precision, bootstrap_interval, score_counts
+
+SIZES = {
+    "small": (0.07, 0.107),
+    "medium": (0.107, 0.143),
+    "large": (0.143, 0.18),
+}  # radius, shares of the field of view
+PICTURE = (
+    "slice",
+    "label",
+    "restoration",
+)  # what of a planted case is kept for the page of examples, before the scores
+
+
+@dataclass(frozen=True)
+class Case:
+    """A volume, healthy or with one anomaly planted.
+
+    volume: its name. kind, size: of the anomaly; None for a healthy volume. seed: of the planting.
+    """
+
+    volume: str
+    kind: str | None = None
+    size: str | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.volume if self.kind is None else f"{self.volume}_{self.kind}_{self.size}"
+
+
+def plan(volumes: Sequence[str], planted: int, seed: int) -> list[Case]:
+    """Each volume healthy, and `planted` times with an anomaly: kinds in turn, then sizes in turn."""
+    cases = []
+    for number, volume in enumerate(sorted(volumes)):
+        cases.append(Case(volume))
+        for i in range(number * planted, (number + 1) * planted):
+            kind, size = KINDS[i % len(KINDS)], list(SIZES)[i // len(KINDS) % len(SIZES)]
+            cases.append(Case(volume, kind, size, file_seed(seed, f"{volume}/{kind}/{size}")))
+    return cases
+
+
+def make(case: Case, path: Path, predictor: Predictor) -> tuple[Volume, np.ndarray]:
+    """The case's volume, and where its anomaly is: bool (X, Y, Z)."""
+    volume = read_volume(path)
+    data = np.ascontiguousarray(to_unit_range(volume.data, predictor.model.about.preprocessing))
+    if case.kind is None or case.size is None:
+        return dataclasses.replace(volume, data=data), np.zeros(data.shape, bool)
+    data, mask = plant(data, case.kind, np.random.default_rng(case.seed), SIZES[case.size], body_mask(data))
+    return dataclasses.replace(volume, data=data), mask
+
+
+# --- the ways of scoring ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A volume's scores by several ways.
+
+    pixel: maps (N, ., .) in [0, 1], for `Predictor.to_volume`. sample: numbers, higher for more anomalous. restored: the mean of
+    the restorations, or the reconstruction where there are none, (N, S, S).
+    """
+
+    pixel: dict[str, Tensor]
+    sample: dict[str, float]
+    restored: Tensor
+
+
+Ways = Callable[[Predictor, Prepared], Scores]
+
+
+def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
+    """Every way of scoring that the model allows: as published, its parts alone, by rarity where it is calibrated, and by its
+    detector where it has one. Without restorations, only the ways that need none."""
+    tables, undrawn = predictor.model.about.rarity_tables, predictor.evidence(prepared)
+    residual = (undrawn.slices.to(undrawn.decoded) - undrawn.decoded).abs()
+    pixel = {"vq-vae reconstruction": smooth(residual).clamp(0, 1)}
+    sample = {"paper": SAMPLE_WAYS["paper"](undrawn), "top": top_score(undrawn.nll)}
+    evidence = undrawn
+    if predictor.restorations:
+        evidence = undrawn.with_restorations(predictor.restore(prepared, undrawn.codes))
+        pixel["paper"] = PIXEL_WAYS["paper"](evidence)
+    if tables:
+        groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.smoothed.items()}
+        groups["rarity without sampling"] = {
+            name: maps for name, maps in evidence.smoothed.items() if name != "restoration"
+        }
+        if predictor.restorations:
+            groups["rarity"] = evidence.smoothed
+        for name, members in groups.items():
+            rare = combined_rarity(members, tables)
+            pixel[name], sample[name] = soften(rare), top_mean(rare)
+    if predictor.model.detector is not None:
+        ways = {"learned without sampling": undrawn}
+        if predictor.restorations:
+            ways = {"learned": evidence} | ways
+        for name, part in ways.items():
+            pixel[name], sample[name] = PIXEL_WAYS["learned"](part), SAMPLE_WAYS["learned"](part)
+    return Scores(pixel, sample, undrawn.decoded if evidence.restored is None else evidence.restored)
+
+
+def vae_ways(vae: VAE) -> Ways:
+    """The VAE's |slice - reconstruction|, smoothed as the published scores are; for samples its mean, or the mean
+    negative ELBO of a slice."""
+
+    @torch.inference_mode()
+    def ways(predictor: Predictor, prepared: Prepared) -> Scores:
+        parts, losses = [], []
+        for slices, position in zip(prepared.slices.cpu().split(16), prepared.position.split(16)):
+            mean, log_variance = vae.encode(slices, position)
+            parts.append(vae.decode(mean, position))
+            losses.append((slices - parts[-1]).abs().sum((1, 2)) + divergence(mean, log_variance))
+        decoded = torch.cat(parts)
+        residual = (prepared.slices.cpu() - decoded).abs()
+        return Scores(
+            {"vae": smooth(residual).clamp(0, 1)},
+            {"vae": float(residual.mean()), "vae elbo": float(torch.cat(losses).mean())},
+            decoded,
+        )
+
+    return ways
+
+
+def measure(case: Case, path: Path, predictor: Predictor, ways: Ways) -> dict[str, np.ndarray]:
+    """A case's outcome: `pixel` (ways, 2, values) counts of `score_counts`, `sample` (ways,), their names, `picture`."""
+    volume, mask = make(case, path, predictor)
+    prepared = predictor.prepare(volume)
+    scores = ways(predictor, prepared)
+    counts = [
+        score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask)
+        for maps in scores.pixel.values()
+    ]
+    outcome = {
+        "pixel": np.stack(counts),
+        "pixel_ways": np.array(list(scores.pixel)),
+        "sample": np.array(list(scores.sample.values())),
+        "sample_ways": np.array(list(scores.sample)),
+    }
+    if case.kind is not None:
+        label = volume_to_slices(
+            mask.astype(np.float32),
+            volume.spacing,
+            prepared.indices,
+            predictor.model.about.preprocessing,
+            view=dataclasses.replace(prepared.view, tone=None, blur_along=0.0, blur_in_plane=0.0, body=None),
+        )
+        outcome["picture"] = _picture(prepared, label, scores)
+    return outcome
+
+
+def _picture(prepared: Prepared, label: Tensor, scores: Scores) -> np.ndarray:
+    """The slice with most of the anomaly: PICTURE and each way's pixel scores, float16 (., S, S)."""
+    i, side = int(label.sum((1, 2)).argmax()), label.shape[-1]
+    maps = [
+        torch.nn.functional.interpolate(m[i][None, None].float().cpu(), (side, side), mode="bilinear")[0, 0]
+        for m in (prepared.slices, label, scores.restored, *scores.pixel.values())
+    ]
+    return torch.stack(maps).half().numpy()
+
+
+# --- all cases, and the table ----------------------------------------------------------------------------------------
+
+
+def run_case(case: Case, path: Path, predictor: Predictor, ways: Ways, folder: Path) -> None:
+    """Measure a case into `folder`/NAME.npz, unless it is there."""
+    file = folder / f"{case.name}.npz"
+    if file.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome: dict[str, Any] = measure(case, path, predictor, ways)
+    with write_whole(file) as out:
+        np.savez_compressed(out, **outcome)
+
+
+def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """What `run_case` left of a case in each folder."""
+    outcomes = []
+    for folder in folders:
+        with np.load(folder / f"{case.name}.npz", allow_pickle=False) as file:
+            outcomes.append({name: file[name] for name in names})
+    return outcomes
+
+
+Table = dict[str, dict[str, dict[str, Any]]]  # by task, way and figure; see `table`
+
+
+def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
+    """By task and way: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
+    alone; for samples, against all healthy volumes) and `sizes`, likewise. Ways from all `folders`.
+
+    Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
+    """
+    stored = {
+        case: load_case(case, folders, ("pixel", "pixel_ways", "sample", "sample_ways")) for case in cases
+    }
+    volumes = sorted({case.volume for case in cases})
+    times = (len(cases) - len(volumes)) // len(volumes)
+    result: Table = {"pixel": {}, "sample": {}}
+    for task, ways in result.items():
+        for f in range(len(folders)):
+            for i, way in enumerate(stored[cases[0]][f][f"{task}_ways"].tolist()):
+                counts = _counts_by_case({case: outcomes[f][task][i] for case, outcomes in stored.items()})
+                weighted = {case: c * (times if case.kind is None else 1) for case, c in counts.items()}
+                of_volume = np.stack(
+                    [sum(c for case, c in weighted.items() if case.volume == v) for v in volumes]
+                )
+                low, high = bootstrap_interval(of_volume, resamples, seed=0)
+                ways[way] = {
+                    "ap": float(average_precision(*of_volume.sum(0))),
+                    "low": low,
+                    "high": high,
+                    "kinds": _parts(counts, "kind", task),
+                    "sizes": _parts(counts, "size", task),
+                }
+                if task == "sample":
+                    healthy = [
+                        float(outcomes[f][task][i]) for case, outcomes in stored.items() if case.kind is None
+                    ]
+                    ways[way]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
+    return result
+
+
+def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """By way of scoring samples, for each pair of sources: how well their healthy volumes can be told apart by score, as the
+    area under the curve of the better direction: 0.5 for not at all, 1 for entirely."""
+    healthy = [case for case in cases if case.kind is None]
+    sources = sorted({source_of(case.volume) for case in healthy})
+    result: dict[str, dict[str, float]] = {}
+    for f in range(len(folders)):
+        outcomes = {case: load_case(case, folders, ("sample", "sample_ways"))[f] for case in healthy}
+        for i, way in enumerate(outcomes[healthy[0]]["sample_ways"].tolist()):
+            scores = {
+                s: [outcomes[c]["sample"][i] for c in healthy if source_of(c.volume) == s] for s in sources
+            }
+            for one, other in itertools.combinations(sources, 2):
+                above = np.mean([(a > b) + (a == b) / 2 for a in scores[one] for b in scores[other]])
+                result.setdefault(way, {})[f"{one} and {other}"] = float(max(above, 1 - above))
+    return result
+
+
+def _counts_by_case(outcomes: dict[Case, np.ndarray]) -> dict[Case, np.ndarray]:
+    """One way's (2, values) counts of each case: voxels' as they are; samples' from each case's one score."""
+    if next(iter(outcomes.values())).ndim:
+        return outcomes
+    values, place = np.unique(list(outcomes.values()), return_inverse=True)
+    counts = {}
+    for case, at in zip(outcomes, place):
+        counts[case] = np.zeros((2, len(values)), np.int64)
+        counts[case][int(case.kind is not None), at] = 1
+    return counts
+
+
+def _parts(counts: dict[Case, np.ndarray], field: str, task: str) -> dict[str, float]:
+    """AP by kind or size of anomaly: of these cases' voxels; of these cases and as many healthy ones."""
+    parts = {}
+    for value in dict.fromkeys(getattr(case, field) for case in counts if case.kind is not None):
+        chosen = [c for case, c in counts.items() if getattr(case, field) == value]
+        total = np.asarray(np.sum(chosen, axis=0, dtype=np.float64))
+        if task == "sample":
+            healthy = np.sum([c for case, c in counts.items() if case.kind is None], axis=0)
+            total = total + healthy * len(chosen) / healthy.sum()
+        parts[value] = float(average_precision(total[0], total[1]))
+    return parts
+
+
+def to_markdown(result: Table) -> str:
+    """The table as Markdown, one for each task, best first."""
+    lines = []
+    for task, ways in result.items():
+        kinds = list(next(iter(ways.values()))["kinds"])
+        more = ["healthy: lowest, median, highest"] if task == "sample" else []
+        lines += [
+            f"| {task} task | AP | 95% interval | {' | '.join([*kinds, *more])} |",
+            "|---" * (len(kinds + more) + 3) + "|",
+        ]
+        for way, row in sorted(ways.items(), key=lambda item: -item[1]["ap"]):
+            columns = [f"{row['kinds'][kind]:.2f}" for kind in kinds]
+            columns += [", ".join(f"{value:.3g}" for value in row["healthy"])] if more else []
+            lines.append(
+                f"| {way} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {' | '.join(columns)} |"
+            )
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""How long things take, and what scores mean among healthy scans."""

@@ -1,0 +1,230 @@
+"""Toy data: healthy brains and abdomens, made up or taken from a folder, about half of them with a planted anomaly.
+
+Made-up volumes are float32 (S, S, S) or (S, S, D) in [0, 1], x to the right, y anterior, z superior, framed like the
+training data. Coordinates below are -1 .. 1 over the frame; every random field is a sum of smooth bumps on a coarse
+grid, so that one seed gives the same anatomy at every size.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from ...runtime.contract import REGIONS
+from ...volumes import Grid, Volume, named_volumes, read_volume
+from .anomalies import KINDS, RADIUS_FRACTION, plant_with_details
+from .phantoms import (
+    CORNER_MM,
+    FRAME_MM,
+    _check_size,
+    _template,
+    abdom_phantom,
+    brain_phantom,
+    brain_template_subject,
+)
+
+# --- files in the organisers' layout ---------------------------------------------------------------------------------
+
+
+def file_seed(seed: int, name: str) -> int:
+    """The seed of one file, 0 .. 2**63 - 1, from the run's seed and the file's name alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+
+
+def _generator(region: str) -> tuple[str, Callable[[int, np.random.Generator], np.ndarray]]:
+    """What makes a healthy volume of `region`, with its name: brains from the template where nilearn is there."""
+    if region == "abdom":
+        return "abdomen phantom", abdom_phantom
+    try:
+        _template()
+    except ImportError:
+        return "brain phantom", brain_phantom
+    return "MNI152 template", brain_template_subject
+
+
+def _generated_grid(region: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, nib.Nifti1Header]:
+    voxel = np.array([FRAME_MM[region]] * 3) / shape
+    affine = np.diag([*voxel, 1.0])
+    affine[:3, 3] = np.array(CORNER_MM[region]) + voxel / 2
+    header = nib.Nifti1Header()
+    header.set_xyzt_units("mm")
+    return affine, header
+
+
+def _save(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
+    header = header.copy()
+    header.set_data_dtype(data.dtype)
+    nib.Nifti1Image(data, affine, header).to_filename(path)
+
+
+def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: int) -> dict[str, Path]:
+    """Name to file: the `names` or all of the volumes in `source`, and of these `volumes` drawn by seed and name."""
+    files = named_volumes(source, names)
+    chosen = sorted(files, key=lambda name: file_seed(seed, name))
+    if volumes is not None and volumes > len(chosen):
+        raise ValueError(f"{source}: expected {volumes} volumes or more to choose from, found {len(chosen)}")
+    return {name: files[name] for name in chosen[:volumes]}
+
+
+def _assign(
+    names: Sequence[str], kinds: Sequence[str], healthy_fraction: float, seed: int
+) -> dict[str, str | None]:
+    """Each name's kind, or None for healthy: names in the order of their seeds, the planted ones cycling the kinds."""
+    order = sorted(names, key=lambda name: file_seed(seed, name))
+    healthy = int(healthy_fraction * len(order))
+    planted = {name: kinds[i % len(kinds)] for i, name in enumerate(order[: len(order) - healthy])}
+    return {name: planted.get(name) for name in sorted(names)}
+
+
+def _folders(out: Path, region: str, names: Sequence[str]) -> tuple[Path, Path, Path]:
+    """The volumes', pixel labels' and sample labels' folders, made. Raises ValueError where other volumes lie there."""
+    base = out / region
+    folders = (base / "toy", base / "toy_label" / "pixel", base / "toy_label" / "sample")
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.name.split(".nii")[0] not in names:
+                raise ValueError(
+                    f"{path}: expected no files of an earlier run that this one does not write again"
+                )
+    return folders
+
+
+def _check_arguments(
+    region: str,
+    volumes: int | None,
+    size: int | None,
+    source: str | Path | None,
+    kinds: Sequence[str],
+    healthy_fraction: float,
+    names: Sequence[str] | None,
+) -> None:
+    """Raises ValueError for what `make_toy` cannot do."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if region not in REGIONS:
+        raise ValueError(f"region: expected one of {', '.join(REGIONS)}, found {region!r}")
+    if unknown or not kinds:
+        raise ValueError(
+            f"kinds: expected some of {', '.join(KINDS)}, found {unknown[0] if unknown else 'none'}"
+        )
+    if not 0 <= healthy_fraction <= 1:
+        raise ValueError(f"healthy_fraction: expected 0 to 1, found {healthy_fraction}")
+    if volumes is not None and volumes < 1:
+        raise ValueError(f"volumes: expected 1 or more, found {volumes}")
+    if source is None and names:
+        raise ValueError("names: expected a folder of volumes to choose them from, found none")
+    if source is not None and size is not None:
+        raise ValueError("size: expected none with volumes from a folder, which keep their own grid")
+
+
+def make_toy(
+    region: str,
+    out: str | Path,
+    volumes: int | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    source: str | Path | None = None,
+    kinds: Sequence[str] = KINDS,
+    healthy_fraction: float = 0.5,
+    names: Sequence[str] | None = None,
+    radius_fraction: tuple[float, float] = RADIUS_FRACTION,
+) -> dict[str, dict[str, object]]:
+    """Write toy cases with labels in the organisers' layout under `out`/`region`, and `toy_label/anomalies.json`.
+
+    With `source` (a folder of healthy volumes with values in [0, 1]) the cases are its volumes called `names` (default:
+    all), or `volumes` of them, on their own grids; else `volumes` (default 4) made-up ones of `size` (default 128)
+    voxels a side. `healthy_fraction` of the cases (rounded down) stay healthy; the others get one anomaly,
+    cycling through `kinds`. Which case gets which kind depends on the set of names; a case's anatomy and its
+    anomaly of a given kind depend on `seed` and its name only.
+    toy_label/pixel holds uint8 0/1, toy_label/sample a line 0 or 1.
+    Returns what anomalies.json holds, by case: origin, kind (None: healthy), seed, centre and radius (voxels, RAS),
+    voxels, volume_ml. Raises ValueError for arguments that cannot be, unusable volumes, and folders with other cases in them.
+    """
+    out = Path(out)
+    _check_arguments(region, volumes, size, source, kinds, healthy_fraction, names)
+    size = 128 if size is None else size
+    _check_size(size)
+    files = None if source is None else _pick(Path(source), names, volumes, seed)
+    cases = [f"toy_{i}" for i in range(4 if volumes is None else volumes)] if files is None else list(files)
+    folders = _folders(out, region, cases)
+    records: dict[str, dict[str, object]] = {}
+    for name, kind in tqdm(
+        _assign(cases, kinds, healthy_fraction, seed).items(), f"{region} toys", disable=None
+    ):
+        if files is None:
+            origin, make = _generator(region)
+            data = make(size, np.random.default_rng([file_seed(seed, name), 1]))
+            case = _Case(name, origin, data, *_generated_grid(region, data.shape), None)
+        else:
+            case = _Case.read(name, files[name])
+        records[name] = case.write(folders, kind, file_seed(seed, name), radius_fraction)
+    text = json.dumps(records, indent=1) + "\n"
+    (out / region / "toy_label" / "anomalies.json").write_text(text)
+    return records
+
+
+class _Case:
+    """One healthy volume (RAS, float32 in [0, 1]) with the grid that its files are written on."""
+
+    def __init__(
+        self,
+        name: str,
+        origin: str,
+        data: np.ndarray,
+        affine: np.ndarray,
+        header: nib.Nifti1Header,
+        grid: Grid | None,
+    ) -> None:
+        self.name, self.origin, self.data, self.affine, self.header, self.grid = (
+            name,
+            origin,
+            data,
+            affine,
+            header,
+            grid,
+        )
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> "_Case":
+        volume: Volume = read_volume(path)
+        low, high = float(volume.data.min()), float(volume.data.max())
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(f"{path}: expected values in [0, 1], found {low:g} to {high:g}")
+        data = np.clip(volume.data, 0, 1)
+        return cls(name, path.name, data, volume.grid.affine, volume.grid.header, volume.grid)
+
+    def write(
+        self,
+        folders: tuple[Path, Path, Path],
+        kind: str | None,
+        seed: int,
+        radius_fraction: tuple[float, float],
+    ) -> dict[str, object]:
+        """Plant `kind` (None: nothing), write volume and labels, and return the record for anomalies.json."""
+        data, mask = self.data, np.zeros(self.data.shape, bool)
+        record: dict[str, object] = {
+            "origin": self.origin,
+            "kind": kind,
+            "seed": seed,
+            "centre": None,
+            "radius": None,
+        }
+        if kind is not None:
+            try:
+                planted = plant_with_details(data, kind, np.random.default_rng(seed), radius_fraction)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from error
+            data, mask = planted.volume, planted.mask
+            record |= {"centre": list(planted.centre), "radius": list(planted.radii)}
+        voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        record |= {"voxels": int(mask.sum()), "volume_ml": round(int(mask.sum()) * voxel_ml, 4)}
+        to_file = self.grid.to_file if self.grid else np.asarray
+        toy, pixel, sample = folders
+        _save(toy / f"{self.name}.nii.gz", to_file(data), self.affine, self.header)
+        _save(pixel / f"{self.name}.nii.gz", to_file(mask.astype(np.uint8)), self.affine, self.header)
+        (sample / f"{self.name}.nii.gz.txt").write_text(f"{int(mask.any())}\n")
+        return record

@@ -1,0 +1,294 @@
+"""The training slices, read once from volumes and kept as uint8 in one .npz file.
+
+Training itself reads only this file: it needs neither nibabel nor SimpleITK, so it can run on a bare GPU machine. On a CPU the
+slices stay in the file, mapped into memory: only what is drawn is read, so they may be more than memory holds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
+from ...runtime.files import write_whole
+from ...runtime.sources import source_of
+from .order import BatchOrder
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = ("position", "volume", "mean", "std", "filled")  # what is cached of each slice beside its pixels
+
+
+class CacheError(ValueError):
+    """A cache file that is missing, unreadable or of another kind than asked for."""
+
+
+def build_cache(
+    folders: Path | Sequence[Path],
+    file: Path,
+    preprocessing: Preprocessing,
+    max_slices: int | None = None,
+    leave_out: Sequence[str] = (),
+    hold_out: Sequence[str] = (),
+) -> None:
+    """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz).
+
+    The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
+    most so many, evenly spaced, a volume; None for those that prediction looks at by default. leave_out: patterns of names,
+    such as "ucla*", of volumes that are not to be read. hold_out: patterns of names of the volumes that
+    are for validation; where there are any, all others are trained on and none is kept for a test. One volume is in memory at a time; what is not a volume is named on
+    stderr and left out.
+    Raises VolumeError for a folder without volumes or of which none can be read, CacheError for two volumes of one name.
+    """
+    from ...volumes import VolumeError, volume_name
+
+    paths = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
+    framing = _framing(preprocessing, paths)
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    names: list[str] = []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent) as raw:
+        for path in tqdm(paths, desc="caching slices", unit="volume", disable=None):
+            try:
+                slices, values = _slices_of(path, framing, preprocessing, max_slices)
+            except VolumeError as error:
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+                continue
+            raw.write(slices.tobytes())
+            for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
+                columns[name].append(value)
+            names.append(volume_name(path))
+        if not names:
+            raise VolumeError(
+                f"{paths[0].parent}: expected volumes, found none of {len(paths)} files readable"
+            )
+        arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
+        held_out = [name for name in names if _matches(name, hold_out)]
+        if hold_out and not held_out:
+            raise CacheError(
+                f"{paths[0].parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
+            )
+        about = {"names": names, "preprocessing": preprocessing.to_dict(), "held_out": held_out}
+        with write_whole(file) as out:
+            _write_npz(out, arrays | {"about": np.array(json.dumps(about))}, raw, framing.image_size)
+
+
+def _framing(preprocessing: Preprocessing, paths: Sequence[Path]) -> Preprocessing:
+    """The preprocessing with the side that slices are cached at."""
+    from ...volumes import VolumeError, read_volume
+
+    side = preprocessing.image_size
+    if preprocessing.frame == "array":
+        longest = []
+        for path in paths[:3]:
+            try:
+                longest.append(max(read_volume(path).data.shape[:2]))
+            except VolumeError:  # it is named when its turn comes
+                pass
+        side = min(side, max(longest, default=side))
+    return dataclasses.replace(preprocessing, image_size=side)
+
+
+def _slices_of(
+    path: Path, framing: Preprocessing, preprocessing: Preprocessing, max_slices: int | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A volume's slices (n, S, S) uint8, and n values of each of COLUMNS but its number. Raises VolumeError."""
+    from ...volumes import read_volume
+
+    volume = read_volume(path)
+    data, view = harmonise(volume.data, volume.spacing, framing)
+    mean, std = intensity_statistics(data, preprocessing)
+    indices = view.indices(max_slices)
+    slices = volume_to_slices(data, volume.spacing, indices, framing, view=view)
+    cached = (slices * 255).round().clamp(0, 255).to(torch.uint8)
+    return cached.numpy(), {
+        "position": view.positions(indices),
+        "mean": np.full(len(indices), np.float32(mean)),
+        "std": np.full(len(indices), np.float32(std)),
+        "filled": _filled(cached, preprocessing).numpy(),
+    }
+
+
+def _filled(slices: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Which slices (N, S, S) uint8 have at least 1% of their pixels above the foreground threshold, (N,) bool."""
+    threshold = int(preprocessing.foreground_threshold * 255)
+    return torch.stack([(s > threshold).float().mean() > 0.01 for s in slices])
+
+
+def _write_npz(out: BinaryIO, arrays: dict[str, np.ndarray], raw: BinaryIO, side: int) -> None:
+    """The arrays as numpy.savez writes them, and `slices`, whose bytes are all that `raw` holds, not compressed: so they can
+    be mapped into memory."""
+    count = len(arrays["volume"])
+    raw.seek(0)
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
+        with archive.open("slices.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array_header_1_0(entry, header)
+            shutil.copyfileobj(raw, entry, 1 << 24)
+
+
+def _mapped_slices(file: Path) -> np.ndarray | None:
+    """The slices of a cache, in the file still; None where they are compressed, as older caches' are."""
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.getinfo("slices.npy")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return None
+    with open(file, "rb") as stored:
+        stored.seek(
+            entry.header_offset + 26
+        )  # the lengths of the entry's name and of what the archive adds to it
+        name, extra = (int.from_bytes(stored.read(2), "little") for _ in range(2))
+        stored.seek(name + extra, 1)
+        np.lib.format.read_magic(stored)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stored)
+        return np.memmap(file, dtype, "c", stored.tell(), shape)
+
+
+def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
+    from ...volumes import FORMATS, VolumeError, find_volumes, volume_name
+
+    paths = []
+    for folder in folders:
+        found = [path for path in find_volumes(folder) if not _matches(volume_name(path), leave_out)]
+        if not found:
+            raise VolumeError(
+                f"{folder}: expected {FORMATS}, found none"
+                + (f" but those left out ({', '.join(leave_out)})" if leave_out else "")
+            )
+        paths += found
+    names = [volume_name(path) for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise CacheError(
+            f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice"
+        )
+    return paths
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def split_names(
+    names: list[str], validation: float, test: float, held_out: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Volumes' names by split. Where `held_out` names any, these are for validation and all others are trained on.
+
+    Else the split is fixed by the names alone, and by source: names are grouped by source (`source_of`), ordered by hash
+    within a group, and the first share of each group is held out (at least one, where asked for any).
+    """
+    if held_out:
+        rest = sorted(set(names) - set(held_out))
+        return {"train": rest, "validation": sorted(held_out), "test": []}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(source_of(name), []).append(name)
+    split: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for group in groups.values():
+        ordered = sorted(group, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        n_validation = round(len(group) * validation) or int(validation > 0 and len(group) > 2)
+        n_test = round(len(group) * test) or int(test > 0 and len(group) > 3)
+        split["validation"] += ordered[:n_validation]
+        split["test"] += ordered[n_validation : n_validation + n_test]
+        split["train"] += ordered[n_validation + n_test :]
+    return {name: sorted(values) for name, values in split.items()}
+
+
+@dataclass
+class SliceData:
+    """Cached slices on a device: position (N, 1), mean and std (N, 1, 1), volume (N,), filled (N,) bool: whether there is
+    anatomy in it. Slice i is number rows[i] of slices (M, S, S) uint8."""
+
+    slices: Tensor
+    rows: Tensor
+    position: Tensor
+    mean: Tensor
+    std: Tensor
+    volume: Tensor
+    filled: Tensor
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def raw(self, index: Tensor) -> Tensor:
+        """Slices in [0, 1] at the cached size, (B, S, S) float32."""
+        return self.slices[self.rows[index]].float() / 255
+
+    def normalised(self, index: Tensor, slices: Tensor) -> Tensor:
+        """Slices (B, H, W) in [0, 1] -> the network's intensities, with their volumes' statistics."""
+        return normalise(slices, self.mean[index], self.std[index], self.preprocessing)
+
+    def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Slices as prediction sees them, (B, S', S') and positions (B, 1): resized, normalised, not augmented."""
+        size = self.preprocessing.image_size
+        x = self.raw(index)[:, None]
+        if x.shape[-1] != size:
+            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return self.normalised(index, x[:, 0]), self.position[index]
+
+    def order(self, batch: int, seed: int) -> BatchOrder:
+        """The batches of a training run."""
+        return BatchOrder(self.filled.cpu(), batch, seed)
+
+
+def cache_names(file: Path) -> list[str]:
+    """The volumes' names in the order of their numbers."""
+    with np.load(file, allow_pickle=False) as stored:
+        return json.loads(str(stored["about"]))["names"]
+
+
+def load_cache(
+    file: Path, device: str | torch.device = "cpu", validation: float = 0.1, test: float = 0.1
+) -> tuple[dict[str, SliceData], dict[str, list[str]]]:
+    """Splits of a cache file as `SliceData`, and the names in each. Raises CacheError when `file` is not a cache."""
+    device = torch.device(device)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            arrays = {name: torch.from_numpy(stored[name]) for name in COLUMNS if name in stored}
+            mapped = _mapped_slices(file)
+            slices = torch.from_numpy(stored["slices"] if mapped is None else mapped)
+    except FileNotFoundError:
+        raise CacheError(f"{file}: expected a slice cache, found no such file") from None
+    except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
+        raise CacheError(
+            f"{file}: expected a slice cache (.npz of mood-submission train cache), found {error!r}"
+        ) from None
+    names = split_names(about["names"], validation, test, about.get("held_out", ()))
+    preprocessing = Preprocessing.from_dict(about["preprocessing"])
+    if "filled" not in arrays:
+        arrays["filled"] = _filled(slices, preprocessing)
+    splits = {}
+    for split, members in names.items():
+        numbers = torch.tensor([about["names"].index(name) for name in members], dtype=torch.int32)
+        rows = torch.isin(arrays["volume"], numbers).nonzero()[:, 0]
+        chosen = {name: value[rows].to(device) for name, value in arrays.items()}
+        moved = device.type != "cpu"  # a split's slices all at once; on the CPU all splits share one array
+        splits[split] = SliceData(
+            slices[rows].to(device) if moved else slices,
+            torch.arange(len(rows), device=device) if moved else rows,
+            chosen["position"],
+            chosen["mean"][:, None, None],
+            chosen["std"][:, None, None],
+            chosen["volume"],
+            chosen["filled"],
+            preprocessing,
+        )
+    return splits, names

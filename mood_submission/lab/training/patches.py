@@ -1,0 +1,240 @@
+"""What a detector sees in a step: random patches of the slices of a store."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ...evidence.normalised import Box, NormalisedEvidence, places
+from ...networks.detector import residual_channels
+from .store import Store, StoredVolume
+
+REACH = 4  # slices from an anomaly that lie near it
+AIR = (0.0, -1.0)  # what air is in the network's intensities, round a brain and in a CT
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a batch is drawn from a store.
+
+    patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
+    others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
+    warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
+    doubted: share of patches whose residuals and NLL are made less telling (`_doubted`): on volumes that the VQ-VAE and the
+    prior were trained on both are smaller than on new ones, so a detector would trust them too much.
+    toned: share of patches that are shown in other greys and with more grain, as other scanners would (`_toned`).
+    """
+
+    patch: float = 0.65
+    healthy: float = 0.15
+    near: float = 0.9
+    strides: tuple[int, ...] = (1, 1, 1, 2)
+    warped: float = 0.6
+    doubted: float = 0.0
+    toned: float = 0.0
+
+
+class Batch(NamedTuple):
+    """Patches: maps, NLL (see `NormalisedEvidence.inputs`) and where they lie (`places`), labels (B, H, W), and what counts: 0
+    where an anomaly changed the slice too little to be labelled, else 1."""
+
+    maps: Tensor
+    nll: Tensor
+    place: Tensor
+    label: Tensor
+    counts: Tensor
+
+
+def draw(store: Store, count: int, context: Sequence[int], how: Drawing, generator: torch.Generator) -> Batch:
+    """`count` random patches of random slices, half of them turned left to right."""
+    members, columns = list(store.volumes.values()), []
+    for _ in range(count):
+        stored = members[_below(len(members), generator)]
+        planted = len(stored.variants) > 1 and _share(generator) >= how.healthy
+        variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
+        columns.append(_patch(stored, variant, tuple(context), how, generator))
+    return Batch(*(torch.cat(column) for column in zip(*columns)))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """All batches of `count` patches, each by the seed that it is drawn with."""
+
+    store: Store
+    count: int
+    context: tuple[int, ...]
+    how: Drawing
+
+    def __getitem__(self, seed: int) -> Batch:
+        return draw(self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed))
+
+
+class DrawnAhead:
+    """Batches by seed, drawn by `workers` processes while the one before is trained on: a seed that follows one that was asked
+    for is had without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
+
+    def __init__(self, drawn: Drawn, workers: int):
+        self.drawn, self.workers = drawn, workers
+        # By seed, what gives its batch next, and after it those of the seeds that follow.
+        self.following: dict[int, Iterator[Batch]] = {}
+
+    def batch(self, seed: int) -> Batch:
+        if not self.workers:
+            return self.drawn[seed]
+        batches = self.following.pop(seed, None)
+        if batches is None:
+            loader = DataLoader(
+                cast(Dataset[Batch], self.drawn),
+                batch_size=None,
+                sampler=itertools.count(seed),
+                num_workers=self.workers,
+                prefetch_factor=4,
+                pin_memory=torch.cuda.is_available(),
+                multiprocessing_context="fork",  # the store is not copied
+            )
+            batches = iter(loader)
+        batch = next(batches)
+        self.following[seed + 1] = batches
+        return batch
+
+    def begin_again(self) -> None:
+        """The store holds other volumes now: what was drawn ahead is not wanted any more."""
+        self.following.clear()
+
+
+def _below(end: int, generator: torch.Generator) -> int:
+    return int(torch.randint(end, (), generator=generator))
+
+
+def _share(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _patch(
+    stored: StoredVolume, variant: int, context: tuple[int, ...], how: Drawing, generator: torch.Generator
+) -> Batch:
+    evidence, label = stored.variants[variant], stored.labels(variant)
+    index = _below(len(label), generator)
+    marked = label.any(2).any(1).nonzero()[:, 0]
+    if len(marked) and _share(generator) < how.near:
+        beside = _below(2 * REACH + 1, generator) - REACH if _share(generator) < 0.2 else 0
+        index = min(max(int(marked[_below(len(marked), generator)]) + beside, 0), len(label) - 1)
+    box = _box(evidence, label[index], how.patch, generator)
+    stride = how.strides[_below(len(how.strides), generator)]
+    maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
+    if how.doubted and _share(generator) < how.doubted:
+        maps, nll = _doubted(maps, nll, context, generator)
+    if how.toned and _share(generator) < how.toned:
+        maps = _toned(maps, context, generator)
+    # a slice's rows differ from the healthy variant's where, and only where, something was planted
+    own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
+    shown = label[index]
+    counts = shown | (own == healthy)
+    batch = Batch(
+        maps,
+        nll,
+        places(box, label.shape[1:])[None],
+        *(part[None, box.rows, box.columns].float() for part in (shown, counts)),
+    )
+    if _share(generator) < how.warped:
+        batch = _warped(batch, generator)
+    if _below(2, generator):
+        return batch
+    turned = Batch(*(part.flip(-1) for part in batch))
+    return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def _doubted(
+    maps: Tensor, nll: Tensor, context: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
+    part no NLL at all: as usual everywhere. All neighbours alike."""
+
+    louder = _smooth(maps.shape[-2:], 0.6, generator).exp()
+    channels = residual_channels(context)
+    maps = maps.clone()
+    maps[:, channels] = (maps[:, channels] * louder).clamp(-8, 8)
+    if _share(generator) < 0.25:
+        return maps, torch.zeros_like(nll)
+    return maps, (nll + _smooth(nll.shape[-2:], 1.0, generator)).clamp(-2, 6)
+
+
+def _smooth(size: torch.Size, most: float, generator: torch.Generator) -> Tensor:
+    """A smooth random field (1, 1, *size) of standard deviation up to `most`."""
+    field = torch.randn(1, 1, 4, 4, generator=generator) * most * _share(generator)
+    return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
+
+
+def _toned(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Slices and what they are decoded to with other contrast and brightness, smoothly over the patch, and grain, which stays
+    in the residuals too; these stay relative to what is usual. Air stays as it is. All neighbours alike but for their grain."""
+    count, own = len(context), context.index(0)
+    slices = maps[:, :count]
+    tissue = ~torch.isin(slices, torch.tensor(AIR))
+    if not tissue.any():
+        return maps
+    maps, size, middle = maps.clone(), maps.shape[-2:], slices[tissue].mean()
+    contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
+    shown = [*range(count), 2 * count]  # the slices and the reconstruction
+    tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
+    greys = middle + (maps[:, shown] - middle) * contrast + _smooth(size, 0.15, generator)
+    maps[:, shown] = torch.where(tissue, greys, maps[:, shown])
+    noise = torch.randn(1, count, *size, generator=generator)
+    noise = torch.cat([noise, noise[:, own : own + 1]], 1) * tissue
+    maps[:, :count] += 0.1 * grain * noise[:, :count]
+    residuals = residual_channels(context)
+    maps[:, residuals] = ((maps[:, residuals] + grain * noise) / math.sqrt(1 + grain**2)).clamp(-8, 8)
+    return maps
+
+
+def _warped(batch: Batch, generator: torch.Generator) -> Batch:
+    """One patch turned by up to 15 degrees, stretched by up to a fifth, and bent by 2% of its side, as if the body were so."""
+    between = lambda low, high: low + (high - low) * _share(generator)  # noqa: E731
+    angle, size = math.radians(between(-15, 15)), math.exp(between(-0.2, 0.2))
+    across, down = size * between(0.93, 1.07), size * between(0.93, 1.07)
+    c, s = math.cos(angle), math.sin(angle)
+    shape, codes = batch.label.shape[-2:], batch.nll.shape[-2:]
+    affine = torch.tensor([[c * across, -s * across, 0.0], [s * down, c * down, 0.0]])
+    grid = F.affine_grid(affine[None], [1, 1, *shape], align_corners=False)
+    bent = 0.04 * torch.randn(1, 2, 4, 4, generator=generator)  # in halves of the side
+    grid = grid + F.interpolate(bent, shape, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    coarse = F.interpolate(grid.permute(0, 3, 1, 2), codes, mode="area").permute(0, 2, 3, 1)
+
+    def take(maps: Tensor, at: Tensor) -> Tensor:
+        return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+
+    label = (take(batch.label[None], grid)[0] > 0.5).float()
+    return Batch(
+        take(batch.maps, grid),
+        take(batch.nll, coarse),
+        take(batch.place, grid),
+        label,
+        torch.maximum(label, (take(batch.counts[None], grid)[0] > 0.99).float()),
+    )
+
+
+def _box(evidence: NormalisedEvidence, label: Tensor, share: float, generator: torch.Generator) -> Box:
+    """A random patch within the box round the anatomy; mostly one with some of the slice's anomaly where it has one."""
+    cells, sides = evidence.nll.shape[-2:], label.shape
+    if any(side % places for side, places in zip(sides, cells)):
+        return evidence.whole
+    marked = label.nonzero()
+    at = marked[_below(len(marked), generator)].tolist() if len(marked) and _share(generator) < 0.8 else None
+    parts = []
+    for axis, (side, cell_count) in enumerate(zip(sides, cells)):
+        cell = side // cell_count
+        long = max(1, round(share * cell_count))  # codes
+        around = (evidence.box.rows, evidence.box.columns)[axis]
+        low, high = sorted((around.start // cell, around.stop // cell - long))
+        low, high = min(max(low, 0), cell_count - long), min(max(high, 0), cell_count - long)
+        first = low + _below(high - low + 1, generator)
+        if at is not None:
+            first = min(max(at[axis] // cell - _below(long, generator), 0), cell_count - long)
+        parts.append(slice(first * cell, (first + long) * cell))
+    return Box(*parts)

@@ -1,0 +1,270 @@
+"""Domain randomisation: what harmonisation leaves different between scanners, and what else a healthy scan may look like.
+
+Works on stacks of slices in [0, 1], either each slice with changes of its own (batches for the VQ-VAE and the prior) or all
+alike, as one volume (what anomalies are planted in). Everything random comes from the generator.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...preprocessing.tone import open_air
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """Ranges of the random changes; lengths in shares of the slice's side, grey values on the [0, 1] scale.
+
+    scale, proportions: a slice is enlarged by up to this share, or made smaller, on the whole and along each axis.
+    degrees, shift: of rotation and of translation. elastic: standard deviation of a control point's displacement.
+    gamma: the exponent of the tone curve lies between 1 / gamma and gamma. tone: how far a random monotone curve bends.
+    bias: of the bias field's logarithm at a control point, at most. noise: largest standard deviation, white or smooth.
+    blur: largest standard deviation in pixels. sharpen: how much of the difference to a blurred copy is added at most.
+    lines: largest amplitude of the ripples along an axis that stand for Gibbs ringing and motion.
+    rim: probability of a bright rim round the anatomy, as bad skull-stripping leaves it. cut: probability that some of the
+    anatomy's border is missing. flip: probability of left-right. share: of slices that get each of the other changes.
+    window: probability of another clinical window, in which fat may be black. phase: how far organs that take up contrast
+    get brighter or darker at most. filled: probability that gas in the bowel is bright contrast instead. floor: whether what
+    is no air stays above the threshold that tells air.
+    """
+
+    scale: float = 0.12
+    proportions: float = 0.08
+    degrees: float = 10.0
+    shift: float = 0.03
+    elastic: float = 0.012
+    gamma: float = 1.3
+    tone: float = 0.06
+    bias: float = 0.3
+    noise: float = 0.05
+    blur: float = 0.8
+    sharpen: float = 1.0
+    lines: float = 0.02
+    rim: float = 0.2
+    cut: float = 0.1
+    flip: float = 0.5
+    share: float = 0.5
+    window: float = 0.0
+    phase: float = 0.0
+    filled: float = 0.0
+    floor: bool = True
+
+
+MILD = Randomisation(
+    scale=0.1,
+    proportions=0.05,
+    degrees=7,
+    gamma=1.2,
+    tone=0.04,
+    bias=0.2,
+    noise=0.01,
+    blur=0.6,
+    sharpen=0.3,
+    lines=0.0,
+    rim=0.15,
+    cut=0.05,
+)
+BOLD = Randomisation(
+    scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
+)
+CT_MILD = Randomisation(
+    scale=0.08,
+    proportions=0.05,
+    degrees=6,
+    gamma=1.12,
+    tone=0.03,
+    bias=0.05,
+    noise=0.01,
+    blur=0.6,
+    sharpen=0.3,
+    lines=0.0,
+    rim=0,
+    cut=0,
+    window=0.3,
+    phase=0.06,
+    filled=0.1,
+    floor=False,
+)
+CT_MEDIUM = replace(
+    CT_MILD,
+    scale=0.12,
+    proportions=0.08,
+    degrees=10,
+    gamma=1.25,
+    tone=0.05,
+    noise=0.04,
+    sharpen=0.8,
+    lines=0.01,
+    phase=0.1,
+    filled=0.2,
+)
+CT_BOLD = replace(
+    CT_MEDIUM,
+    scale=0.15,
+    proportions=0.1,
+    degrees=15,
+    gamma=1.4,
+    tone=0.08,
+    window=0.5,
+    phase=0.15,
+    filled=0.3,
+)
+RANDOMISATIONS = {
+    "brain": {"mild": MILD, "medium": Randomisation(), "bold": BOLD},
+    "abdom": {"mild": CT_MILD, "medium": CT_MEDIUM, "bold": CT_BOLD},
+}
+
+
+class Draw:
+    """Random numbers for a stack of `count` slices: one set for each slice, or one for all of a volume."""
+
+    def __init__(self, count: int, together: bool, generator: torch.Generator):
+        self.count, self.together, self.generator = count, together, generator
+        self.sets, self.device = 1 if together else count, generator.device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """Numbers between `low` and `high`, (count, 1, 1), or one for all slices, (1, 1, 1)."""
+        return low + (high - low) * torch.rand(self.sets, 1, 1, generator=self.generator, device=self.device)
+
+    def often(self, share: float) -> Tensor:
+        """True with probability `share`; bool, of the shape of `uniform`."""
+        return self.uniform(0, 1) < share
+
+    def field(self, size: int, points: int) -> Tensor:
+        """A smooth random field of standard deviation about 1, (count, size, size); in a volume smooth across slices too."""
+        if self.together:
+            deep = max(2, round(points * self.count / size))
+            knots = torch.randn(1, 1, deep, points, points, generator=self.generator, device=self.device)
+            return (
+                F.interpolate(knots, (self.count, size, size), mode="trilinear", align_corners=True)[0, 0]
+                * 1.3
+            )
+        knots = torch.randn(self.count, 1, points, points, generator=self.generator, device=self.device)
+        return F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)[:, 0]
+
+    def white(self, size: int) -> Tensor:
+        return torch.randn(self.count, size, size, generator=self.generator, device=self.device)
+
+
+def deform(slices: Tensor, size: int, r: Randomisation, draw: Draw) -> Tensor:
+    """Slices (B, S, S) -> (B, size, size) after an affine map and a smooth displacement; zeros come in from outside."""
+    zoom = 1 / (1 + draw.uniform(-r.scale, r.scale)[:, 0, 0])
+    stretch = 1 + draw.uniform(-r.proportions, r.proportions)[:, 0, 0]
+    angle = draw.uniform(-r.degrees, r.degrees)[:, 0, 0] * (math.pi / 180)
+    mirror = torch.where(draw.often(r.flip)[:, 0, 0], -1.0, 1.0)
+    shift = [2 * draw.uniform(-r.shift, r.shift)[:, 0, 0] for _ in range(2)]
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    theta = torch.stack(
+        [
+            torch.stack([cos * mirror * stretch, -sin, shift[0]], 1),
+            torch.stack([sin * mirror * stretch, cos, shift[1]], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(theta.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False)
+    bend = torch.stack([draw.field(size, 7) for _ in range(2)], -1) * (2 * r.elastic)
+    return F.grid_sample(
+        slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False
+    )[:, 0]
+
+
+def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
+    """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise; air stays air, and the rest above it."""
+    air, size = open_air(slices < threshold), slices.shape[-1]
+    x, air = _borders(slices, air, r, draw)
+    x = _ct(x, air, r, draw, threshold)
+    x = torch.where(draw.often(r.share), _bent(x.clamp_min(0), r, draw), x)
+    x = torch.where(draw.often(r.share), x * (draw.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
+    soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
+    amount = torch.where(
+        draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen)
+    )  # -1: as soft as `soft`
+    x = torch.where(draw.often(r.share), x + amount * (x - soft), x)
+    if r.lines:
+        x = torch.where(draw.often(r.share / 2), x + _ripples(size, r, draw), x)
+    white = draw.white(size)
+    grain = torch.where(draw.often(0.5), white, 2.2 * _blur(white, draw.uniform(0.5, 1.0)))
+    x = torch.where(draw.often(r.share), x + grain * draw.uniform(0, r.noise), x)
+    return torch.where(air, 0, x.clamp(threshold if r.floor else 0, 1))
+
+
+def randomise(
+    slices: Tensor,
+    size: int,
+    r: Randomisation,
+    threshold: float,
+    generator: torch.Generator,
+    together: bool = False,
+) -> Tensor:
+    """Slices (B, S, S) in [0, 1] -> (B, size, size) in [0, 1], deformed and with other greys. together: all alike."""
+    draw = Draw(len(slices), together, generator)
+    return recolour(deform(slices, size, r, draw), r, draw, threshold)
+
+
+def _bent(x: Tensor, r: Randomisation, draw: Draw) -> Tensor:
+    """A tone curve that rises: a power, and two soft bends; 0 stays 0."""
+    exponent = torch.exp2(draw.uniform(-1, 1) * math.log2(r.gamma))
+    curve = 0.6 * (x / 0.6) ** exponent  # the bright tissue stays where harmonisation puts it
+    for turns in (1, 2):
+        curve = curve + draw.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
+    return curve * draw.uniform(0.92, 1.08)
+
+
+def _ct(x: Tensor, air: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
+    """What differs between CT scans: contrast in the bowel and in organs, and the window."""
+    if r.filled:
+        gas = (x < threshold) & ~air
+        few = gas.float().mean((1, 2), keepdim=True) < 0.03 * (~air).float().mean(
+            (1, 2), keepdim=True
+        )  # else it is fat
+        bright = (draw.uniform(0.7, 1.1) + 0.05 * draw.field(x.shape[-1], 20)).clamp(0, 1)
+        x = torch.where(gas & few & draw.often(r.filled), bright, x)
+    if r.phase:
+        organs = torch.exp(-(((x - 0.55) / 0.07) ** 2))
+        x = x + draw.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * draw.field(x.shape[-1], 4)).clamp(0, 2)
+    if r.window:
+        low = draw.uniform(-0.08, 0.22)
+        other = 0.5 * (x - low) / (0.5 - low) * draw.uniform(0.9, 1.1)  # soft tissue stays where it is
+        x = torch.where(draw.often(r.window), other.clamp_min(0), x)
+    return x
+
+
+def _borders(x: Tensor, air: Tensor, r: Randomisation, draw: Draw) -> tuple[Tensor, Tensor]:
+    """What skull-stripping may leave on, a bright rim outside the anatomy, and what it may take off."""
+    size, solid = x.shape[-1], (~air).float()
+    reach = max(1, round(size * 0.02))
+    if r.rim:
+        width = 2 * reach + 1
+        near = F.max_pool2d(solid[:, None], width, 1, reach)[:, 0] - solid
+        patchy = draw.field(size, 9) > draw.uniform(-0.5, 1.2)
+        on = draw.often(r.rim) & (near > 0.5) & patchy
+        bright = (draw.uniform(0.5, 1.0) * (1 + 0.25 * draw.field(size, 40))).clamp(0.1, 1).expand_as(x)
+        x, air = torch.where(on, bright, x), air & ~on
+    if r.cut:
+        width = 2 * reach + 1
+        near = solid - (1 - F.max_pool2d(1 - solid[:, None], width, 1, reach)[:, 0])
+        off = draw.often(r.cut) & (near > 0.5) & (draw.field(size, 9) > draw.uniform(0, 1.5))
+        x, air = torch.where(off, 0, x), air | off
+    return x, air
+
+
+def _ripples(size: int, r: Randomisation, draw: Draw) -> Tensor:
+    """Waves along one of the axes, strongest at a random place."""
+    axis = torch.arange(size, device=draw.device, dtype=torch.float32)[None]
+    wave = torch.sin(axis * draw.uniform(0.8, 2.2)[:, 0] + draw.uniform(0, 6.28)[:, 0])
+    hill = torch.exp(-(((axis / size - draw.uniform(0, 1)[:, 0]) / 0.3) ** 2))
+    wave = (wave * hill)[:, None] * draw.uniform(0, r.lines)
+    return torch.where(draw.often(0.5), wave, wave.transpose(1, 2))
+
+
+def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
+    """Gaussian blur, sigma (B, 1, 1) or (1, 1, 1) in pixels."""
+    offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].square()))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).expand(len(slices), -1)
+    x = F.pad(slices[None], (half, half, half, half), mode="replicate")
+    x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
+    return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]

@@ -1,0 +1,331 @@
+"""A store of planted volumes and what a finished model makes of them, renewed while a detector trains on it.
+
+One process plants (`Planter`), another trains (`Store`). A file holds one healthy volume, randomised as a whole, and a few
+variants of it with anomalies: the networks work slice by slice, so of a variant only the slices that changed are new.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...evidence.normalised import NormalisedEvidence, at_size
+from ...model import Model, networks_sha256
+from ...preprocessing import normalise
+from ...preprocessing.body import body_mask
+from ...runtime.files import write_whole
+from ...runtime.settings_file import check_settings
+from ...runtime.sources import source_shares
+from ..planting.anomalies import KINDS, plant
+from ..planting.varied import PASTED, TRAINING_KINDS, Host, plant_varied
+from .cache import CacheError, SliceData
+from .randomise import RANDOMISATIONS, randomise
+
+MIXTURE = {None: 0.15, "mild": 0.35, "medium": 0.3, "bold": 0.2}  # how volumes are randomised, and how often
+COUNTS = (1, 1, 1, 2, 3)  # anomalies in a variant, drawn from these
+CHANGED = 2e-3  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
+ARRAYS = ("slices", "reconstruction", "restoration", "nll", "label")
+
+
+@dataclass(frozen=True)
+class PlantingSettings:
+    """What is planted: `variants` of each volume, with anomalies of `kinds` (of `varied.TRAINING_KINDS`).
+
+    benchmark: plant as `anomalies.plant` does, one anomaly a variant, in volumes that are not randomised: for validation.
+    restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
+    """
+
+    variants: int = 3
+    kinds: tuple[str, ...] = TRAINING_KINDS
+    benchmark: bool = False
+    restored: float = 0.0
+    restorations: int = 2
+    short: int = 24
+    seed: int = 0
+
+
+class Planter:
+    """Makes the store's files, each from its number alone.
+
+    data: on the CPU, wherever the model is. names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
+    all are drawn alike.
+    """
+
+    def __init__(self, data: SliceData, model: Model, settings: PlantingSettings, names: Sequence[str] = ()):
+        self.data, self.settings, self.model = data, settings, model
+        self.numbers = data.volume.unique().tolist()
+        self.shares = source_shares([names[number] for number in self.numbers]) if names else None
+        self.prior = copy.deepcopy(model.prior).bfloat16()  # precise enough here, and twice as fast on a CPU
+        self.vqvae = copy.deepcopy(model.vqvae).bfloat16()
+
+    def volume(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of file `number`, as `StoredVolume` reads them."""
+        s = self.settings
+        rng = np.random.default_rng([s.seed, number])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        in_turn = self.numbers[number % len(self.numbers)]
+        members = self._members(in_turn if s.benchmark else int(rng.choice(self.numbers, p=self.shares)))
+        restored = rng.random() < s.restored
+        if restored and len(members) > s.short:
+            start = int(rng.integers(len(members) - s.short + 1))
+            members = members[start : start + s.short]
+        slices = self._randomised(members, rng, generator)
+        position = self.data.position[members].cpu()
+        evidence = self._evidence(slices, members, position, restored, generator)
+        parts, rows, kinds, row = (
+            [evidence | {"label": torch.zeros(slices.shape, dtype=torch.bool)}],
+            [],
+            [],
+            len(slices),
+        )
+        rows.append(np.arange(len(slices)))
+        for planted, mask, names in self._variants(slices, number, rng):
+            changed = torch.from_numpy(
+                np.flatnonzero((np.abs(planted - slices.numpy()) > CHANGED).any((1, 2)) | mask.any((1, 2)))
+            )
+            new = self._evidence(
+                torch.from_numpy(planted)[changed], members[changed], position[changed], restored, generator
+            )
+            parts.append(new | {"label": torch.from_numpy(mask)[changed]})
+            rows.append(np.arange(len(slices)))
+            rows[-1][changed.numpy()] = row + np.arange(len(changed))
+            row += len(changed)
+            kinds.append(names)
+        scales = [_scales(parts, row, position) for row in rows]
+        arrays = {
+            name: torch.cat([part[name] for part in parts]).numpy()
+            for name in ARRAYS
+            if name in evidence or name == "label"
+        }
+        return arrays | {
+            "rows": np.stack(rows),
+            "scales": np.array(scales, np.float32),
+            "position": position.float().numpy(),
+            "kinds": np.array(json.dumps(["", *kinds])),
+            "volume": np.array(int(self.data.volume[members[0]])),
+        }
+
+    def _members(self, number: int) -> Tensor:
+        return (self.data.volume == number).nonzero()[:, 0]
+
+    def _randomised(self, members: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        prep, raw = self.data.preprocessing, self._raw(members)
+        if self.settings.benchmark:
+            return raw
+        name = list(MIXTURE)[rng.choice(len(MIXTURE), p=list(MIXTURE.values()))]
+        if name is None:
+            return raw
+        how = RANDOMISATIONS[prep.region][name]
+        return randomise(raw, prep.image_size, how, prep.foreground_threshold, generator, together=True)
+
+    def _variants(
+        self, slices: Tensor, number: int, rng: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
+        s = self.settings
+        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
+        body = body_mask(volume)
+        host = Host.of(volume, body, self._height())
+        for v in range(s.variants):
+            planted, mask = host.volume, np.zeros(body.shape, bool)
+            names: list[str] = []
+            count = 1 if s.benchmark else int(rng.choice(COUNTS))
+            for _ in range(count):
+                kind = (
+                    s.kinds[(number * s.variants + v) % len(s.kinds)]
+                    if s.benchmark
+                    else str(rng.choice(s.kinds))
+                )
+                try:
+                    if s.benchmark:
+                        planted, new = plant(planted, kind, rng, body=body)
+                    else:
+                        donor = self._donor(volume.shape, rng) if kind in PASTED else None
+                        planted, new = plant_varied(
+                            Host(planted, body, host.places, host.height), kind, rng, donor
+                        )
+                    mask, names = mask | new, [*names, kind]
+                except ValueError:  # no place for this one
+                    pass
+            if names:
+                back = lambda a: np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1])  # noqa: E731
+                yield back(planted), back(mask), "+".join(names)
+
+    def _raw(self, members: Tensor) -> Tensor:
+        """Slices at the network's size, to which caches of the published preprocessing bring them only here."""
+        return at_size(self.data.raw(members).cpu(), (self.data.preprocessing.image_size,) * 2)
+
+    def _height(self) -> float:
+        prep = self.data.preprocessing
+        return (
+            prep.field_of_view / prep.slice_distance
+            if prep.slice_distance
+            else len(self.data) / len(self.numbers)
+        )
+
+    def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+        """Another volume, as high: its slices beyond the top or bottom repeated."""
+        raw = self._raw(self._members(int(rng.choice(self.numbers)))).numpy()
+        start = (len(raw) - shape[2]) // 2
+        raw = raw[np.clip(np.arange(shape[2]) + start, 0, len(raw) - 1)]
+        return raw[:, ::-1].transpose(2, 1, 0)
+
+    @torch.inference_mode()
+    def _evidence(
+        self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """float16 by name."""
+        x = normalise(slices, self.data.mean[members], self.data.std[members], self.data.preprocessing)
+        device, parts = self.model.device, []
+        for chunk in torch.arange(len(x)).split(8 if device.type == "cpu" else 64):
+            shown, place = x[chunk].to(device), position[chunk].to(device)
+            features = self.vqvae.features(shown.bfloat16(), place.bfloat16())
+            codes = self.model.vqvae.nearest_codes(features.float())
+            nll = self.prior.nll(codes, place.bfloat16())
+            decoded = self.vqvae.decode(codes, place.bfloat16())
+            part = {"slices": shown, "reconstruction": decoded, "nll": nll}
+            if restored:
+                uniforms = torch.rand(
+                    len(codes), self.settings.restorations, *codes.shape[1:], generator=generator
+                )
+                drawn = self.model.restore(
+                    codes, place, uniforms.to(device), self.model.about.pixel_threshold
+                )
+                decodings = [
+                    self.vqvae.decode(drawn[:, i], place.bfloat16()).float() for i in range(drawn.shape[1])
+                ]
+                part["restoration"] = torch.stack(decodings).mean(0)
+            parts.append({name: value.half().cpu() for name, value in part.items()})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _scales(parts: list[dict[str, Tensor]], rows: np.ndarray, position: Tensor) -> tuple[float, float, float]:
+    """What is usual in the variant whose slices stand in `rows` of the parts together."""
+    slices, decoded, nll = (
+        torch.cat([part[name] for part in parts])[rows] for name in ("slices", "reconstruction", "nll")
+    )
+    found = NormalisedEvidence.of(slices, decoded, decoded, nll, position)
+    return found.residual, found.usual, found.high
+
+
+def fill_store(
+    planter: Planter,
+    folder: Path,
+    count: int | None,
+    minutes: float | None = None,
+    keep: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+) -> int:
+    """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room.
+
+    shard: (I, N): this process, one of N that fill the store together, makes every N-th file from the I-th on.
+    Returns how many were made. Raises CacheError for a store that was made with other networks or settings.
+    """
+    first, step = shard[0] - 1, shard[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    made_with = {"networks": networks_sha256(planter.model), **asdict(planter.settings)}
+    check_settings(folder / "settings.json", made_with, CacheError)
+    mine = [number for number in map(_number, stored_files(folder)) if number % step == first]
+    number = mine[-1] + step if mine else first
+    end, made = time.monotonic() + 60 * (minutes or 1e9), 0
+    with tqdm(total=count, initial=number, desc="planting", unit="volume", disable=None) as bar:
+        while (count is None or number < count) and time.monotonic() < end:
+            arrays: dict[str, Any] = planter.volume(number)
+            with write_whole(folder / f"{number:06d}.npz") as out:
+                np.savez(out, **arrays)
+            number, made = number + step, made + 1
+            bar.update(step)
+            if keep:
+                for old in stored_files(folder)[:-keep]:
+                    old.unlink(missing_ok=True)  # another process may have been first
+    return made
+
+
+def _number(file: Path) -> int:
+    return int(file.stem)
+
+
+def store_settings(folder: Path) -> dict:
+    """What the store was made with: `PlantingSettings` and `networks`, the sha256 of the VQ-VAE and the prior."""
+    return json.loads((folder / "settings.json").read_text())
+
+
+def stored_files(folder: Path) -> list[Path]:
+    """The store's files, oldest first."""
+    return sorted(file for file in folder.glob("*.npz") if not file.name.startswith("."))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVolume:
+    """A file of the store in memory: evidence of each variant, the healthy volume first, and labels (R, S, S) bool by row."""
+
+    variants: list[NormalisedEvidence]
+    kinds: list[str]
+    label: Tensor
+    volume: int
+
+    @classmethod
+    def read(cls, file: Path) -> "StoredVolume":
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: torch.from_numpy(stored[name]) for name in stored if name != "kinds"}
+            kinds = json.loads(str(stored["kinds"]))
+        arrays.setdefault("restoration", arrays["reconstruction"])
+        maps = [arrays[name] for name in ("slices", "reconstruction", "restoration", "nll")]
+        variants = []
+        for rows, scales in zip(arrays["rows"], arrays["scales"]):
+            position = torch.zeros(len(maps[0]), 1)
+            position[rows] = arrays["position"]
+            slices, decoded, restored, nll = maps
+            residual, usual, high = scales.tolist()
+            variants.append(
+                NormalisedEvidence(slices, decoded, restored, nll, position, residual, usual, high, rows)
+            )
+        return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
+
+    def without(self, kinds: Collection[str]) -> "StoredVolume":
+        """The same without the variants that show an anomaly of one of these kinds."""
+        kept = [i for i, shown in enumerate(self.kinds) if not set(shown.split("+")) & set(kinds)]
+        return replace(self, variants=[self.variants[i] for i in kept], kinds=[self.kinds[i] for i in kept])
+
+    def labels(self, variant: int) -> Tensor:
+        """Where the variant's anomalies are, (Z, S, S) bool."""
+        return self.label[self.variants[variant].rows]
+
+
+class Store:
+    """The newest `most` files of a folder, in memory, without variants that show one of the kinds `without`; `refresh` reads
+    what has come since."""
+
+    def __init__(self, folder: Path, most: int = 400, without: Collection[str] = ()):
+        self.folder, self.most, self.without = folder, most, without
+        self.volumes: dict[str, StoredVolume] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def order(self, batch: int, seed: int) -> Callable[[int], Tensor]:
+        """A batch's numbers say only how many slices it has: they are drawn from what the store holds at that step."""
+        return lambda step: torch.arange(batch)
+
+    def refresh(self) -> bool:
+        """Read what has come. Returns whether anything has."""
+        before = list(self.volumes)
+        files = stored_files(self.folder)[-self.most :]
+        for file in files:
+            if file.name not in self.volumes:
+                self.volumes[file.name] = StoredVolume.read(file).without(self.without)
+        for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
+            del self.volumes[name]
+        return list(self.volumes) != before
+
+
+VALIDATION = PlantingSettings(variants=2, kinds=KINDS, benchmark=True)

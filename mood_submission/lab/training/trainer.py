@@ -1,0 +1,272 @@
+"""The training loop that both networks share: budget, schedule, averaging, checkpoints, log.
+
+A stage (`stage.py`) says what is trained and what its loss is; this module says how. Everything random depends on
+the seed and the step alone, so a run that was killed and resumed goes on as if nothing had happened.
+"""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...runtime.files import write_whole
+from .group import ALONE, Group
+from .stage import Data, Network, Stage
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: wall-clock minutes (over all resumed parts) or steps, whichever is given."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """0 at the start, 1 when the budget is spent."""
+        shares = [step / self.steps] if self.steps else []
+        shares += [seconds / 60 / self.minutes] if self.minutes else []
+        return min(1.0, max(shares))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimisation settings. Published: Adam at 1e-4, gradient values clipped at 1, 600 epochs; the defaults of the
+    stages fit minutes rather than days: a higher rate with a cosine to zero, and the gradient's norm clipped."""
+
+    batch: int = 16
+    rate: float = 1e-3
+    warmup: float = 0.03  # share of the budget
+    clip_norm: float = 1.0
+    accumulate: int = (
+        1  # parts that each process's share of a batch is taken in: less memory, the same gradient
+    )
+    average: float = 0.999  # EMA decay of the weights, reached gradually
+    precision: str = "bf16"  # autocast dtype: "bf16" or "float32"
+    seed: int = 0
+
+    def rate_at(self, progress: float) -> float:
+        if progress < self.warmup:
+            return self.rate * (progress + 1e-3) / (self.warmup + 1e-3)
+        return self.rate * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        )
+
+
+class Log:
+    """Rows of numbers in a CSV file; columns are those of the first row. A resumed run drops rows past its step."""
+
+    def __init__(self, file: Path, step: int):
+        self.file = file
+        self.rows: list[dict[str, object]] = []
+        if file.exists() and step:
+            with open(file, newline="") as stored:
+                self.rows = [row for row in csv.DictReader(stored) if int(row["step"]) <= step]
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Add a row, and write the whole file anew."""
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        columns = list(dict.fromkeys(k for r in self.rows for k in r))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with write_whole(self.file) as out:
+            out.write(text.getvalue().encode())
+
+
+def save_checkpoint(file: Path, content: dict) -> None:
+    """A kill leaves the old checkpoint or the new one, whole."""
+    with write_whole(file) as out:
+        torch.save(content, out)
+
+
+def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
+    """Tensors and plain values only: nothing in the file is executed."""
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+APART = 1_000_000_007  # between the seeds of the parts of a batch
+
+
+class Trainer(Generic[Data, Network]):
+    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`, and NAME_best.pt of a stage that is judged by a number
+    (`Stage.judged_by`). `train()` returns the averaged model.
+
+    Where a group of processes trains, each takes its part of every batch and the gradients are averaged, so that all hold the
+    same network; the first alone validates and writes. Raises ValueError where a batch cannot be parted evenly.
+    """
+
+    def __init__(
+        self,
+        stage: Stage[Data, Network],
+        splits: Mapping[str, Data],
+        out: Path,
+        budget: Budget,
+        schedule: Schedule,
+        device: torch.device,
+        about: dict,
+        group: Group = ALONE,
+    ):
+        self.parts = group.count * schedule.accumulate
+        if schedule.batch % self.parts:
+            raise ValueError(
+                f"batch: expected a multiple of {self.parts} ({group.count} processes, {schedule.accumulate} parts each), "
+                f"found {schedule.batch}"
+            )
+        self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
+        self.schedule, self.device, self.about = schedule, device, about
+        self.group = group
+        self.file = out / f"{stage.name}.pt"
+        # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
+        if device.type != "cpu" or stage.channels_last_on_cpu:
+            stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.model.to(device)
+        group.take_first_ones([*stage.model.parameters(), *stage.model.buffers()])
+        self.average = torch.optim.swa_utils.AveragedModel(
+            stage.model, use_buffers=True, multi_avg_fn=self._blend
+        )
+        self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+
+    @property
+    def averaged(self) -> Network:
+        """The averaged model."""
+        return cast(Network, self.average.module)
+
+    def _blend(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        """EMA whose decay grows with the steps taken, so that short runs average over their last tenth or so."""
+        decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
+        for a, c in zip(averaged, current):
+            a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint in `out`."""
+        stored = load_checkpoint(self.file, self.device)
+        self.stage.model.load_state_dict(stored["model"])
+        self.average.load_state_dict(stored["average"])
+        self.optimiser.load_state_dict(stored["optimiser"])
+        self.stage.load_state(stored["stage"])
+        self.step, self.seconds = stored["step"], stored["seconds"]
+        self.best = stored.get("best", -math.inf)
+        before = json.loads(stored["about"])
+        if "started_from" in before:
+            self.about = self.about | {"started_from": before["started_from"]}
+        if (
+            self.budget.progress(self.step, self.seconds) >= 1
+        ):  # no step is left: they were all taken by that code
+            self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
+        elif self.about["revision"] not in before["revision"]:
+            self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
+
+    def save(self) -> None:
+        """Write the checkpoint: the first process's is that of all."""
+        if not self.group.first:
+            return
+        rest = {
+            "model": self.stage.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        save_checkpoint(self.file, self._result() | rest)
+
+    def _result(self) -> dict:
+        """What a checkpoint holds for those who use the averaged model."""
+        seen = {
+            "steps": self.step,
+            "minutes": round(self.seconds / 60, 2),
+            "slices_seen": self.step * self.schedule.batch,
+        }
+        return {
+            "about": json.dumps(self.about | seen),
+            "average": self.average.state_dict(),
+            "stage": self.stage.state(),
+        }
+
+    def train(self, save_seconds: float = 60.0, validations: int = 20) -> Network:
+        """Train until the budget is spent. Returns the averaged model."""
+        order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
+        log = Log(self.out / f"{self.stage.name}.csv", self.step)
+        bar = tqdm(
+            total=100,
+            desc=self.stage.name,
+            unit="%",
+            disable=None if self.group.first else True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
+        )
+        progress = self.budget.progress(self.step, self.seconds)
+        saved, validated, since = time.monotonic(), math.floor(progress * validations), self.step
+        sums: dict[str, float | Tensor] = {}
+        while progress < 1:
+            started = time.monotonic()
+            for name, value in self._step(order(self.step), progress).items():
+                sums[name] = sums.get(name, 0) + value
+            seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
+            last = self.budget.progress(self.step, seconds) >= 1
+            if last or math.floor(progress * validations) > validated:
+                validated = math.floor(progress * validations)
+                means = torch.tensor([float(value) / (self.step - since) for value in sums.values()])
+                self.group.average([means])
+                if self.group.first:
+                    self._report(log, bar, dict(zip(sums, means.tolist())), progress)
+                sums, since = {}, self.step
+            self.seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
+            progress = self.budget.progress(self.step, self.seconds)
+            bar.update(math.floor(progress * 100) - bar.n)
+            if time.monotonic() - saved > save_seconds:
+                self.save()
+                saved = time.monotonic()
+        bar.close()
+        self.save()
+        return self.averaged
+
+    def _report(self, log: Log, bar: tqdm, row: dict[str, float], progress: float) -> None:
+        """Validate, and write a row of the log."""
+        row |= self.stage.validate(self.averaged, self.splits["validation"])
+        judged = row[self.stage.judged_by] if self.stage.judged_by else -math.inf
+        if judged > self.best:
+            self.best = judged
+            save_checkpoint(self.out / f"{self.stage.name}_best.pt", self._result())
+        minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
+        log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
+        bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
+        print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
+
+    def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.schedule.rate_at(progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.stage.model.train()
+        sums: dict[str, Tensor] = {}
+        share = self.schedule.accumulate
+        for part in range(self.group.rank * share, (self.group.rank + 1) * share):
+            seed = self.schedule.seed * 1_000_003 + self.step + part * APART
+            generator = torch.Generator(self.device).manual_seed(seed)
+            torch.manual_seed(seed)  # dropout
+            mine = index.chunk(self.parts)[part].to(self.device)
+            loss, numbers = self.stage.loss(self.splits["train"], mine, generator)
+            (loss / share).backward()
+            for name, value in ({"loss": loss.detach()} | numbers).items():
+                sums[name] = sums.get(name, 0) + value / share
+        self._share_what_was_learned()
+        nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.schedule.clip_norm)
+        self.optimiser.step()
+        self.step += 1
+        self.stage.after_step(self.step, progress)
+        self.average.update_parameters(self.stage.model)
+        return sums
+
+    def _share_what_was_learned(self) -> None:
+        """The gradients and the running statistics become the mean over all processes."""
+        gradients = [p.grad for p in self.stage.model.parameters() if p.grad is not None]
+        self.group.average([*gradients, *(b for b in self.stage.model.buffers() if b.is_floating_point())])

@@ -1,0 +1,73 @@
+"""Findings as a DICOM segmentation (SEG), which viewers lay over the series that was scored."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from ..findings.objects import Finding
+from ..runtime.files import write_whole_by_name
+from ..volumes import Grid, series_files
+
+MISSING = "highdicom (pip install 'mood-submission[dicom]')"
+SUFFIX = ".seg.dcm"
+
+
+def can_write() -> bool:
+    """Whether highdicom is installed."""
+    return find_spec("highdicom") is not None
+
+
+def write_dicom_seg(
+    file: Path, source: Path, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]
+) -> None:
+    """Write a segmentation with a segment for each finding, that refers to the slices of a DICOM series.
+
+    source: the series' path, as `find_volumes` gives it. mask: the findings' numbers (X, Y, Z) uint8 in RAS order, on the series' grid.
+    findings: at least one. Raises VolumeError where the series is gone, ValueError where its files cannot be referred to.
+    """
+    import highdicom
+    import pydicom
+    from pydicom.sr.codedict import codes
+
+    from ..version import __version__
+
+    images = [pydicom.dcmread(one) for one in series_files(source)]
+    for image in images:  # which not all files have
+        if not image.get("SliceThickness"):
+            image.SliceThickness = f"{np.linalg.norm(grid.affine[:3, 2]):.6g}"
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="mood-submission", version=__version__, family=codes.DCM.ArtificialIntelligence
+    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=i + 1,
+            segment_label=f"Finding {finding.number}, score {finding.highest:.2f}",
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=codes.SCT.Lesion,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=highdicom.UID(),
+            tracking_id=f"finding {finding.number}",
+        )
+        for i, finding in enumerate(findings)
+    ]
+    frames = grid.to_file(mask).transpose(2, 1, 0)  # slice by slice, rows and columns as the images have them
+    numbers = np.stack([frames == finding.number for finding in findings], -1).astype(np.uint8)
+    segmentation = highdicom.seg.Segmentation(
+        source_images=images,
+        pixel_array=numbers,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=900,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="mood-submission",
+        manufacturer_model_name="mood-submission",
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description="Findings: what does not belong (research use)",
+    )
+    write_whole_by_name(file, segmentation.save_as)

@@ -1,0 +1,132 @@
+"""The folder of a run's findings: a mask for each volume, and one table over all."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..findings.objects import EXPECTED
+from ..predictor import Found
+from ..runtime.files import write_whole
+from ..volumes import Grid, is_dicom, output_name, volume_name, write_mask, write_volume
+from .dicom_seg import SUFFIX, write_dicom_seg
+
+COLUMNS = (
+    "file",
+    "number",
+    *(f"centre_{axis}_mm" for axis in "xyz"),
+    *(f"centre_{axis}_voxel" for axis in "ijk"),
+    *(f"first_{axis}_voxel" for axis in "ijk"),
+    *(f"last_{axis}_voxel" for axis in "ijk"),
+    "volume_ml",
+    "voxels",
+    "highest",
+    "mean",
+    "false_objects",
+)
+
+
+@dataclass
+class FindingsFolder:
+    """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, DIR/findings.csv and findings.json, and
+    DIR/expected/NAME.nii.gz, what the model would have expected to see.
+
+    dicom_seg: whether findings in a series of DICOM files are written as DIR/NAME.seg.dcm too.
+    The tables are written anew after each volume. Volumes that an earlier run, or another process, left there stay in them until
+    they are added again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
+    """
+
+    folder: Path
+    dicom_seg: bool = False
+    found: dict[str, list[dict]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            self._read_table()
+            self._write_tables()
+
+    def _read_table(self) -> None:
+        table = self.folder / "findings.json"
+        if table.exists():
+            try:
+                self.found |= {entry["file"]: entry["findings"] for entry in json.loads(table.read_text())}
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{table}: expected findings of an earlier run, found something else"
+                ) from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes the tables meanwhile."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
+            yield
+        finally:
+            os.close(folder)
+
+    def add(self, source: Path, found: Found, grid: Grid) -> None:
+        """Take in what stands out in a volume. source: its path."""
+        name = output_name(source)
+        if found.expected is not None:
+            (self.folder / EXPECTED).mkdir(exist_ok=True)
+            write_volume(self.folder / EXPECTED / name, found.expected, grid)
+        write_mask(self.folder / name, found.mask, grid)
+        if self.dicom_seg:
+            self._write_dicom_seg(source, found, grid)
+        with self._alone():
+            self._read_table()
+            self.found[name] = [finding.to_dict() for finding in found.findings]
+            self._write_tables()
+
+    def _write_dicom_seg(self, source: Path, found: Found, grid: Grid) -> None:
+        """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
+        file = self.folder / f"{volume_name(source)}{SUFFIX}"
+        file.unlink(missing_ok=True)
+        if not found.findings or not is_dicom(source):
+            return
+        try:
+            write_dicom_seg(file, source, found.mask, grid, found.findings)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            warnings.warn(f"{source}: no DICOM segmentation written: {text}", stacklevel=2)
+
+    def has(self, name: str) -> bool:
+        """Whether a volume's mask and findings are there already."""
+        return name in self.found and (self.folder / name).exists()
+
+    def _write_tables(self) -> None:
+        names = sorted(self.found)
+        entries = [{"file": name, "findings": self.found[name]} for name in names]
+        with write_whole(self.folder / "findings.json") as out:
+            out.write(json.dumps(entries, indent=1).encode() + b"\n")
+        text = io.StringIO(newline="")
+        rows = [_row(name, finding) for name in names for finding in self.found[name]]
+        kinds = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+        table = csv.DictWriter(text, [*COLUMNS, *kinds], restval="")
+        table.writeheader()
+        table.writerows(rows)
+        with write_whole(self.folder / "findings.csv") as out:
+            out.write(text.getvalue().encode())
+
+
+def _row(file: str, finding: dict) -> dict[str, object]:
+    """A finding as a row of the table: a column for each axis, and one for each kind of evidence."""
+    row: dict[str, object] = {"file": file}
+    for name, value in finding.items():
+        if name == "evidence":
+            row |= {f"rarity_{kind}": rare for kind, rare in value.items()}
+        elif isinstance(value, list | tuple):
+            what, unit = name.rsplit("_", 1)
+            axes = "xyz" if unit == "mm" else "ijk"
+            row |= {f"{what}_{axis}_{unit}": number for axis, number in zip(axes, value)}
+        else:
+            row[name] = "" if value is None else value
+    return row

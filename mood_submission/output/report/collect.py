@@ -1,0 +1,200 @@
+"""What a report shows of each volume, gathered from the files of a run."""
+
+import base64
+import gzip
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ...findings.objects import EXPECTED, FALSE_BY_DEFAULT
+from ...findings.thresholds import HealthyVoxels
+from ...runtime.triples import three
+from ...volumes import Volume, VolumeError, find_volumes, output_name, read_volume
+from . import pictures
+
+MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
+SHOWN = 3  # findings that have pictures of their own
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a report's files are.
+
+    samples: folder of sample scores; by default the predictions'. findings: masks and findings.json. label: folder of pixel
+    labels. run: the JSON report.
+    """
+
+    volumes: Path
+    predictions: Path
+    findings: Path | None = None
+    label: Path | None = None
+    run: Path | None = None
+    samples: Path | None = None
+
+
+@dataclass
+class Entry:
+    """One volume. score: that it is ranked by, `score_name`: which. places: pictures through the places that stand out most.
+    viewer: base64 of small NIfTI files for the viewer, by layer."""
+
+    number: int
+    name: str
+    score: float
+    score_name: str
+    places: list[dict] = field(default_factory=list)
+    histogram: str = ""
+    profile: str = ""
+    findings: list[dict] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    viewer: dict[str, str] = field(default_factory=dict)
+
+
+def collect(
+    sources: Sources, healthy: HealthyVoxels | None, outcomes: dict[str, dict] | None = None
+) -> list[Entry]:
+    """An entry for every volume that has pixel scores, the most anomalous first.
+
+    healthy: what scores mean, where that was measured. outcomes: of the run by file name, in the place of `sources.run`.
+
+    Raises VolumeError where no volume has any, or where arrays of one volume differ in shape; ValueError for a
+    findings.json or run report that is none.
+    """
+    found = _findings(sources.findings)
+    outcomes = _outcomes(sources.run) if outcomes is None else outcomes
+    entries = []
+    for file in find_volumes(sources.volumes):
+        name = output_name(file)
+        if (sources.predictions / name).is_file():
+            entries.append(_entry(file, sources, healthy, found.get(name), outcomes.get(file.name, {})))
+    if not entries:
+        raise VolumeError(
+            f"{sources.predictions}: expected pixel scores of the volumes in {sources.volumes}, found none"
+        )
+    entries.sort(key=lambda entry: (-entry.score, entry.name))
+    for number, entry in enumerate(entries):
+        entry.number = number
+    return entries
+
+
+def _entry(
+    file: Path, sources: Sources, healthy: HealthyVoxels | None, found: list[dict] | None, outcome: dict
+) -> Entry:
+    volume = read_volume(file)
+    written = output_name(file)
+    scores = _alike(sources.predictions / written, volume)
+    mask, expected = None, None
+    if found is not None and sources.findings is not None:
+        mask = _alike(sources.findings / written, volume)
+        if (sources.findings / EXPECTED / written).is_file():
+            expected = _alike(sources.findings / EXPECTED / written, volume)
+    label = None
+    if sources.label is not None and (sources.label / written).is_file():
+        label = _alike(sources.label / written, volume)
+    text = (sources.samples or sources.predictions) / f"{written}.txt"
+    score, name = float(scores.max()), "highest voxel score"
+    if text.is_file():
+        score, name = float(text.read_text().split("\n", 1)[0]), "sample score"
+    threshold = healthy.threshold(FALSE_BY_DEFAULT) if healthy else None
+    entry = Entry(0, file.name, score, name, findings=found or [])
+    entry.places = [
+        {
+            "title": title,
+            "planes": pictures.slices_at(volume.data, scores, volume.spacing, place, mask, label, expected),
+        }
+        for title, place in _places(volume, scores, entry.findings)
+    ]
+    entry.histogram = pictures.histogram(scores, healthy.exceeded if healthy else {})
+    entry.profile = pictures.profile(scores, threshold)
+    entry.warnings = [part for part in (outcome.get("message"), *volume.notes) if part]
+    entry.facts = _facts(volume, outcome)
+    entry.viewer = _layers(volume, scores, mask, label)
+    return entry
+
+
+def _alike(path: Path, volume: Volume) -> np.ndarray:
+    """Another array of the same grid, (X, Y, Z)."""
+    array = read_volume(path).data
+    if array.shape != volume.data.shape:
+        raise VolumeError(
+            f"{path}: expected the shape of {volume.path}, {volume.data.shape}, found {array.shape}"
+        )
+    return array
+
+
+def _findings(folder: Path | None) -> dict[str, list[dict]]:
+    if folder is None:
+        return {}
+    file = folder / "findings.json"
+    try:
+        return {entry["file"]: entry["findings"] for entry in json.loads(file.read_text())}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: expected findings of a run, found {error!r}") from None
+
+
+def _outcomes(file: Path | None) -> dict[str, dict]:
+    if file is None:
+        return {}
+    try:
+        return {outcome["file"]: outcome for outcome in json.loads(file.read_text())["volumes"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: expected the report of a run, found {error!r}") from None
+
+
+def _places(
+    volume: Volume, scores: np.ndarray, findings: list[dict]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Titles and places (RAS indices): of the surest findings, or else of the highest score."""
+    if not findings:
+        highest = np.unravel_index(int(scores.argmax()), scores.shape)
+        return [("the highest score", three(int(v) for v in highest))]
+    places = []
+    for finding in findings[:SHOWN]:
+        at = volume.grid.ras_index(np.array(finding["centre_voxel"]))
+        within = np.clip(np.round(at), 0, np.array(scores.shape) - 1)
+        places.append((f"finding {finding['number']}", three(int(v) for v in within)))
+    return places
+
+
+def _facts(volume: Volume, outcome: dict) -> dict[str, str]:
+    facts = {
+        "grid": " x ".join(map(str, volume.grid.shape)),
+        "spacing": " x ".join(f"{d:.3g}" for d in volume.spacing) + " mm (right, anterior, superior)",
+    }
+    for name in ("device", "slices", "restorations"):
+        if outcome.get(name) is not None:
+            facts[name] = str(outcome[name])
+    if outcome.get("seconds"):
+        facts["seconds"] = f"{outcome['seconds']:.1f}"
+    return facts
+
+
+def _layers(
+    volume: Volume, scores: np.ndarray, mask: np.ndarray | None, label: np.ndarray | None
+) -> dict[str, str]:
+    """Small NIfTI files for the viewer: the volume, the scores (hundredths), and findings and label where there are any."""
+    low, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0.1, 99.9)))
+    grey = ((volume.data - low) / max(high - low, 1e-9)).clip(0, 1) * 255
+    layers = {"volume": grey, "scores": scores * 100}
+    layers |= {name: array for name, array in (("findings", mask), ("label", label)) if array is not None}
+    step = -(-max(volume.data.shape) // MOST_SIDE)
+    thin = (slice(None, None, step),) * 3
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, :3] = _ras_directions(volume) * step
+    affine[:3, 3] = (volume.grid.affine @ [*volume.grid.file_index(np.zeros(3)), 1.0])[:3]
+    return {name: _encoded(array[thin], affine) for name, array in layers.items()}
+
+
+def _ras_directions(volume: Volume) -> np.ndarray:
+    """(3, 3): the step in world coordinates from voxel to voxel along each RAS axis, as columns."""
+    origin = volume.grid.file_index(np.zeros(3))
+    columns = [volume.grid.file_index(axis) - origin for axis in np.eye(3)]
+    return volume.grid.affine[:3, :3] @ np.stack(columns, 1)
+
+
+def _encoded(array: np.ndarray, affine: np.ndarray) -> str:
+    image = nib.Nifti1Image(np.round(array).astype(np.uint8), affine)
+    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode()
