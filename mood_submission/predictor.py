@@ -30,7 +30,7 @@ from .preprocessing import (
     volume_to_slices,
 )
 from .runtime.contract import BOTH
-from .runtime.files import write_whole
+from .runtime.files import write_text
 from .runtime.threads import one_thread_each
 from .volumes import Grid, Volume, VolumeError, output_name, read_volume, seed_name, write_volume
 
@@ -342,8 +342,7 @@ class Predictor:
                 found(prepared.path, self.find(prepared, scored, scores), prepared.grid)
         if scored.sample is None:
             return highest
-        with write_whole(out / f"{name}.txt") as file:
-            file.write(f"{scored.sample:.9g}\n".encode())
+        write_text(out / f"{name}.txt", f"{scored.sample:.9g}\n")
         return scored.sample
 
     def on_cpu(self) -> "Predictor":

@@ -163,7 +163,7 @@ def test_findings_go_on_where_a_run_was_cut_off(measured, blobs, tmp_path):
     (tmp_path / "part" / "case_1.nii.gz").unlink()
     assert mood("predict", *words, "--resume --findings", tmp_path / "part").returncode == 0
     files = [file for file in (tmp_path / "whole").rglob("*") if file.is_file()]
-    assert len(files) == 8  # masks, what was expected, two tables
+    assert len(files) == 9  # masks, what was expected, two tables, what is locked
     for file in files:
         there = tmp_path / "part" / file.relative_to(tmp_path / "whole")
         assert there.read_bytes() == file.read_bytes(), file

@@ -14,6 +14,7 @@ from mood_submission import Predictor, load_model
 from mood_submission.cli.output import Progress
 from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
+from mood_submission.runtime.files import PART, write_whole
 from mood_submission.volumes import read_volume
 
 
@@ -152,7 +153,10 @@ def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, t
     (part / f"case_1.nii.gz{ending}").write_bytes(
         (whole / f"case_1.nii.gz{ending}").read_bytes()[:-9]
     )  # not whole
-    (part / f".case_2.nii.gz{ending}.part").write_bytes(b"left by a run that was killed")
+    with write_whole(part / f"case_2.nii.gz{ending}"):
+        (left,) = (path.name for path in part.iterdir() if path.name.startswith(PART))
+    (part / f"case_2.nii.gz{ending}").unlink()
+    (part / left).write_bytes(b"left by a run that was killed")
     outcomes = predict_files(predictor, files, task, part, resume=True)
     assert [outcome.status for outcome in outcomes] == ["resumed", "predicted", "predicted"]
     assert bytes_of(part) == bytes_of(whole)

@@ -2,6 +2,7 @@
 
 import itertools
 import locale
+import os
 
 import nibabel as nib
 import numpy as np
@@ -309,6 +310,27 @@ def test_files_of_a_series_may_lie_in_the_folder_itself(tmp_path):
     write_nifti(folder / "brain.nii.gz", np.zeros((3, 3, 3), np.float32))
     assert find_volumes(folder) == [folder, folder / "brain.nii.gz"]
     assert read_volume(folder).data.shape == (5, 6, 4)
+
+
+def test_paths_that_are_no_utf8_end_no_run(tmp_path):
+    """SimpleITK would end the process: such a file is refused in one line, such DICOM files are skipped with a note."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    write_series(tmp_path / "series", count=3).rename(folder / "series")
+    for suffix in (".mha", ".nrrd"):
+        sitk.WriteImage(image(STRAIGHT), str(tmp_path / f"scan{suffix}"))
+        grid = read_grid(tmp_path / f"scan{suffix}")
+        odd = (tmp_path / f"scan{suffix}").rename(folder / f"scan{suffix}")
+        for read in (read_volume, read_grid):
+            with pytest.raises(VolumeError, match="found OSError: .* no UTF-8"):
+                read(odd)
+        with pytest.raises(OSError, match="no UTF-8"):
+            write_volume(odd, np.zeros(grid.ras_shape, np.float32), grid)
+    found = survey(folder)
+    assert [path.name for path in found.volumes] == ["scan.mha", "scan.nrrd"]
+    assert [note.split(": ", 1)[1] for note in found.notes] == [
+        "3 DICOM files skipped: of a path that is no UTF-8"
+    ]
 
 
 @pytest.mark.parametrize(

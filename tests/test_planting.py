@@ -314,6 +314,54 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
         fill_store(other, tmp_path, 9)
 
 
+def test_a_store_knows_its_own_volumes(planter, tmp_path):
+    """Other files that lie there, such as a cache of slices or what a killed planter left, are none."""
+    for name in ("slices.npz", "x000009.npz", ".000009.npz", "000009.npz.old"):
+        (tmp_path / name).write_bytes(b"no planted volume")
+    for number in (1, 999_999, 1_000_000):  # in the order of their numbers
+        (tmp_path / f"{number:06d}.npz").write_bytes(b"")
+    assert [file.name for file in stored_files(tmp_path)] == ["000001.npz", "999999.npz", "1000000.npz"]
+    for file in stored_files(tmp_path):
+        file.unlink()
+    assert fill_store(planter, tmp_path, 1) == 1 and list(Store(tmp_path).volumes) == ["000000.npz"]
+
+
+def test_volumes_that_vanish_while_a_store_is_read_are_passed_over(planter, tmp_path, monkeypatch):
+    """A planter that keeps few takes them away; what is there and cannot be read is an error."""
+    fill_store(planter, tmp_path, 3)
+    load = np.load
+
+    def taking(file, **options):
+        if file.name == "000001.npz":
+            file.unlink()
+        return load(file, **options)
+
+    monkeypatch.setattr(np, "load", taking)
+    assert list(Store(tmp_path).volumes) == ["000000.npz", "000002.npz"]
+    (tmp_path / "000003.npz").mkdir()
+    with pytest.raises(OSError, match="000003"):
+        Store(tmp_path)
+
+
+@pytest.mark.slow
+def test_planting_from_a_folder_of_volumes(healthy, tiny_weights, tmp_path):
+    """The slices are cached in the store, and used again; planters that go on, one beside the other, agree with one alone."""
+    store, alone = tmp_path / "store", tmp_path / "alone"
+    common = ("train plant --region brain --data", healthy, "--model", tiny_weights["brain"])
+    common = (*common, "--variants 1 --max-slices 6 --device cpu")
+    for count, made in ((1, 1), (1, 0), (3, 2)):
+        done = mood(*common, "--store", store, "--count", count)
+        assert done.returncode == 0 and f"{made} volumes planted" in done.stdout, done.stderr
+    with np.load(store / "slices.npz") as cache:
+        assert len(cache["volume"]) == 6 * 12
+    assert [file.name for file in stored_files(store)] == ["000000.npz", "000001.npz", "000002.npz"]
+    for part in ("2/2", "1/2"):
+        done = mood(*common, "--store", alone, "--count", 3, "--shard", part)
+        assert done.returncode == 0, done.stderr
+    for one, other in zip(stored_files(store), stored_files(alone), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_processes_that_fill_a_store_together_make_what_one_makes(planter, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     fill_store(planter, alone, 5)

@@ -1,7 +1,9 @@
 """Never fall over, never lose a result: bad files, full disks, kills and wrong usage, with real files and real runs."""
 
 import contextlib
+import csv
 import gzip
+import html
 import json
 import multiprocessing
 import os
@@ -26,6 +28,8 @@ from mood_submission import Predictor, load_model
 from mood_submission.__main__ import main
 from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import finished, predict_files
+from mood_submission.runtime.files import PART, write_whole
+from mood_submission.runtime.names import as_text, shown
 
 AFFINE = np.diag([2, 2, 4, 1.0])
 pytestmark = [
@@ -208,9 +212,13 @@ def test_every_kind_of_file_is_predicted_or_named_in_one_line(task, tiny_weights
     assert refused == set(names) and len(volumes) == len(names) + len(good) + 1
     for name in names:
         message = volumes[name]["message"]
-        assert name in message and "expected" in message and "found" in message and "\n" not in message, (
-            message
-        )
+        assert (
+            message.isprintable()
+            and name in message
+            and "expected" in message
+            and "found" in message
+            and "\n" not in message
+        ), message
         assert f"{message}\n" in run.stderr
     for name, format in (
         ("dicom.nii", "a DICOM file"),
@@ -220,6 +228,8 @@ def test_every_kind_of_file_is_predicted_or_named_in_one_line(task, tiny_weights
         ("named plain.nii", "a packed file without .gz"),
     ):
         assert f"found {format}" in volumes[name]["message"]
+    assert set(volumes) == {as_text(name) for name in [*names, *good, "link.nii"]}
+    assert all(line.isprintable() for line in run.stderr.split("\n")) and "\\" in "".join(volumes)
     check_predictions(source, out, task, [*good, "link.nii"])
     assert "README.txt" in run.stderr and "case.json" in run.stderr  # skipped, and said so
     assert "nan and infinite.nii: 11 NaN or infinite voxels" in run.stderr
@@ -281,20 +291,104 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
 @pytest.mark.parametrize(
     "words, named",
     [
-        (["-o", "/proc/predictions"], "/proc/predictions"),
-        (["--report", "/proc/report.json"], "/proc/report.json"),
+        (["-o", "/proc/predictions"], "--output /proc/predictions"),
+        (["--report", "/proc/report.json"], "--report /proc/report.json"),
+        (["--task pixel --findings", "/proc/findings"], "--findings /proc/findings"),
+        (
+            ["--task pixel --findings", __file__],
+            f"--findings {__file__}: expected a folder to write to, found",
+        ),
+        (["--task pixel --html", "/proc/page"], "--html /proc/page"),
+        (["--task pixel --html", "/proc/page", "--findings", "FOUND"], "--html /proc/page"),
         (["--report", "/nowhere/report.json"], "/nowhere/report.json"),
         (["--report", "case_0.nii.gz"], "--report"),
         (["--time-budget", "0"], "--time-budget"),
         (["--time-budget", "soon"], "--time-budget"),
     ],
 )
-def test_what_cannot_be_written_or_meant_ends_with_2(words, named, tiny_weights, blobs, tmp_path):
-    run = run_main(
-        "--region brain --task sample -i", blobs, "-o", tmp_path, "--weights", tiny_weights["brain"], *words
-    )
+def test_what_cannot_be_written_or_meant_ends_with_2(
+    words, named, measured, blobs, tmp_path, tmp_path_factory
+):
+    found = tmp_path_factory.mktemp("found")
+    words = [found if word == "FOUND" else word for word in words]
+    run = run_main("--region brain --task sample -i", blobs, "-o", tmp_path, "--weights", measured, *words)
     assert run.returncode == 2 and "Traceback" not in run.stderr
-    assert named in run.stderr.splitlines()[-1] and not list(tmp_path.iterdir())
+    assert named in run.stderr.splitlines()[-1] and not list(tmp_path.iterdir()) and not list(found.iterdir())
+
+
+ODD_NAMES = [  # as bytes: no UTF-8, what a terminal obeys, what turns the reading direction, markup, mathematics
+    b"caf\xe9.nii",
+    b"\x1b[2J\x1b]0;title\x07.nii",
+    b"two\nlines\r.nii",
+    "turned \u202eiin.nii".encode(),
+    "c1 \x9b2J.nii".encode(),
+    b"<b>&'\" $x$ \\frac.nii",
+    b"sound.nii",
+]
+
+
+def test_no_name_spoils_a_folder_of_findings_a_page_or_a_terminal(measured, tmp_path):
+    source, out, found, report = (tmp_path / name for name in ("in", "out", "found", "report.json"))
+    names = [os.fsdecode(name) for name in ODD_NAMES]
+    for name in names:
+        write_nifti(source / "sound.nii", smooth_data(), AFFINE).rename(source / name)
+    (source / os.fsdecode(b"\x1bbad\xe9\n.nii")).write_bytes(b"bad")
+    (source / os.fsdecode(b"\x1b[31mother\xe9")).write_bytes(b"other")
+    words = [
+        "--region brain --task both -i",
+        source,
+        "-o",
+        out,
+        "--weights",
+        measured,
+        "--slices 2 --restorations 1",
+    ]
+    more = ["--verbose --findings", found, "--html", tmp_path / "page", "--report", report]
+    for resumed in ("", "--resume"):
+        run = run_main(*words, *more, resumed)
+        assert run.returncode == 1 and run.stderr.isascii() and "Traceback" not in run.stderr, run.stderr
+        assert all(line.isprintable() for line in run.stderr.split("\n"))
+        assert run.stderr.count("\\x1bbad\\xe9\\x0a.nii: expected a readable") == 1
+        counts = json.loads(report.read_text())["counts"]
+        assert counts["resumed" if resumed else "predicted"] == len(names) and counts["failed"] == 1
+    texts = {as_text(name) for name in names}
+    assert {entry["file"] for entry in json.loads((found / "findings.json").read_text())} == texts
+    with open(found / "findings.csv", newline="", encoding="utf-8") as table:
+        assert {row["file"] for row in csv.DictReader(table)} == texts
+    page = (tmp_path / "page" / "index.html").read_text("utf-8")
+    for name in names:
+        escaped = html.escape(shown(name)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        assert f"<h2>{escaped}</h2>" in page, name
+    assert all(
+        letter.isprintable() or letter == "\n" for letter in page.split("<main>")[1].split("</main>")[0]
+    )
+    for command in (
+        ["show", source, out, "-o", tmp_path / "pictures.png", "--most 99"],
+        ["report -i", source, "-p", out, "-o", tmp_path / "page2", "--findings", found, "--run", report],
+        ["info", source / names[1]],
+        ["info --json", source / names[0]],
+    ):
+        (source / os.fsdecode(b"\x1bbad\xe9\n.nii")).unlink(missing_ok=True)
+        done = mood(*command)
+        told = done.stdout + done.stderr
+        assert done.returncode == 0 and all(line.isprintable() for line in told.split("\n")), told
+
+
+@pytest.mark.parametrize(
+    "task, length, refused", [("pixel", 254, False), ("sample", 254, True), ("sample", 251, False)]
+)
+def test_the_longest_names_are_predicted_or_refused_in_one_line(task, length, refused, measured, tmp_path):
+    """A sample score's name is four bytes longer than the volume's."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a" * (length - 7) + ".nii.gz", "b.nii.gz"):
+        write_nifti(source / name, smooth_data(), AFFINE)
+    words = ["--region brain --task", task, "-i", source, "-o", out, "--weights", measured]
+    page = ["--html", tmp_path / "page"] if task == "pixel" else []
+    run = run_main(*words, "--slices 2 --restorations 1", *page)
+    assert run.returncode == int(refused) and "Traceback" not in run.stderr, run.stderr
+    told = "expected a prediction's name of at most 255 bytes, found 258"
+    assert sum(told in line for line in run.stderr.splitlines()) == int(refused)
+    check_predictions(source, out, task, ["b.nii.gz"] + ["a" * (length - 7) + ".nii.gz"] * (not refused))
 
 
 def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
@@ -338,11 +432,20 @@ def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
     assert not list(empty.iterdir()) and len(list((tmp_path / "out").iterdir())) == 3
 
 
+def hidden_name(path: Path) -> str:
+    """What a killed writer of `path` may have left beside it is called so."""
+    with write_whole(path):
+        (name,) = (entry.name for entry in path.parent.iterdir() if entry.name.startswith(PART))
+    path.unlink()
+    return name
+
+
 def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
     out, precious = tmp_path / "out", tmp_path / "precious"
     out.mkdir()
     precious.write_text("precious")
-    for name in ("case_0.nii.gz", ".case_0.nii.gz.part", "case_1.nii.gz", ".case_2.nii.gz.part"):
+    hidden = [hidden_name(out / f"case_{i}.nii.gz") for i in (0, 2)]
+    for name in ("case_0.nii.gz", hidden[0], "case_1.nii.gz", hidden[1]):
         (out / name).symlink_to(precious)
     outcomes = predict_files(Predictor(FreeNetworks("brain"), 2, 1), sorted(blobs.iterdir()), "pixel", out)
     assert [outcome.status for outcome in outcomes] == [

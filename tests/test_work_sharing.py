@@ -210,6 +210,6 @@ def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, al
     assert all(counts["failed"] == 0 for counts in told)
     done = mood(*words, "--resume")
     assert done.returncode == 0, done.stderr
-    for file in (tmp_path / "out").glob(".*.part"):  # what the killed process was just writing
+    for file in (tmp_path / "out").glob(".part-*"):  # what the killed process was just writing
         file.unlink()
     same(tmp_path / "out", alone)

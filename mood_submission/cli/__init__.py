@@ -1,5 +1,6 @@
 """The command line: `mood-submission COMMAND ...`, the same as `python -m mood_submission COMMAND ...`."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,11 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by whoever started this
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal may have no letter for what a name holds
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -71,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:  # a command's module is imported only when it is asked for
+        import_module(".output", __name__).quiet()
         return import_module(module_of(words[0])).main(words[1:])
     if words and words[0] in ("-h", "--help"):
         print(help_text())

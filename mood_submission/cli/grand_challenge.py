@@ -7,7 +7,6 @@ the volume; both lie in [0, 1]. Exit status: 0 when both are there, else 1 and o
 import argparse
 import json
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from ..model_file import ModelError
 from ..predictor import Predictor
 from ..running.skull_strip import SkullStrip
 from ..runtime.contract import BOTH, REGIONS
-from ..runtime.files import write_whole
+from ..runtime.files import write_text
+from ..runtime.names import in_one_line
 from ..volumes import VolumeError, find_volumes, volume_name, write_volume
+from .output import say, tell
 
 WORDS = {"brain": ("brain", "head", "mri", "mr", "t1"), "abdom": ("abdom", "abdomen", "abdominal", "ct")}
 
@@ -97,15 +98,14 @@ def run(args: argparse.Namespace) -> None:
     model = model_of(args.region or region_of(slug), args.model)
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
     prepared = predictor.read(file)
-    scored = predictor.compute(prepared, BOTH, remark=lambda line: print(line, file=sys.stderr))
+    scored = predictor.compute(prepared, BOTH, remark=say)
     assert scored.pixel is not None and scored.sample is not None  # both were asked for
     images = args.output / "images" / args.pixel_slug
     images.mkdir(parents=True, exist_ok=True)
     scores = predictor.to_volume(prepared, scored.pixel)
     write_volume(images / f"{volume_name(file)}.mha", scores, prepared.grid)
-    with write_whole(args.output / f"{args.sample_slug}.json") as out:
-        out.write(json.dumps(scored.sample).encode())
-    print(f"{file.name}: sample score {scored.sample:.3f}, highest voxel {float(scores.max()):.3f}")
+    write_text(args.output / f"{args.sample_slug}.json", json.dumps(scored.sample))
+    tell(f"{file.name}: sample score {scored.sample:.3f}, highest voxel {float(scores.max()):.3f}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,6 +143,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
     except (CaseError, VolumeError, ModelError, OSError, MemoryError) as error:
         line = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        print(f"mood-submission grand-challenge: {line}", file=sys.stderr)
+        say(f"mood-submission grand-challenge: {in_one_line(line)}")
         return 1
     return 0

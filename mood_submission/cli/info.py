@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,10 @@ from ..preprocessing import Preprocessing, View, harmonise
 from ..preprocessing.anatomy import block_means, coarse_steps
 from ..preprocessing.hounsfield import find_scaling
 from ..runtime.contract import REGIONS
+from ..runtime.names import as_text, in_one_line, shown
 from ..volumes import Volume, VolumeError, read_volume
 from .options import add_device
+from .output import say, tell
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,7 +80,7 @@ def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
         "stored as": str(volume.grid.header.get_data_dtype()),
         "grey values: lowest, median, 99.8%": [round(v, 4) for v in (low, middle, high)],
         "voxels that are no numbers": volume.missing,
-        "notes": list(volume.notes),
+        "notes": [shown(note) for note in volume.notes],
     }
     if region is None:
         return told
@@ -123,12 +124,12 @@ def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
     return told
 
 
-def tell(facts: dict[str, Any], indent: str = "") -> list[str]:
+def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
     """Lines of text."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{name}:", *tell(value, indent + "  ")]
+            lines += [f"{indent}{name}:", *lines_of(value, indent + "  ")]
         elif value not in ([], ""):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             lines.append(f"{indent}{name}: {shown}")
@@ -144,18 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         if file.suffix == ".safetensors":
-            facts = {"file": str(file)} | of_model(load_model(file, "cpu"))
+            facts = {"file": as_text(file)} | of_model(load_model(file, "cpu"))
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what was odd is among the notes
                 volume = read_volume(file)
-            facts = {"file": str(file)} | of_volume(volume, args.region)
+            facts = {"file": as_text(file)} | of_volume(volume, args.region)
             if args.scan:
                 facts["looks like what the weights know"] = _known(volume, args)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mood-submission info: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission info: {in_one_line(error)}")
         return 1
-    print(json.dumps(facts, indent=1) if args.json else "\n".join(tell(facts)))
+    tell(*(json.dumps(facts, indent=1).split("\n") if args.json else lines_of(facts)))
     return 0
 
 

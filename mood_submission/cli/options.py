@@ -33,6 +33,11 @@ def add_names_file(parser: argparse._ActionsContainer, help_text: str) -> None:
     parser.add_argument("--names-file", type=Path, metavar="FILE", help=help_text)
 
 
+def names_in(file: Path) -> list[str]:
+    """The names in the file that --names-file names, as file names are held: they may be no UTF-8. White space parts them."""
+    return file.read_text("utf-8", "surrogateescape").split()
+
+
 def add_scoring(parser: argparse.ArgumentParser, restorations: str) -> None:
     """The options --slices, --restorations and --precision of commands that measure. restorations: help of that one."""
     parser.add_argument(

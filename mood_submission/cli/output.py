@@ -1,4 +1,5 @@
-"""Lines on standard error, in one piece whatever happens at the same time."""
+"""Lines for people: errors and progress on standard error, in one piece whatever happens at the same time; answers on
+standard output. No file's name reaches a terminal as it is (`runtime.names`)."""
 
 import contextlib
 import logging
@@ -9,21 +10,28 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from ..runtime.names import in_one_line, shown
+
 
 def say(line: object) -> None:
     """Write a line on standard error, above any progress bar and in one piece, whatever other threads write.
 
     A closed pipe, as after `2>&1 | head`, stops nothing.
     """
-    text = " ".join(str(line).split())
+    text = shown(str(line).strip())
     with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
+def tell(*lines: object) -> None:
+    """Write lines on standard output."""
+    print("\n".join(shown(line) for line in lines), flush=True)
+
+
 def quiet() -> None:
     """One line a warning and an error, from us; nibabel's notes on odd headers would only repeat them."""
-    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {in_one_line(message)}")
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
 
 
@@ -56,7 +64,7 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """What is being done now, shown beside the bar."""
-        self.bar.set_postfix_str(name, refresh=True)
+        self.bar.set_postfix_str(shown(name), refresh=True)
 
     def update(self, done: int | None = None) -> None:
         """One more is done, or so many in all."""

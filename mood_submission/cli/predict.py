@@ -7,7 +7,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from ..running.run_folder import Outcome, predict_files
 from ..running.skull_strip import FOLDER, WHEN, SkullStrip
 from ..running.work_sharing import Ranks, shard
 from ..runtime.contract import BOTH, TASKS
+from ..runtime.names import as_text, shown
 from ..runtime.stopping import ask_to_stop, check_stopped
 from ..volumes import FORMATS, VolumeError, survey
 from .options import (
@@ -169,19 +171,30 @@ def usage_error(message: str) -> int:
     return 2
 
 
+@contextmanager
+def writing(option: str, path: Path, what: str) -> Iterator[None]:
+    """Tells of an option's file or folder that cannot be written to. Raises VolumeError instead of OSError."""
+    try:
+        yield
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise VolumeError(f"{option} {path}: expected {what}, found: {found}") from None
+
+
 def prepare_output(folder: Path, source: Path) -> None:
-    """Make the folder and see that it can be written to, before anything is computed. Raises OSError, VolumeError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.samefile(source):
-        raise VolumeError(
-            f"{folder}: expected another folder for the predictions, found the one with the volumes"
-        )
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    """Make the folder and see that it can be written to, before anything is computed. Raises VolumeError."""
+    with writing("--output", folder, "a folder to write to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.samefile(source):
+            raise VolumeError(
+                f"{folder}: expected another folder for the predictions, found the one with the volumes"
+            )
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> FindingsFolder | None:
-    """The folder for findings, where one is asked for. Raises OSError, VolumeError, ModelError."""
+    """The folder for findings, where one is asked for. Raises VolumeError, ModelError."""
     if args.html is not None and what_is_missing():
         raise VolumeError(f"--html: {what_is_missing()}")
     if args.dicom_seg and (args.findings is None or not can_write()):
@@ -196,13 +209,19 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
             f"{'--html' if args.html else '--findings'}: expected --task pixel or both, found sample"
         )
     predictor.check_findings()
-    for folder, what in ((args.input, "the volumes"), (args.output, "the predictions")):
-        if args.findings.exists() and args.findings.samefile(folder):
-            raise VolumeError(f"{args.findings}: expected a folder of its own, found the one with {what}")
-    try:
-        return FindingsFolder(args.findings, args.dicom_seg)
-    except ValueError as error:
-        raise VolumeError(str(error)) from None
+    if args.html is not None:  # what is written last is looked at first
+        with writing("--html", args.html, "a folder to write to"):
+            args.html.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=args.html):
+                pass
+    with writing("--findings", args.findings, "a folder to write to"):
+        for folder, what in ((args.input, "the volumes"), (args.output, "the predictions")):
+            if args.findings.exists() and args.findings.samefile(folder):
+                raise VolumeError(f"{args.findings}: expected a folder of its own, found the one with {what}")
+        try:
+            return FindingsFolder(args.findings, args.dicom_seg)
+        except ValueError as error:
+            raise VolumeError(str(error)) from None
 
 
 def skull_strip(args: argparse.Namespace) -> SkullStrip | None:
@@ -217,7 +236,7 @@ def skull_strip(args: argparse.Namespace) -> SkullStrip | None:
 
 
 def names(paths: list[Path], most: int = 5) -> str:
-    return ", ".join(path.name for path in paths[:most]) + (
+    return ", ".join(shown(path.name) for path in paths[:most]) + (
         f" and {len(paths) - most} more" if len(paths) > most else ""
     )
 
@@ -253,8 +272,6 @@ def predict(args: argparse.Namespace) -> int:
         findings = prepare_findings(args, predictor)
     except (VolumeError, ModelError) as error:
         return usage_error(str(error))
-    except OSError as error:
-        return usage_error(f"{args.output}: expected a folder to write to, found: {error.strerror}")
     except RuntimeError as error:  # no such device
         return usage_error(f"--device {args.device}: {str(error).splitlines()[0]}")
     check_stopped()
@@ -265,9 +282,10 @@ def predict(args: argparse.Namespace) -> int:
         return launch(processes, ["predict", *args.words])
     try:
         path = args.report if ranks is None or args.report is None else rank_path(args.report, ranks.rank)
-        report = Report(args, model, files, path)
-    except OSError as error:
-        return usage_error(f"{args.report}: expected a file to write the report to, found: {error.strerror}")
+        with writing("--report", args.report, "a file to write the report to"):
+            report = Report(args, model, files, path)
+    except VolumeError as error:
+        return usage_error(str(error))
     first = ranks is None or ranks.rank == 0
     if others and first:
         say(f"{args.input}: skipped what is no volume: {names(others)}")
@@ -298,7 +316,7 @@ def predict(args: argparse.Namespace) -> int:
             lambda stage, file: progress.stage(f"{stage} {file.name}"),
         )
     status = conclude(outcomes)
-    told = {outcome.file.name: outcome.to_dict() for outcome in outcomes}
+    told = {as_text(outcome.file.name): outcome.to_dict() for outcome in outcomes}
     if ranks is not None:
         # torchrun ends all processes when one of them fails: the last tells for all
         failed = ranks.count_failed(sum(outcome.status == "failed" for outcome in outcomes))
@@ -332,11 +350,11 @@ def described(outcome: Outcome) -> str:
         told.append(
             f"{outcome.slice_count} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s"
         )
-    return f"{outcome.file.name}: {', '.join(told)}"
+    return f"{shown(outcome.file.name)}: {', '.join(told)}"
 
 
 def write_html(args: argparse.Namespace, model: Model, told: dict[str, dict]) -> int:
-    """The page of the run. told: what became of the volumes, by their files' names. Returns 1 where it cannot be made, which is
+    """The page of the run. told: what became of the volumes, by their files' names (`as_text`). Returns 1 where it cannot be made, which is
     said, else 0."""
     from ..output.report.collect import Sources
     from ..output.report.page import write_report
@@ -365,7 +383,7 @@ def conclude(outcomes: list[Outcome]) -> int:
     resumed = sum(outcome.status == "resumed" for outcome in outcomes)
     if resumed:
         say(f"{resumed} of {len(outcomes)} volumes had their prediction already")
-    failed = [outcome.file.name for outcome in outcomes if outcome.status == "failed"]
+    failed = [shown(outcome.file.name) for outcome in outcomes if outcome.status == "failed"]
     if failed:
         say(f"{len(failed)} of {len(outcomes)} volumes failed: {', '.join(failed)}")
     return 1 if failed else 0

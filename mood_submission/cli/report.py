@@ -1,13 +1,14 @@
 """Make a page to look at of a run's predictions: volumes ranked, pictures, findings, and a viewer; nothing leaves the machine."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..model import load_model
 from ..output.report import what_is_missing
 from ..runtime.contract import REGIONS
+from ..runtime.names import in_one_line
+from .output import say, tell
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if what_is_missing():
-        print(f"mood-submission report: {what_is_missing()}", file=sys.stderr)
+        say(f"mood-submission report: {what_is_missing()}")
         return 1
     from ..output.report.collect import Sources
     from ..output.report.page import write_report
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources = Sources(args.input, args.pred, args.findings, label, args.run, args.samples)
         entries = write_report(sources, args.out, model.about if model else None, settings)
     except (ValueError, OSError) as error:
-        print(f"mood-submission report: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission report: {in_one_line(error)}")
         return 1
-    print(f"{args.out / 'index.html'}: {len(entries)} volumes")
+    tell(f"{args.out / 'index.html'}: {len(entries)} volumes")
     return 0

@@ -4,12 +4,12 @@ import argparse
 import functools
 import http.server
 import secrets
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .options import at_least
+from .output import say, tell
 
 ADDRESS = "127.0.0.1"  # never another: what is in a report is nobody else's business
 
@@ -59,18 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if not (args.folder / "index.html").is_file():
-        print(
-            f"mood-submission view: {args.folder}: expected a report's folder, found no index.html",
-            file=sys.stderr,
-        )
+        say(f"mood-submission view: {args.folder}: expected a report's folder, found no index.html")
         return 1
     try:
         serving, address = server(args.folder, args.port)
     except OSError as error:
-        print(f"mood-submission view: port {args.port}: {error.strerror}", file=sys.stderr)
+        say(f"mood-submission view: port {args.port}: {error.strerror}")
         return 1
     try:
-        print(f"{address}\nCtrl-C ends it", flush=True)
+        tell(address, "Ctrl-C ends it")
         serving.serve_forever()
     except KeyboardInterrupt:
         pass

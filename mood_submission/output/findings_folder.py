@@ -1,19 +1,16 @@
 """The folder of a run's findings: a mask for each volume, and one table over all."""
 
 import csv
-import fcntl
 import io
 import json
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..findings.objects import EXPECTED
 from ..predictor import Found
-from ..runtime.files import write_whole
+from ..runtime.files import LOCK, alone, write_text
+from ..runtime.names import as_text, in_one_line, shown
 from ..volumes import Grid, is_dicom, output_name, volume_name, write_mask, write_volume
 from .dicom_seg import SUFFIX, write_dicom_seg
 
@@ -39,7 +36,8 @@ class FindingsFolder:
 
     dicom_seg: whether findings in a series of DICOM files are written as DIR/NAME.seg.dcm too.
     The tables are written anew after each volume. Volumes that an earlier run, or another process, left there stay in them until
-    they are added again. Raises OSError where the folder cannot be written to, ValueError where its findings.json is none.
+    they are added again. Names stand in the tables as `as_text` makes them. Raises OSError where the folder cannot be written to,
+    ValueError where its findings.json is none.
     """
 
     folder: Path
@@ -48,29 +46,14 @@ class FindingsFolder:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with alone(self.folder / LOCK):
             self._read_table()
             self._write_tables()
 
     def _read_table(self) -> None:
         table = self.folder / "findings.json"
         if table.exists():
-            try:
-                self.found |= {entry["file"]: entry["findings"] for entry in json.loads(table.read_text())}
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(
-                    f"{table}: expected findings of an earlier run, found something else"
-                ) from None
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process writes the tables meanwhile."""
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # until it is closed
-            yield
-        finally:
-            os.close(folder)
+            self.found |= read_findings(table)
 
     def add(self, source: Path, found: Found, grid: Grid) -> None:
         """Take in what stands out in a volume. source: its path."""
@@ -81,9 +64,9 @@ class FindingsFolder:
         write_mask(self.folder / name, found.mask, grid)
         if self.dicom_seg:
             self._write_dicom_seg(source, found, grid)
-        with self._alone():
+        with alone(self.folder / LOCK):
             self._read_table()
-            self.found[name] = [finding.to_dict() for finding in found.findings]
+            self.found[as_text(name)] = [finding.to_dict() for finding in found.findings]
             self._write_tables()
 
     def _write_dicom_seg(self, source: Path, found: Found, grid: Grid) -> None:
@@ -95,26 +78,35 @@ class FindingsFolder:
         try:
             write_dicom_seg(file, source, found.mask, grid, found.findings)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            text = " ".join(str(error).split())[:300]
-            warnings.warn(f"{source}: no DICOM segmentation written: {text}", stacklevel=2)
+            text = in_one_line(error)[:300]
+            warnings.warn(f"{shown(source)}: no DICOM segmentation written: {text}", stacklevel=2)
 
     def has(self, name: str) -> bool:
         """Whether a volume's mask and findings are there already."""
-        return name in self.found and (self.folder / name).exists()
+        return as_text(name) in self.found and (self.folder / name).exists()
 
     def _write_tables(self) -> None:
         names = sorted(self.found)
         entries = [{"file": name, "findings": self.found[name]} for name in names]
-        with write_whole(self.folder / "findings.json") as out:
-            out.write(json.dumps(entries, indent=1).encode() + b"\n")
+        write_text(self.folder / "findings.json", json.dumps(entries, indent=1) + "\n")
         text = io.StringIO(newline="")
         rows = [_row(name, finding) for name in names for finding in self.found[name]]
         kinds = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
         table = csv.DictWriter(text, [*COLUMNS, *kinds], restval="")
         table.writeheader()
         table.writerows(rows)
-        with write_whole(self.folder / "findings.csv") as out:
-            out.write(text.getvalue().encode())
+        write_text(self.folder / "findings.csv", text.getvalue())
+
+
+def read_findings(table: Path) -> dict[str, list[dict]]:
+    """The findings in a findings.json by the volume's name (`as_text`). Raises ValueError for what is none."""
+    try:
+        # tables of earlier versions have names that are not printable as they are
+        return {
+            shown(entry["file"]): list(entry["findings"]) for entry in json.loads(table.read_text("utf-8"))
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{table}: expected findings of a run, found {error!r}") from None
 
 
 def _row(file: str, finding: dict) -> dict[str, object]:

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..model import Model
-from ..runtime.files import write_whole
+from ..runtime.files import write_text
+from ..runtime.names import as_text
 from ..version import __version__
 from .run_folder import STATUSES, Outcome
 
@@ -40,11 +41,11 @@ class Report:
         self.outcomes = {file: Outcome(file) for file in files}
         self.head = {
             "version": __version__,
-            "weights": {"file": str(model.file), "sha256": model.sha256},
+            "weights": {"file": as_text(str(model.file)), "sha256": model.sha256},
             "options": {name: getattr(args, name) for name in OPTIONS},
             "device": str(model.device),
-            "input": str(args.input),
-            "output": str(args.output),
+            "input": as_text(args.input),
+            "output": as_text(args.output),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self.write()
@@ -67,9 +68,7 @@ class Report:
             "counts": {status: statuses.count(status) for status in STATUSES},
             "volumes": [outcome.to_dict() for outcome in self.outcomes.values()],
         }
-        with write_whole(self.path) as file:
-            file.write(json.dumps(content, indent=1).encode())
-            file.write(b"\n")
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def rank_path(path: Path, rank: int) -> Path:
@@ -79,8 +78,8 @@ def rank_path(path: Path, rank: int) -> Path:
 
 def merge_reports(path: Path, count: int) -> dict[str, dict]:
     """Make one report of those of `count` processes, which go; a volume is as the process that took it says. Returns what became
-    of each volume, by its file's name. Raises OSError, ValueError where one is missing or broken."""
-    parts = [json.loads(rank_path(path, rank).read_text()) for rank in range(count)]
+    of each volume, by its file's name (`as_text`). Raises OSError, ValueError where one is missing or broken."""
+    parts = [json.loads(rank_path(path, rank).read_text("utf-8")) for rank in range(count)]
     volumes: dict[str, dict] = {}
     for part in parts:
         for volume in part["volumes"]:
@@ -93,8 +92,7 @@ def merge_reports(path: Path, count: int) -> dict[str, dict]:
         "counts": {status: statuses.count(status) for status in STATUSES},
         "volumes": list(volumes.values()),
     }
-    with write_whole(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     for rank in range(count):
         rank_path(path, rank).unlink(missing_ok=True)
     return volumes

@@ -1,5 +1,6 @@
 """A folder of volumes: each is read, computed and written, and nothing that happens to one keeps the others from it."""
 
+import os
 import time
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from ..output.findings_folder import FindingsFolder
 from ..predictor import Predictor, Prepared
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
+from ..runtime.names import as_text, in_one_line, shown
 from ..runtime.stopping import check_stopped
 from ..volumes import VolumeError, output_name, read_grid, read_volume
 from .time_budget import Computed, compute_within
@@ -53,9 +55,9 @@ class Outcome:
         names = ("status", "seconds", "device", "score", "restorations")
         message = "; ".join(filter(None, (self.message, *self.notes)))
         return (
-            {"file": self.file.name}
+            {"file": as_text(self.file.name)}
             | {name: getattr(self, name) for name in names}
-            | {"slices": self.slice_count, "message": message}
+            | {"slices": self.slice_count, "message": shown(message)}
         )
 
 
@@ -95,7 +97,7 @@ def finished(source: Path, task: str, out: Path) -> float | None:
         return None if None in of_each else of_each[0]
     try:
         if task == "sample":
-            score = float((out / f"{output_name(source)}.txt").read_text())
+            score = float((out / f"{output_name(source)}.txt").read_text("utf-8"))
             return score if 0 <= score <= 1 else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -197,6 +199,7 @@ class FolderRun:
     def read(self, outcome: Outcome) -> Prepared | None:
         begin = time.monotonic()
         try:
+            self.check_name(outcome.file)
             if self.resume and (self.findings is None or self.findings.has(output_name(outcome.file))):
                 outcome.score = finished(outcome.file, self.task, self.out)
                 if outcome.score is not None:
@@ -207,6 +210,15 @@ class FolderRun:
             return prepared
         finally:
             outcome.seconds += time.monotonic() - begin
+
+    def check_name(self, source: Path) -> None:
+        """See that the prediction's name is not too long, before anything is computed. Raises VolumeError."""
+        name = output_name(source) + ("" if self.task == "pixel" else ".txt")
+        most, found = os.pathconf(self.out, "PC_NAME_MAX"), len(os.fsencode(name))
+        if found > most:
+            raise VolumeError(
+                f"{source}: expected a prediction's name of at most {most} bytes, found {found}"
+            )
 
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()
@@ -245,10 +257,10 @@ def _ahead(
 
 def _message(source: Path, error: Exception) -> str:
     """One line that names the file."""
-    text = " ".join(str(error).split())
+    text = in_one_line(str(error).replace(str(source), shown(source)))
     if not isinstance(error, (VolumeError, OSError)):  # whose texts say by themselves what it is
         text = f"{type(error).__name__}: {text}"
-    return text if str(source) in text else f"{source}: {text}"
+    return text if shown(source) in text else f"{shown(source)}: {text}"
 
 
 def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: str) -> str:
@@ -258,4 +270,4 @@ def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: 
     if (slices, copies) == (of, wanted):
         return ""
     restorations = f", {copies} of {wanted} restorations" if wanted else ""
-    return f"{prepared.path}: {slices} of {of} slices{restorations} within the time budget"
+    return f"{shown(prepared.path)}: {slices} of {of} slices{restorations} within the time budget"

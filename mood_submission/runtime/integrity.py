@@ -41,5 +41,6 @@ def _sums(file: Path) -> dict[str, str]:
     """sha256 by file name; empty where there is no such file."""
     if not file.exists():
         return {}
-    lines = [line.split() for line in file.read_text().splitlines() if line.strip()]
-    return {name.removeprefix("*"): digest for digest, name in lines}
+    lines = file.read_text("utf-8", "surrogateescape").split("\n")
+    parts = [line.split(maxsplit=1) for line in lines]
+    return {part[1].removeprefix("*"): part[0] for part in parts if len(part) == 2}

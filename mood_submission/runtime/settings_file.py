@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import write_whole
+from .files import LOCK, alone, write_text
 
 
 def check_settings(file: Path, settings: Mapping[str, object], error: type[ValueError] = ValueError) -> None:
@@ -14,10 +14,10 @@ def check_settings(file: Path, settings: Mapping[str, object], error: type[Value
     """
     text = json.dumps(settings, indent=1, default=str) + "\n"
     if not file.exists():
-        with write_whole(file) as out:
-            out.write(text.encode())
-        return
-    wanted, found = json.loads(text), json.loads(file.read_text())
+        with alone(file.with_name(LOCK)):
+            if not file.exists():  # another process may have been first
+                write_text(file, text)
+    wanted, found = json.loads(text), json.loads(file.read_text("utf-8"))
     different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if different:
         name = different[0]

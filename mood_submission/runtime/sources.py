@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .names import shown
+
 
 def source_of(name: str) -> str:
-    """The letters that a volume's name begins with; "numbered" where it begins with a digit."""
-    return re.split(r"\d", name, maxsplit=1)[0].rstrip("_-") or "numbered"
+    """The letters that a volume's name begins with, as text; "numbered" where it begins with a digit."""
+    return shown(re.split(r"\d", name, maxsplit=1)[0].rstrip("_-")) or "numbered"
 
 
 def source_shares(names: Sequence[str]) -> np.ndarray:

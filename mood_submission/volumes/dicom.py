@@ -12,7 +12,7 @@ import numpy as np
 
 from ..runtime.triples import three
 from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line, volume_of
-from .metaimage import itk, same_locale
+from .metaimage import itk, itk_path, same_locale
 
 SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES = (  # tags
     "0020|000e",
@@ -226,9 +226,11 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     """The series' UID and number and what its header says of one file, or why it is no slice of a volume."""
     reader = itk().ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
     try:
+        reader.SetFileName(itk_path(file))
         reader.ReadImageInformation()
+    except OSError:
+        return "of a path that is no UTF-8"
     except RuntimeError:
         return "unreadable, or no images"
     tag = lambda name: reader.GetMetaData(name).strip() if reader.HasMetaDataKey(name) else ""  # noqa: E731

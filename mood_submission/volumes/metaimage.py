@@ -1,5 +1,6 @@
 """MetaImage and NRRD files in and out, by SimpleITK."""
 
+import errno
 import locale
 import os
 import re
@@ -23,6 +24,16 @@ def itk() -> Any:
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK
+
+
+def itk_path(path: str | Path) -> str:
+    """A path for SimpleITK, which takes UTF-8 alone: another would end the whole process. Raises OSError for such."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, "a path that is no UTF-8, which SimpleITK cannot open", text) from None
+    return text
 
 
 @contextmanager
@@ -66,7 +77,7 @@ def write_metaimage(path: Path, array: np.ndarray, grid: Grid) -> None:
     image.SetOrigin(origin.tolist())
     image.SetDirection(axes.flatten().tolist())
     try:
-        write_whole_by_name(path, lambda name: itk().WriteImage(image, name, True))
+        write_whole_by_name(path, lambda name: itk().WriteImage(image, itk_path(name), True))
     except RuntimeError as error:
         raise OSError(f"{path}: {one_line(error)}") from error
 
@@ -81,7 +92,7 @@ def _reader(path: Path) -> tuple[Any, Grid]:
         reader = sitk.ImageFileReader()
         if path.suffix != path.suffix.lower():  # SimpleITK knows a format by small letters
             reader.SetImageIO(_io(path))
-        reader.SetFileName(str(path))
+        reader.SetFileName(itk_path(path))
         reader.ReadImageInformation()
     except (RuntimeError, OSError, MemoryError) as error:
         raise _unreadable(path, error) from error

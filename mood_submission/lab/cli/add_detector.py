@@ -2,16 +2,17 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ...cli.options import restorations_option, share
+from ...cli.output import say, tell
 from ...model import Model, load_model, networks_sha256
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
 from ...networks.detector import Detector, DetectorSettings
+from ...runtime.names import in_one_line
 from ..training.mean import mean_detector
 from ..training.run import RunError, load_detector
 
@@ -139,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
     except (ValueError, OSError) as error:
-        print(f"mood-submission add-detector: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission add-detector: {in_one_line(error)}")
         return 1
     out = args.out or args.model
-    print(
+    tell(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB, detector of {trained['steps']} steps, kinds {', '.join(trained['kinds'])}"
     )
     return 0

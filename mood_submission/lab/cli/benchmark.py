@@ -20,9 +20,12 @@ from ...cli.options import (
     restorations_option,
     slices_option,
 )
+from ...cli.output import say, tell
 from ...model import load_model
 from ...model_file import ModelError
 from ...predictor import Predictor
+from ...runtime.files import write_text
+from ...runtime.names import in_one_line
 from ...volumes import VolumeError
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..measuring.profile import matrix_speed, profile, table
@@ -121,7 +124,7 @@ def _profile(predictor: Predictor, volume: Path, out: Path) -> dict[str, float |
     """Print the table; returns its figures."""
     speed = matrix_speed(predictor.model.device)
     stages = profile(predictor, volume, out)
-    print(*table(stages, speed), "", sep="\n")
+    tell(*table(stages, speed), "")
     return {
         "machine": machine(predictor.model.device),
         "torch": torch.__version__,
@@ -137,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as work:
             figures = measure(args, Path(work))
         if args.json:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n")
+            write_text(args.json, json.dumps(figures, indent=1) + "\n")
     except (ModelError, VolumeError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        print(f"mood-submission benchmark: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission benchmark: {in_one_line(error)}")
         return 1
     for name, value in figures.items():
-        print(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")
+        tell(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")
     return 0

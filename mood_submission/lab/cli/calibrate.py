@@ -6,15 +6,15 @@ Takes the volumes that the model's training held out for thresholds, where --dat
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cli.options import add_device, add_names_file, add_scoring
-from ...cli.output import Progress
+from ...cli.options import add_device, add_names_file, add_scoring, names_in
+from ...cli.output import Progress, say, tell
 from ...model import load_model
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ...predictor import Predictor
+from ...runtime.names import in_one_line
 from ...volumes import named_volumes
 from ..measuring.calibration import calibrate
 
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
     if args.names_file:
-        return list(named_volumes(args.data, args.names_file.read_text().split()).values())
+        return list(named_volumes(args.data, names_in(args.names_file)).values())
     files = named_volumes(args.data)
     return [files[name] for name in held_out if name in files] or list(files.values())
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         rewrite_about(args.model, args.out or args.model, about)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mood-submission calibrate: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission calibrate: {in_one_line(error)}")
         return 1
-    print(f"{args.out or args.model}: calibrated on {len(files)} volumes")
+    tell(f"{args.out or args.model}: calibrated on {len(files)} volumes")
     return 0

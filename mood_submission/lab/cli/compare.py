@@ -8,17 +8,26 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ...cli.options import add_device, add_names_file, add_region, add_scoring, add_weights, positive
-from ...cli.output import Progress
+from ...cli.options import (
+    add_device,
+    add_names_file,
+    add_region,
+    add_scoring,
+    add_weights,
+    names_in,
+    positive,
+)
+from ...cli.output import Progress, say, tell
 from ...model import Model, load_model
 from ...model_file import WEIGHTS, About, rewrite_about
 from ...predictor import Predictor
+from ...runtime.files import write_text
 from ...runtime.integrity import content_sha256
+from ...runtime.names import as_text, in_one_line
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_of
 from ...volumes import VolumeError, named_volumes
@@ -120,7 +129,7 @@ def write_tables(
         f"{name} volumes": [c for c in cases if c.volume in members] for name, members in parts.items()
     }
     results = {name: table(members, folders) for name, members in groups.items()}
-    (out / "table.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_text(out / "table.json", json.dumps(results, indent=1) + "\n")
     text = "\n".join(
         f"## {name}: {sum(c.kind is None for c in groups[name])} healthy, "
         f"{sum(c.kind is not None for c in groups[name])} with an anomaly\n\n{to_markdown(result)}"
@@ -135,13 +144,13 @@ def write_tables(
             )
             + "\n"
         )
-    (out / "table.md").write_text(text)
+    write_text(out / "table.md", text)
     return results
 
 
 def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Path]:
     """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
-    names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
+    names = names_in(args.names_file) if args.names_file else sum(parts.values(), []) or None
     if args.only:
         names = [name for name in named_volumes(args.data) if any(fnmatch(name, p) for p in args.only)]
         if not names:
@@ -217,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out / "settings.json",
             {
                 "model": what_scores(model),
-                "volumes": list(files),
+                "volumes": [as_text(name) for name in files],
                 "planted": args.planted,
                 "slices": args.slices,
                 "restorations": predictor.restorations,
@@ -238,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.record:
             record(weights, model.about, args, results)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mood-submission compare: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"mood-submission compare: {in_one_line(error)}")
         return 1
-    print((args.out / "table.md").read_text())
+    tell(*(args.out / "table.md").read_text("utf-8").split("\n"))
     return 0

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from ...cli.options import at_least
+from ...cli.output import say, tell
 from ...runtime.contract import TASKS
+from ...runtime.files import write_text
+from ...runtime.names import in_one_line
 from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 
@@ -109,15 +111,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         result, details = evaluate(args)
         if args.json:
             figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
-            args.json.write_text(json.dumps(finite(figures), indent=1) + "\n")
+            write_text(args.json, json.dumps(finite(figures), indent=1) + "\n")
         if args.cases:
             details.write_cases(args.cases)
         if args.curves:
             details.draw_curves(args.curves)
     except (ValueError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"evaluate: {in_one_line(error)}")
         return 1
-    print("\n".join(told(result, details, args.bootstrap > 0)))
+    tell(*told(result, details, args.bootstrap > 0))
     return 0
 
 

@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from ...cli.output import say, tell
 from ...model_file import SAMPLE_METHODS, About, save_model
 from ...preprocessing import Preprocessing
+from ...runtime.names import in_one_line
 from ..training.run import RunError, load_prior, load_vqvae
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         about = export(args.runs, args.out, DTYPES[args.dtype], args.sample_method, notes)
     except (RunError, ValueError) as error:
-        print(f"mood-submission export: {error}", file=sys.stderr)
+        say(f"mood-submission export: {in_one_line(error)}")
         return 1
     figures = json.dumps(
         {
@@ -82,5 +83,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             "top_reference": about.top_reference,
         }
     )
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}")
+    tell(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}")
     return 0

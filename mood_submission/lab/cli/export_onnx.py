@@ -6,14 +6,15 @@ the box that the detector reads.
 
 import argparse
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...cli.output import say, tell
 from ...model import load_model
 from ...model_file import ModelError
+from ...runtime.names import in_one_line
 from ..onnx_export import export_onnx
 
 NEEDED = ("onnx", "onnxscript")
@@ -30,17 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        print(
-            f"mood-submission export-onnx: expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'",
-            file=sys.stderr,
+        say(
+            f"mood-submission export-onnx: expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'"
         )
         return 2
     warnings.simplefilter("ignore")  # of the exporter, about itself
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         for path in export_onnx(load_model(args.model, "cpu"), args.out):
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+            tell(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     except (ModelError, OSError) as error:
-        print(f"mood-submission export-onnx: {error}", file=sys.stderr)
+        say(f"mood-submission export-onnx: {in_one_line(error)}")
         return 1
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,11 +9,13 @@ from typing import TypeVar
 import torch
 
 from ...cli.options import add_region
+from ...cli.output import say
 from ...model_file import About, save_model
 from ...networks.checkpoint_names import PublishedCheckpointError, convert_prior, convert_vqvae
 from ...networks.pixelsnail import PixelSNAIL
 from ...networks.vqvae import VQVAE
 from ...preprocessing import Preprocessing
+from ...runtime.names import in_one_line
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
@@ -93,6 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.features, args.latent, args.region, args.out, args.stem_padding, DTYPES.get(args.dtype)
         )
     except PublishedCheckpointError as error:
-        print(f"mood-submission import-reference: {error}", file=sys.stderr)
+        say(f"mood-submission import-reference: {in_one_line(error)}")
         return 1
     return 0

@@ -1,11 +1,12 @@
 """Make toy cases with planted anomalies and their labels, in the organisers' folder layout."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cli.options import add_names_file, add_region, at_least, share
+from ...cli.options import add_names_file, add_region, at_least, names_in, share
+from ...cli.output import say, tell
+from ...runtime.names import in_one_line
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_toy
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         names = args.names.split(",") if args.names else None
         if args.names_file:
-            names = args.names_file.read_text().split()
+            names = names_in(args.names_file)
             if not names:
                 raise ValueError(f"{args.names_file}: expected names of volumes, found none")
         records = make_toy(
@@ -65,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             names,
         )
     except (ValueError, OSError) as error:
-        print(f"make_toy: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"make_toy: {in_one_line(error)}")
         return 1
     origins = "volumes of " + args.source.name if args.source else next(iter(records.values()))["origin"]
     planted = sum(record["kind"] is not None for record in records.values())
-    print(
+    tell(
         f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}"
     )
     return 0

@@ -1,13 +1,14 @@
 """Draw volumes beside their pixel scores (and labels, where given): one row a volume, at its most telling slice."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ...cli.output import say, tell
+from ...runtime.names import in_one_line, shown
 from ...volumes import FORMATS, VolumeError, find_volumes, output_name, read_volume, volume_name
 
 
@@ -56,7 +57,8 @@ def draw(rows: dict[str, Row], out: Path) -> None:
         for column, axis in zip(columns, line):
             axis.imshow(row.pictures[column], **styles.get(column, {"cmap": "gray"}))
             axis.set(xticks=[], yticks=[])
-            axis.set_title(column if column != "volume" else f"{name}, z = {row.z}", fontsize=8)
+            title = column if column != "volume" else shown(f"{name}, z = {row.z}")
+            axis.set_title(title, fontsize=8, parse_math=False)  # a name may hold dollars
     figure.tight_layout()
     figure.savefig(out, dpi=90)
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         draw(rows, args.out)
     except (VolumeError, OSError) as error:
-        print(f"mood-submission show: {error}", file=sys.stderr)
+        say(f"mood-submission show: {in_one_line(error)}")
         return 1
-    print(args.out)
+    tell(args.out)
     return 0

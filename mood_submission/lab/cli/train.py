@@ -3,17 +3,18 @@ on both, with anomalies planted in these volumes; or the VAE that they are compa
 train one network together."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ...cli.options import DEVICE_HELP, add_region, positive, shard_option, share
+from ...cli.output import say, tell
 from ...networks.detector import CONTEXT, DetectorSettings
 from ...networks.vae import VAESettings
 from ...networks.vqvae import VQVAESettings
 from ...preprocessing import Preprocessing
+from ...runtime.names import in_one_line
 from ..planting.varied import TRAINING_KINDS
 from ..training.cache import build_cache
 from ..training.group import Group
@@ -138,7 +139,13 @@ def _plant_options(plant: argparse.ArgumentParser) -> None:
     _data_options(plant)
     add = plant.add_argument
     add("--model", type=Path, required=True, metavar="FILE.safetensors", help="VQ-VAE and prior")
-    add("--store", type=Path, required=True, metavar="FOLDER", help="where to; goes on where it was")
+    add(
+        "--store",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="where to; goes on where it was. The slices of a --data FOLDER are cached there too",
+    )
     much = plant.add_mutually_exclusive_group(required=True)
     much.add_argument("--count", type=positive, help="volumes that the store is to have had in all")
     much.add_argument("--minutes", type=float, help="plant so long")
@@ -348,6 +355,7 @@ def _plant(args: argparse.Namespace) -> None:
         torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
         validation=args.validation,
         test=args.test,
+        max_slices=args.max_slices,
         leave_out=tuple(args.leave_out),
         hold_out=tuple(args.hold_out),
         preprocessing=_preprocessing(args),
@@ -360,7 +368,7 @@ def _plant(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     made = plant_store(run, args.model, args.store, settings, args.count, args.keep, args.shard)
-    print(f"{args.store}: {made} volumes planted")
+    tell(f"{args.store}: {made} volumes planted")
 
 
 def _vae(args: argparse.Namespace) -> None:
@@ -391,9 +399,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         STAGES[args.stage][2](args)
     except ValueError as error:  # files and settings that are not as expected
-        print(f"mood-submission train: {error}", file=sys.stderr)
+        say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:
-        print("mood-submission train: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        say("mood-submission train: stopped; --resume goes on from the last checkpoint")
         return Group.leave(130)
     return Group.leave(0)

@@ -10,6 +10,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
+from ...runtime.names import shown
 from .metrics import VALUES, average_precision, bootstrap_interval, score_counts
 
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, nib.filebasedimages.ImageFileError)
@@ -118,7 +119,7 @@ def _read_number(path: Path) -> float | str:
     if not path.is_file():
         return "missing"
     try:
-        return float(path.read_text().split("\n", 1)[0])
+        return float(path.read_text("utf-8").split("\n", 1)[0])
     except (OSError, ValueError) as error:
         return f"unreadable, {_say(error)}"
 
@@ -147,7 +148,7 @@ def evaluate_pixel(
         labels = _read_label(label_path)
         scores = _read_prediction(pred_path, labels.shape)
         if isinstance(scores, str):
-            missing.append(f"{pred_path.name}: {scores}")
+            missing.append(shown(f"{pred_path.name}: {scores}"))
             scores = np.zeros(labels.shape, np.float16)
         counts[i] = score_counts(scores, labels)
         each(label_path.name, scores, labels, counts[i])
@@ -176,7 +177,7 @@ def evaluate_sample(
         if label not in (0.0, 1.0):
             raise ValueError(f"{label_path}: expected 0 or 1, found {label}")
         if isinstance(score, str):
-            missing.append(f"{pred_path.name}: {score}")
+            missing.append(shown(f"{pred_path.name}: {score}"))
             score = 0.0
         labels[i], scores[i] = label, np.clip(np.nan_to_num(score, posinf=1, neginf=0), 0, 1)
         each(label_path.name.removesuffix(".txt"), int(label), float(scores[i]))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ...findings.thresholds import FALSE_ALARMS
-from ...runtime.files import write_whole
+from ...runtime.files import write_text
+from ...runtime.names import as_text
 from ...runtime.sources import source_of
 from .field_metrics import (
     HEALTHY_RATES,
@@ -58,7 +59,7 @@ class Judged:
 class Details:
     """Takes in case after case, and then tells measures and tables. task: one of TASKS.
 
-    records: what is known of the cases by name, as toy_label/anomalies.json has it; may be empty.
+    records: what is known of the cases by name (`as_text`), as toy_label/anomalies.json has it; may be empty.
     """
 
     task: str
@@ -72,10 +73,8 @@ class Details:
             file = folder / "anomalies.json"
             if file.is_file():
                 try:
-                    return cls(
-                        task,
-                        {name.removesuffix(".nii.gz"): r for name, r in json.loads(file.read_text()).items()},
-                    )
+                    records = json.loads(file.read_text("utf-8"))
+                    return cls(task, {name.removesuffix(".nii.gz"): r for name, r in records.items()})
                 except (ValueError, AttributeError):
                     raise ValueError(
                         f"{file}: expected records of planted anomalies, found something else"
@@ -113,7 +112,7 @@ class Details:
 
     def _case(self, name: str, counts: np.ndarray, positives: int) -> Judged:
         name = name.removesuffix(".nii.gz")
-        record = self.records.get(name, {})
+        record = self.records.get(as_text(name), {})
         kind = str(record.get("kind") or ("healthy" if not positives else ""))
         size = ""
         if positives and "volume_ml" in record:
@@ -225,10 +224,9 @@ class Details:
         table = csv.writer(text)
         table.writerow(columns)
         for case in self.cases:
-            row = [case.name, case.kind, case.size, case.source, case.voxels, f"{case.highest:.6g}"]
+            row = [as_text(case.name), case.kind, case.size, case.source, case.voxels, f"{case.highest:.6g}"]
             table.writerow(row + ([f"{case.ap:.6g}"] if self.task == "pixel" else []))
-        with write_whole(file) as out:
-            out.write(text.getvalue().encode())
+        write_text(file, text.getvalue())
 
     def draw_curves(self, file: Path) -> None:
         """A picture of the precision-recall curve and the ROC curve of all cases together."""

@@ -7,6 +7,7 @@ grid, so that one seed gives the same anatomy at every size.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...runtime.contract import REGIONS
+from ...runtime.files import write_text
+from ...runtime.names import as_text
 from ...volumes import Grid, Volume, named_volumes, read_volume
 from .anomalies import KINDS, RADIUS_FRACTION, plant_with_details
 from .phantoms import (
@@ -32,7 +35,7 @@ from .phantoms import (
 
 def file_seed(seed: int, name: str) -> int:
     """The seed of one file, 0 .. 2**63 - 1, from the run's seed and the file's name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()[:8], "big") >> 1
 
 
 def _generator(region: str) -> tuple[str, Callable[[int, np.random.Generator], np.ndarray]]:
@@ -162,8 +165,10 @@ def make_toy(
         else:
             case = _Case.read(name, files[name])
         records[name] = case.write(folders, kind, file_seed(seed, name), radius_fraction)
-    text = json.dumps(records, indent=1) + "\n"
-    (out / region / "toy_label" / "anomalies.json").write_text(text)
+    told = {
+        as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()
+    }
+    write_text(out / region / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
     return records
 
 

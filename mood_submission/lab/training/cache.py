@@ -7,6 +7,7 @@ slices stay in the file, mapped into memory: only what is drawn is read, so they
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
 from ...runtime.files import write_whole
+from ...runtime.names import shown
 from ...runtime.sources import source_of
 from .order import BatchOrder
 
@@ -65,7 +67,7 @@ def build_cache(
             try:
                 slices, values = _slices_of(path, framing, preprocessing, max_slices)
             except VolumeError as error:
-                tqdm.write(f"left out: {error}", file=sys.stderr)
+                tqdm.write(shown(f"left out: {error}"), file=sys.stderr)
                 continue
             raw.write(slices.tobytes())
             for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
@@ -201,7 +203,7 @@ def split_names(
         groups.setdefault(source_of(name), []).append(name)
     split: dict[str, list[str]] = {name: [] for name in SPLITS}
     for group in groups.values():
-        ordered = sorted(group, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        ordered = sorted(group, key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())
         n_validation = round(len(group) * validation) or int(validation > 0 and len(group) > 2)
         n_test = round(len(group) * test) or int(test > 0 and len(group) > 3)
         split["validation"] += ordered[:n_validation]

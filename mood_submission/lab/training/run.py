@@ -422,9 +422,11 @@ def git_revision() -> str:
     """The commit of this code, with "+changes" when files differ from it; "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return (
+            subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, check=True)
+            .stdout.decode(errors="replace")
+            .strip()
+        )
 
     try:
         return git("rev-parse", "HEAD") + (

@@ -249,18 +249,18 @@ def fill_store(
     return made
 
 
-def _number(file: Path) -> int:
-    return int(file.stem)
-
-
 def store_settings(folder: Path) -> dict:
     """What the store was made with: `PlantingSettings` and `networks`, the sha256 of the VQ-VAE and the prior."""
-    return json.loads((folder / "settings.json").read_text())
+    return json.loads((folder / "settings.json").read_text("utf-8"))
 
 
 def stored_files(folder: Path) -> list[Path]:
-    """The store's files, oldest first."""
-    return sorted(file for file in folder.glob("*.npz") if not file.name.startswith("."))
+    """The store's files, oldest first: those called by a number. Another process may take one away at any moment."""
+    return sorted((file for file in folder.glob("*.npz") if file.stem.isdecimal()), key=_number)
+
+
+def _number(file: Path) -> int:
+    return int(file.stem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +322,12 @@ class Store:
         files = stored_files(self.folder)[-self.most :]
         for file in files:
             if file.name not in self.volumes:
-                self.volumes[file.name] = StoredVolume.read(file).without(self.without)
+                try:
+                    self.volumes[file.name] = StoredVolume.read(file).without(self.without)
+                except OSError:
+                    if file.exists():
+                        raise
+                    # else a planter that keeps few has taken it away meanwhile
         for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
             del self.volumes[name]
         return list(self.volumes) != before

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...runtime.files import write_whole
+from ...runtime.files import write_text, write_whole
 from .group import ALONE, Group
 from .stage import Data, Network, Stage
 
@@ -79,8 +79,7 @@ class Log:
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
         writer.writerows(self.rows)
-        with write_whole(self.file) as out:
-            out.write(text.getvalue().encode())
+        write_text(self.file, text.getvalue())
 
 
 def save_checkpoint(file: Path, content: dict) -> None:

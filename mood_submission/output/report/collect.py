@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from ...findings.objects import EXPECTED, FALSE_BY_DEFAULT
 from ...findings.thresholds import HealthyVoxels
+from ...runtime.names import as_text, shown
 from ...runtime.triples import three
 from ...volumes import Volume, VolumeError, find_volumes, output_name, read_volume
+from ..findings_folder import read_findings
 from . import pictures
 
 MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
@@ -58,7 +61,7 @@ def collect(
 ) -> list[Entry]:
     """An entry for every volume that has pixel scores, the most anomalous first.
 
-    healthy: what scores mean, where that was measured. outcomes: of the run by file name, in the place of `sources.run`.
+    healthy: what scores mean, where that was measured. outcomes: of the run by file name (`as_text`), in the place of `sources.run`.
 
     Raises VolumeError where no volume has any, or where arrays of one volume differ in shape; ValueError for a
     findings.json or run report that is none.
@@ -69,7 +72,9 @@ def collect(
     for file in find_volumes(sources.volumes):
         name = output_name(file)
         if (sources.predictions / name).is_file():
-            entries.append(_entry(file, sources, healthy, found.get(name), outcomes.get(file.name, {})))
+            entries.append(
+                _entry(file, sources, healthy, found.get(as_text(name)), outcomes.get(as_text(file.name), {}))
+            )
     if not entries:
         raise VolumeError(
             f"{sources.predictions}: expected pixel scores of the volumes in {sources.volumes}, found none"
@@ -96,8 +101,8 @@ def _entry(
         label = _alike(sources.label / written, volume)
     text = (sources.samples or sources.predictions) / f"{written}.txt"
     score, name = float(scores.max()), "highest voxel score"
-    if text.is_file():
-        score, name = float(text.read_text().split("\n", 1)[0]), "sample score"
+    if os.path.isfile(text):  # Path.is_file would raise for a name that is too long
+        score, name = float(text.read_text("utf-8").split("\n", 1)[0]), "sample score"
     threshold = healthy.threshold(FALSE_BY_DEFAULT) if healthy else None
     entry = Entry(0, file.name, score, name, findings=found or [])
     entry.places = [
@@ -126,20 +131,14 @@ def _alike(path: Path, volume: Volume) -> np.ndarray:
 
 
 def _findings(folder: Path | None) -> dict[str, list[dict]]:
-    if folder is None:
-        return {}
-    file = folder / "findings.json"
-    try:
-        return {entry["file"]: entry["findings"] for entry in json.loads(file.read_text())}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file}: expected findings of a run, found {error!r}") from None
+    return {} if folder is None else read_findings(folder / "findings.json")
 
 
 def _outcomes(file: Path | None) -> dict[str, dict]:
     if file is None:
         return {}
     try:
-        return {outcome["file"]: outcome for outcome in json.loads(file.read_text())["volumes"]}
+        return {shown(outcome["file"]): outcome for outcome in json.loads(file.read_text("utf-8"))["volumes"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file}: expected the report of a run, found {error!r}") from None
 

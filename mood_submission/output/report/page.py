@@ -10,7 +10,8 @@ from markupsafe import Markup
 from ...findings.objects import FALSE_BY_DEFAULT
 from ...findings.thresholds import FALSE_ALARMS, HealthyVoxels, false_alarm_score
 from ...model_file import About
-from ...runtime.files import write_whole
+from ...runtime.files import write_text
+from ...runtime.names import shown
 from .collect import Entry, Sources, collect
 
 HERE = resources.files(__package__)
@@ -34,8 +35,7 @@ def write_report(
     (out / "data").mkdir(parents=True, exist_ok=True)
     for entry in entries:
         script = f'window.MOOD_DATA["{entry.number}"] = {json.dumps(entry.viewer)};\n'
-        with write_whole(out / "data" / f"{entry.number}.js") as file:
-            file.write(script.encode())
+        write_text(out / "data" / f"{entry.number}.js", script)
     facts = {"run": settings or {}, "weights": _card(about) if about else {}}
     page = _template().render(
         title="Anomaly report",
@@ -47,16 +47,19 @@ def write_report(
         js=_static("report.js"),
         niivue=_static("niivue.umd.js"),
     )
-    with write_whole(out / "index.html") as file:
-        file.write(page.encode())
-    with write_whole(out / "NIIVUE.txt") as file:
-        file.write((HERE / "static" / "NIIVUE.txt").read_bytes())
+    write_text(out / "index.html", page)
+    write_text(out / "NIIVUE.txt", (HERE / "static" / "NIIVUE.txt").read_text("utf-8"))
     return entries
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     return environment.from_string((HERE / "templates" / "index.html").read_text("utf-8"))
+
+
+def _shown(value: object) -> object:
+    """What stands in the page for a value: names of files may hold anything; our own files are as they are."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _static(name: str) -> Markup:
