@@ -21,7 +21,7 @@ from ...predictor import Predictor
 from ...runtime.integrity import content_sha256
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_of
-from ...volumes import VolumeError, named_volumes
+from ...volumes import Source, VolumeError, named_volumes
 from ..evaluation.comparison import (
     Case,
     Ways,
@@ -139,7 +139,7 @@ def write_tables(
     return results
 
 
-def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Path]:
+def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Source]:
     """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
     names = args.names_file.read_text().split() if args.names_file else sum(parts.values(), []) or None
     if args.only:
