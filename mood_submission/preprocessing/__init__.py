@@ -5,8 +5,9 @@ volume, `slices` cuts the slices and puts score maps back.
 """
 
 from .frame import Frame, frame_of
+from .positions import relative_positions, slice_indices
 from .settings import Preprocessing
-from .slices import relative_positions, slice_indices, slices_to_volume, volume_to_slices
+from .slices import slices_to_volume, volume_to_slices
 from .tone import Tone, intensity_statistics, normalise, to_unit_range
 from .view import View, harmonise, look
 
