@@ -32,7 +32,7 @@ from .preprocessing import (
 from .runtime.contract import BOTH
 from .runtime.files import write_text
 from .runtime.threads import one_thread_each
-from .volumes import Grid, Volume, VolumeError, output_name, read_volume, seed_name, write_volume
+from .volumes import Grid, Source, Volume, VolumeError, read_volume, write_volume
 
 MARGIN, LEAST_MARGIN = 0.5, 0.05  # beyond healthy hold-out volumes, of their range and of their highest value
 MOST_PIXELS = 1 << 26  # of a slice's square field of view
@@ -43,7 +43,7 @@ class Prepared:
     """All that is needed of a volume, a tenth of its size.
 
     slices: as the network takes them, (N, S, S) float32 on its device. position: (N, 1). indices: (N,) along z.
-    shape, spacing, grid, path, notes: the volume's. view: how it was looked at.
+    shape, spacing, grid, source, notes: the volume's. view: how it was looked at.
     """
 
     slices: Tensor
@@ -52,9 +52,14 @@ class Prepared:
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     grid: Grid
-    path: Path
+    source: Source
     view: View
     notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """What names the volume in messages."""
+        return self.source.path
 
     def part(self, count: int) -> "Prepared":
         """The same volume with `count` of its slices, evenly spread."""
@@ -203,7 +208,7 @@ class Predictor:
             shape,
             volume.spacing,
             volume.grid,
-            volume.path,
+            volume.source,
             view,
             volume.notes,
         )
@@ -287,7 +292,7 @@ class Predictor:
     def restore(self, prepared: Prepared, codes: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Restored codes (N, S, h, w): restorations `first` .. `last` of all."""
         height, width = codes.shape[1:]
-        uniforms = self.uniforms(seed_name(prepared.path), prepared.indices, (height, width))[:, first:last]
+        uniforms = self.uniforms(prepared.source.seed_name, prepared.indices, (height, width))[:, first:last]
         return self.model.restore(codes, prepared.position, uniforms, self.model.about.pixel_threshold)
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
@@ -305,9 +310,9 @@ class Predictor:
             scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view
         )
 
-    def predict_file(self, source: Path, task: str, out: Path) -> float | None:
+    def predict_file(self, source: Source | Path, task: str, out: Path) -> float | None:
         """Predict one file into the folder `out`: NAME.nii.gz for pixel scores, NAME.nii.gz.txt for the sample score (of other
-        formats see `volumes.output_name`).
+        formats see `volumes.Source`).
 
         Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError
         where `out` cannot be written to. For many files: `running.run_folder.predict_files`.
@@ -317,7 +322,7 @@ class Predictor:
         self.write(prepared, scored, out)
         return scored.sample
 
-    def read(self, source: Path) -> Prepared:
+    def read(self, source: Source | Path) -> Prepared:
         """A file, ready for the networks. Raises VolumeError where it is no volume."""
         return self.prepare(read_volume(source))
 
@@ -326,20 +331,20 @@ class Predictor:
         prepared: Prepared,
         scored: Scored,
         out: Path,
-        found: Callable[[Path, Found, Grid], object] | None = None,
+        found: Callable[[Source, Found, Grid], object] | None = None,
     ) -> float:
         """Write what was scored into the folder `out`. Returns the sample score, or else the highest voxel's.
 
-        found: called with the volume's path, what stands out in it and its grid, where voxels were scored.
+        found: called with where the volume came from, what stands out in it and its grid, where voxels were scored.
         """
-        name = output_name(prepared.path)
+        name = prepared.source.output_name
         highest = 0.0
         if scored.pixel is not None:
             scores = self.to_volume(prepared, scored.pixel)
             write_volume(out / name, scores, prepared.grid)
             highest = float(scores.max())
             if found is not None:
-                found(prepared.path, self.find(prepared, scored, scores), prepared.grid)
+                found(prepared.source, self.find(prepared, scored, scores), prepared.grid)
         if scored.sample is None:
             return highest
         write_text(out / f"{name}.txt", f"{scored.sample:.9g}\n")

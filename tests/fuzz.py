@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Break valid NIfTI files at random and predict each: every one must end in a prediction or in one line that names it.
+"""Break valid NIfTI, MetaImage and NRRD files at random and predict each: every one must end in a prediction or in one line that
+names it.
 
-No networks run: what is tested is reading, preparing and writing. Files that went wrong are kept.
+No networks run: what is tested is reading, preparing and writing. Files that went wrong are kept. Memory that is given back is
+overwritten meanwhile, so that whoever still looks at it is found out.
 """
 
 import argparse
+import faulthandler
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,8 +23,11 @@ from mood_submission.cli.output import quiet  # noqa: E402
 from mood_submission.lab.measuring.benchmark import FreeNetworks  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
 
+FAILS_LOUDLY = {"MALLOC_PERTURB_": "165", "PYTHONMALLOC": "debug"}
+
 
 def main() -> int:
+    faulthandler.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--cases", type=positive, default=5000, metavar="N", help="files to break (default: 5000)"
@@ -47,4 +54,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if any(
+        os.environ.get(name) != value for name, value in FAILS_LOUDLY.items()
+    ):  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | FAILS_LOUDLY)
     sys.exit(main())

@@ -15,7 +15,7 @@ from mood_submission.cli.output import Progress
 from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
 from mood_submission.runtime.files import PART, write_whole
-from mood_submission.volumes import read_volume
+from mood_submission.volumes import Source, read_volume
 
 
 @pytest.mark.parametrize("task", ["sample", "pixel"])
@@ -69,6 +69,9 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+SOURCES = [Source("nifti", Path(str(i)), ()) for i in range(5)]  # whose files nobody looks for
+
+
 class Steps:
     """In a run's place for its own steps: what has begun and ended, and waiting for it, without timing."""
 
@@ -85,9 +88,10 @@ class Steps:
 
     def step(self, step: str):
         def run(_, outcome: Outcome, *__) -> Outcome:
-            self.events[step, "begun", outcome.file].set()
-            self.before.get((step, outcome.file), lambda: None)()
-            self.events[step, "ended", outcome.file].set()
+            number = SOURCES.index(outcome.source)
+            self.events[step, "begun", number].set()
+            self.before.get((step, number), lambda: None)()
+            self.events[step, "ended", number].set()
             return outcome
 
         return run
@@ -111,7 +115,7 @@ def test_the_next_is_read_and_the_last_written_while_one_is_computed(tmp_path, m
                 (steps.has("read", "begun", i + 2), steps.has("write", "ended", i - 2) if i > 1 else True)
             ),
         )
-    predict_files(Predictor(FreeNetworks("brain")), range(5), "pixel", tmp_path)
+    predict_files(Predictor(FreeNetworks("brain")), SOURCES, "pixel", tmp_path)
     assert seen == [(False, True)] * 4
     assert all(steps.has("write", "ended", i) for i in range(5))
 
@@ -127,14 +131,14 @@ def test_an_interruption_finishes_what_is_being_written_and_begins_nothing(tmp_p
     steps.before["compute", 1] = interrupt
     with pytest.raises(KeyboardInterrupt):
         predict_files(
-            Predictor(FreeNetworks("brain")), range(5), "pixel", tmp_path, lambda o: told.append(o.file)
+            Predictor(FreeNetworks("brain")), SOURCES, "pixel", tmp_path, lambda o: told.append(o.source)
         )
     assert (
         steps.has("write", "ended", 0)
         and not steps.has("write", "begun", 1)
         and not steps.has("read", "begun", 3)
     )
-    assert threading.active_count() == threads and told == [0]
+    assert threading.active_count() == threads and told == SOURCES[:1]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

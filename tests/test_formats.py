@@ -16,15 +16,16 @@ from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.predictor import Found
 from mood_submission.volumes import (
     VolumeError,
+    dicom,
     find_volumes,
-    output_name,
     read_grid,
     read_volume,
+    source_at,
     survey,
-    volume_name,
     write_mask,
     write_volume,
 )
+from mood_submission.volumes.grid import volume_of
 from mood_submission.volumes.metaimage import same_locale
 
 SHAPE = (5, 6, 4)
@@ -80,7 +81,7 @@ def test_an_impulse_stays_at_its_place_in_the_patient(tmp_path, suffix, axes):
     assert np.allclose(sorted(volume.spacing), [0.8, 1.25, 3.0])
     assert np.array_equal(read_grid(path).affine, volume.grid.affine)
 
-    target = tmp_path / output_name(path).replace("scan", "scores")
+    target = tmp_path / source_at(path).output_name.replace("scan", "scores")
     write_volume(target, (volume.data == 7).astype(np.float32), volume.grid)
     io = "MetaImageIO" if "mh" in target.suffix.lower() else "NrrdImageIO"
     back = sitk.ReadImage(str(target), imageIO=io)
@@ -115,6 +116,35 @@ def test_missing_voxels_are_the_lowest_of_the_others(tmp_path):
     with pytest.warns(UserWarning, match="2 NaN or infinite voxels"):
         volume = read_volume(tmp_path / "scan.mha")
     assert volume.missing == 2 and np.isfinite(volume.data).all() and (volume.data == 1.5).sum() == 3
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_a_volume_has_memory_of_its_own(tmp_path, suffix):
+    """Float32 in RAS order, as it would be taken without a copy: the image is given back when it has been read."""
+    axes = np.diag([-1.0, -1, 1])
+    voxels = np.random.default_rng(0).random((40, 41, 42), dtype=np.float32)
+    stored = sitk.GetImageFromArray(voxels)
+    stored.SetDirection(axes.ravel().tolist())
+    sitk.WriteImage(stored, str(tmp_path / f"scan{suffix}"))
+    volume = read_volume(tmp_path / f"scan{suffix}")
+    others = [np.full(voxels.shape, 7, np.float32) for _ in range(9)]
+    assert np.array_equal(volume.data, voxels.T) and len(others) == 9
+    flags = volume.data.flags
+    assert flags.owndata and flags.writeable and flags.f_contiguous
+
+
+def test_the_volume_of_blocks_is_a_copy_that_checks_their_shape(tmp_path):
+    voxels = np.random.default_rng(0).random((4, 6, 5), dtype=np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "scan.mha"))
+    source = source_at(tmp_path / "scan.mha")
+    grid = read_grid(source)
+    for blocks in ([voxels], [voxels[:1], voxels[1:]], list(voxels[:, None])):
+        volume = volume_of(blocks, grid, source)
+        assert np.array_equal(grid.to_file(volume.data), voxels.T)
+        assert not np.shares_memory(volume.data, voxels)
+    for blocks in ([voxels[1:]], [voxels, voxels[:1]], [voxels[:, :1]], [voxels[:, :, :1]], []):
+        with pytest.raises(ValueError, match="expected"):
+            volume_of(blocks, grid, source)
 
 
 def broken(folder, kind: str):
@@ -161,6 +191,29 @@ def test_what_is_no_volume_is_one_line(tmp_path, kind):
         read_volume(path)
     assert str(error.value).startswith(f"{path}: expected ") and "found" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "was, becomes",
+    [
+        (b"NDims = 3", b"NDims = -32768"),
+        (b"NDims = 3", b"NDims = 2.14748e+09"),
+        (b"NDims = 3", b"NDims = 11"),
+        (b"NDims = 3", b"NDims ="),
+        (b"BinaryData = True", b"BinaryData = \x00\x11\x03" + bytes(range(256))),
+        (b"TransformMatrix = 1", b"TransformMatrix = True"),
+        (b"DimSize = 5", b"DimSize = five"),
+        (b"TransformMatrix = 1", b"TransformMatrix = 1e38"),
+        (b"TransformMatrix = 1 0 0 0 1", b"TransformMatrix = 1 0 1e38 0 1"),
+    ],
+)
+def test_headers_that_libraries_crash_at_are_one_line(tmp_path, was, becomes):
+    path = tmp_path / "scan.mha"
+    sitk.WriteImage(image(STRAIGHT), str(path))
+    assert was in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(was, becomes))
+    with pytest.raises(VolumeError, match="scan.mha: expected .*, found"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
@@ -262,8 +315,9 @@ def write_slices(folder, scan):
 def test_a_series_is_a_volume_in_hounsfield_units(tmp_path, axes):
     """Sorted by place, whatever the files are called; as SimpleITK's own series reader puts it together."""
     folder = write_series(tmp_path / "patient", axes)
-    assert find_volumes(tmp_path) == [folder] and survey(tmp_path).others == []
-    assert volume_name(folder) == "patient" and output_name(folder) == "patient.nii.gz"
+    (source,) = find_volumes(tmp_path)
+    assert source.path == folder and source == source_at(folder) and survey(tmp_path).others == []
+    assert source.kind == "dicom" and source.name == "patient" and source.output_name == "patient.nii.gz"
     volume = read_volume(folder)
     with same_locale():
         reader = sitk.ImageSeriesReader()
@@ -297,8 +351,8 @@ def test_mixed_series_are_told_apart_and_others_skipped_with_a_note(tmp_path):
     write_series(folder, uid="1.2.6", count=1, sop_class="1.2.840.10008.5.1.4.1.1.7", names=lambda i: "shot")
     (folder / "README").write_text("nothing")
     found = survey(tmp_path)
-    assert [volume_name(path) for path in found.volumes] == ["study_002", "study_003"]
-    assert [read_volume(path).data.shape for path in found.volumes] == [(5, 6, 4), (5, 6, 3)]
+    assert [source.name for source in found.volumes] == ["study_002", "study_003"]
+    assert [read_volume(source).data.shape for source in found.volumes] == [(5, 6, 4), (5, 6, 3)]
     assert found.notes == [
         f"{folder}: 3 DICOM files skipped: localisers",
         f"{folder}: 1 DICOM files skipped: secondary captures",
@@ -308,7 +362,7 @@ def test_mixed_series_are_told_apart_and_others_skipped_with_a_note(tmp_path):
 def test_files_of_a_series_may_lie_in_the_folder_itself(tmp_path):
     folder = write_series(tmp_path / "input")
     write_nifti(folder / "brain.nii.gz", np.zeros((3, 3, 3), np.float32))
-    assert find_volumes(folder) == [folder, folder / "brain.nii.gz"]
+    assert [source.path for source in find_volumes(folder)] == [folder, folder / "brain.nii.gz"]
     assert read_volume(folder).data.shape == (5, 6, 4)
 
 
@@ -327,7 +381,7 @@ def test_paths_that_are_no_utf8_end_no_run(tmp_path):
         with pytest.raises(OSError, match="no UTF-8"):
             write_volume(odd, np.zeros(grid.ras_shape, np.float32), grid)
     found = survey(folder)
-    assert [path.name for path in found.volumes] == ["scan.mha", "scan.nrrd"]
+    assert [source.path.name for source in found.volumes] == ["scan.mha", "scan.nrrd"]
     assert [note.split(": ", 1)[1] for note in found.notes] == [
         "3 DICOM files skipped: of a path that is no UTF-8"
     ]
@@ -374,6 +428,129 @@ def test_a_folder_without_dicom_is_no_volume(tmp_path):
     for path in (tmp_path / "labels", tmp_path / "nothing"):
         with pytest.raises(VolumeError, match="expected a volume or a DICOM series, found no such file"):
             read_volume(path)
+
+
+def odd_folders(folder):
+    """DICOM in folders whose names could be taken for something else, two of them with two series of one number. Returns the names
+    of the volumes."""
+    for name in ("sub.01", "study_1.2.4"):
+        write_series(folder / name / "a", uid="1.2.3")
+        write_series(folder / name / "b", uid="1.2.5", count=3)
+    write_series(folder / "x.nii")
+    write_series(folder / "y.mha" / "deep")
+    return ["study_1.2.4_001", "study_1.2.4_1.2.5", "sub.01_001", "sub.01_1.2.5", "x.nii", "y.mha"]
+
+
+def test_series_are_read_whatever_their_folders_are_called(tmp_path):
+    names = odd_folders(tmp_path)
+    found = survey(tmp_path)
+    assert [source.name for source in found.volumes] == names and found.others == []
+    assert {source.kind for source in found.volumes} == {"dicom"}
+    for source in found.volumes:
+        shape = (5, 6, len(source.files))
+        assert read_volume(source).data.shape == read_grid(source).shape == shape
+        assert source_at(source.path) == source and read_volume(source.path).data.shape == shape
+        assert source.output_name == f"{source.name}.nii.gz" == source.seed_name
+    with pytest.raises(VolumeError, match="one DICOM series, found 2 series: sub.01_001, sub.01_1.2.5"):
+        read_volume(tmp_path / "sub.01")
+
+
+@pytest.mark.slow
+def test_series_are_predicted_whatever_their_folders_are_called(tmp_path, tiny_weights):
+    names, out = odd_folders(tmp_path / "in"), tmp_path / "out"
+    words = (
+        "predict", "--region", "abdom", "--task", "pixel", "--weights", tiny_weights["abdom"],
+        "-i", tmp_path / "in", "-o", out, "--restorations", 1, "--slices", 2, "--device", "cpu", "--resume",
+    )  # fmt: skip
+    for part in (1, 2):
+        done = mood(*words, "--shard", f"{part}/2")
+        assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in out.iterdir()) == [f"{name}.nii.gz" for name in names]
+    done = mood(*words)
+    assert done.returncode == 0 and "6 of 6 volumes had their prediction already" in done.stderr
+    for source in find_volumes(tmp_path / "in"):
+        written = nib.load(out / source.output_name)
+        assert np.allclose(written.affine, read_grid(source).affine, atol=1e-4)
+
+
+def test_each_header_is_read_once(tmp_path, monkeypatch):
+    """Of six series in one folder, each of many files: once when they are found, and never again."""
+    headers = []
+    read = dicom._header
+    monkeypatch.setattr(dicom, "_header", lambda file: headers.append(file) or read(file))
+    for number in range(6):
+        write_series(
+            tmp_path / "study", count=4, uid=f"1.2.{number}", number=number, names=lambda i: f"{number}_{i}"
+        )
+    sources = find_volumes(tmp_path)
+    for source in sources:
+        read_volume(source), read_grid(source)
+    assert len(sources) == 6 and len(headers) == len(set(headers)) == 24
+
+
+def test_the_files_of_a_series_are_in_the_order_of_its_slices(tmp_path):
+    (source,) = find_volumes(write_series(tmp_path / "patient").parent)
+    with same_locale():
+        places = [sitk.ReadImage(str(file)).GetOrigin()[2] for file in source.files]
+    assert places == [30, 32.5, 35, 37.5] and [one.file for one in source.slices] == list(source.files)
+
+
+def changed(folder, **values):
+    """A series with other values in its headers; None takes one away."""
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dev.txt)")
+    for file in write_series(folder).iterdir():
+        header = pydicom.dcmread(file)
+        for name, value in values.items():
+            if value is not None:
+                setattr(header, name, value)
+            elif name in header:
+                delattr(header, name)
+        header.save_as(file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("SliceThickness", None), ("SliceThickness", 0), ("SliceThickness", -2.5), ("SliceThickness", 9)]
+    + [("SpacingBetweenSlices", None), ("SpacingBetweenSlices", -2.5), ("SpacingBetweenSlices", 9)],
+)
+def test_how_far_slices_are_apart_is_told_by_their_places(tmp_path, name, value):
+    folder = changed(tmp_path / "patient", **{name: value})
+    assert np.allclose(sorted(read_volume(folder).spacing), [0.75, 1.5, 2.5])
+
+
+def test_slices_that_itk_refuses_are_an_error_of_their_volume(tmp_path):
+    """No series that is silently missing."""
+    folder = changed(tmp_path / "patient", SpacingBetweenSlices=0)
+    (source,) = find_volumes(tmp_path)
+    assert source.path == folder
+    with pytest.raises(
+        VolumeError, match="patient: expected readable DICOM files, found .*Zero-valued spacing"
+    ):
+        read_volume(source)
+
+
+@pytest.mark.parametrize("value", [None, [0, 0], []])
+def test_pixels_without_a_size_are_told_of(tmp_path, value):
+    folder = changed(tmp_path / "patient", PixelSpacing=value)
+    with pytest.warns(UserWarning, match="patient: no size of the pixels in the headers; taken for 1 mm"):
+        volume = read_volume(folder)
+    assert np.allclose(sorted(volume.spacing), [1, 1, 2.5])
+
+
+def test_segmentations_and_odd_numbers_of_series_are_no_trouble(tmp_path):
+    """A segmentation such as this program writes is no volume; and not all that looks like a number is one."""
+    write_series(tmp_path / "study", uid="1.2.3")
+    write_series(
+        tmp_path / "study", uid="1.2.4", sop_class="1.2.840.10008.5.1.4.1.1.66.4", names=lambda i: f"S{i}"
+    )
+    found = survey(tmp_path)
+    assert [source.name for source in found.volumes] == ["study"]
+    assert found.notes == [f"{tmp_path / 'study'}: 4 DICOM files skipped: segmentations"]
+    names = dicom._names(tmp_path, {"1.2.3": "\u00b2", "../1\0/2": "-1", "1.2.5": "7"})
+    assert [name.name for name in names.values()] == [
+        f"{tmp_path.name}_{end}" for end in (".._1__2", "1.2.3", "007")
+    ]
 
 
 def test_two_volumes_of_one_prediction_are_an_error(tmp_path):
@@ -437,16 +614,16 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     findings = [
         Finding(n, *4 * [(0, 0, 0)], 1.0, 9, highest, 0.5, 0.1) for n, highest in ((1, 0.9), (2, 0.6))
     ]
-    folder = FindingsFolder(tmp_path / "found", dicom_seg=True)
+    folder, source = FindingsFolder(tmp_path / "found", dicom_seg=True), source_at(series)
     with pytest.warns(
         UserWarning, match="patient: no DICOM segmentation written: Source images have no Frame"
     ):
-        folder.add(series, Found(findings, mask), grid)
+        folder.add(source, Found(findings, mask), grid)
     for file in series.iterdir():  # which scanners write, and SimpleITK does not
         one = highdicom.imread(file)
         one.FrameOfReferenceUID = "1.2.4"
         one.save_as(file)
-    folder.add(series, Found(findings, mask), grid)
+    folder.add(source, Found(findings, mask), grid)
     stored = highdicom.seg.segread(tmp_path / "found" / "patient.seg.dcm")
     assert stored.number_of_segments == 2 and list(stored.segment_numbers) == [1, 2]
     labels = [stored.get_segment_description(n).segment_label for n in (1, 2)]
@@ -460,7 +637,7 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     for number in (1, 2):
         places = affines.apply_affine(lps, np.argwhere(whole.array == number)) * [-1, -1, 1]
         assert {tuple(np.round(p, 3)) for p in places} == ours[number]
-    folder.add(series, Found([], np.zeros_like(mask)), grid)
+    folder.add(source, Found([], np.zeros_like(mask)), grid)
     assert not (tmp_path / "found" / "patient.seg.dcm").exists()
 
 

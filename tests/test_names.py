@@ -113,7 +113,8 @@ def test_tables_of_findings_take_every_name_and_know_it_again(tmp_path):
     grid = read_volume(write_nifti(tmp_path / "scan.nii", np.ones((3, 3, 3), np.float32))).grid
     names = [os.fsdecode(name) for name in ODD]
     for name in names:
-        folder.add(tmp_path / name, Found([finding()], np.ones((3, 3, 3), np.uint8)), grid)
+        source = Source("nifti", tmp_path / name, (tmp_path / name,))
+        folder.add(source, Found([finding()], np.ones((3, 3, 3), np.uint8)), grid)
     again = FindingsFolder(tmp_path / "found")
     assert all(again.has(name) for name in names) and not again.has("caf\\xe9.nii")
     entries = json.loads((tmp_path / "found" / "findings.json").read_text("utf-8"))

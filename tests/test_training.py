@@ -36,7 +36,7 @@ from mood_submission.preprocessing import (
     slice_indices,
     volume_to_slices,
 )
-from mood_submission.volumes import read_volume, volume_name
+from mood_submission.volumes import named_volumes, read_volume, source_at
 
 pytestmark = pytest.mark.slow
 
@@ -260,7 +260,7 @@ def test_split_is_by_volume_and_source_and_fixed_by_the_names():
 
 
 def test_named_volumes_are_held_out_and_all_others_are_trained_on(healthy, tmp_path):
-    held_out = sorted(volume_name(path) for path in healthy.iterdir())[3:5]
+    held_out = list(named_volumes(healthy))[3:5]
     words = ("train cache --region brain --data", healthy, "-o", tmp_path / "slices.npz", "--hold-out")
     done = mood(*words, *held_out)
     assert done.returncode == 0, done.stderr
@@ -306,7 +306,7 @@ def test_a_broken_volume_is_named_and_left_out_of_the_cache(healthy, tmp_path):
     done = mood("train cache --region brain --data", folder, "-o", tmp_path / "slices.npz")
     assert done.returncode == 0 and f"left out: {broken}" in done.stderr
     names = sum(load_cache(tmp_path / "slices.npz")[1].values(), [])
-    assert len(names) == 9 and volume_name(broken) not in names
+    assert len(names) == 9 and source_at(broken).name not in names
     for file in folder.iterdir():
         file.write_bytes(b"nothing")
     none = mood("train cache --region brain --data", folder, "-o", tmp_path / "none.npz")

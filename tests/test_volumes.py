@@ -156,7 +156,62 @@ def test_units_other_than_millimetre(tmp_path):
     image = nib.Nifti1Image(np.zeros((3, 4, 5), dtype=np.uint8), np.diag([0.001, 0.002, 0.003, 1]))
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "scan.nii")
-    assert read_volume(tmp_path / "scan.nii").spacing == pytest.approx((1, 2, 3))
+    volume = read_volume(tmp_path / "scan.nii")
+    assert volume.spacing == pytest.approx((1, 2, 3))
+    assert np.allclose(volume.grid.affine_mm, np.diag([1, 2, 3, 1]))
+    write_volume(tmp_path / "out.nii", volume.data, volume.grid)
+    written = nib.load(tmp_path / "out.nii")  # in the file's own unit
+    assert np.allclose(written.affine, image.affine) and written.header.get_xyzt_units()[0] == "meter"
+
+
+def test_a_place_that_is_no_number_is_told_of(tmp_path):
+    path = simple(tmp_path / "scan.nii")
+    content = bytearray(path.read_bytes())
+    content[252:256] = np.array([0, 1], "<i2").tobytes()  # a sform alone
+    content[280:296] = np.array([2, 0, 0, np.nan], "<f4").tobytes()
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="scan.nii: no usable place in the header"):
+        volume = read_volume(path)
+    assert np.array_equal(volume.grid.affine_mm, np.diag([2.0, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("slope, inter", [(0, 5), (np.nan, np.nan), (np.nan, 5), (np.inf, 0)])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4", ">f4"])
+def test_a_slope_that_is_none_scales_nothing(tmp_path, slope, inter, dtype):
+    raw = np.arange(60).reshape(3, 4, 5)
+    path = save(tmp_path / "scan.nii", raw.astype(dtype), np.eye(4))
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, inter], dtype[0] + "f4").tobytes()
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_volume(path).data, raw)
+
+
+def test_voxels_without_a_size_are_told_of(tmp_path):
+    """The size is asked for where the header places voxels by it, and not where a sform says where they are."""
+    path = simple(tmp_path / "scan.nii", sform_code=0, qform_code=1)
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array([2, 0, np.nan], "<f4").tobytes()
+    path.write_bytes(content)
+    told = "scan.nii: no usable size of voxels along y and z in the header; taken for 1 mm"
+    with pytest.warns(UserWarning, match=told):
+        assert read_volume(path).spacing == (2, 1, 1)
+    content[252:256] = np.array([0, 1], "<i2").tobytes()
+    content[280:328] = np.diag([5, 6, 7, 1]).astype("<f4")[:3].tobytes()
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_volume(path).spacing == (5, 6, 7)
+
+
+def test_negative_voxel_sizes_count_as_positive(tmp_path):
+    """NIfTI's place for a sign is another one."""
+    path = simple(tmp_path / "scan.nii", sform_code=0, qform_code=1)
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array([-2, 3, -4], "<f4").tobytes()
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert volume.spacing == (2, 3, 4)
+    assert np.allclose(np.abs(volume.grid.affine_mm[:3, :3]), np.diag([2, 3, 4]))
 
 
 @pytest.mark.parametrize("kind", ["nan", "singular", "zero", "no codes"])
@@ -174,10 +229,13 @@ def test_without_an_orientation_the_array_is_taken_as_ras(tmp_path, kind):
         image.header["vox_offset"] = 352
         image.header["magic"] = b"n+1"
         file.write(image.header.binaryblock + bytes(4) + data.tobytes(order="F"))
-    with pytest.warns(UserWarning, match="scan.nii.*orientation"):
+    with pytest.warns(
+        UserWarning, match="scan.nii.*orientation|size of voxels along z in the header; taken for 1 mm"
+    ):
         volume = read_volume(tmp_path / "scan.nii")
     np.testing.assert_array_equal(volume.data, data)
     assert volume.spacing == (1, 2, 1)
+    np.testing.assert_array_equal(volume.grid.affine_mm, np.diag([1.0, 2, 1, 1]))
     write_volume(tmp_path / "out.nii", data, volume.grid)
     written = nib.load(tmp_path / "out.nii")
     np.testing.assert_array_equal(np.asarray(written.dataobj), data)
@@ -355,7 +413,12 @@ def test_find_volumes_takes_volumes_only(tmp_path):
     ):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.nii").mkdir()
-    assert [path.name for path in find_volumes(tmp_path)] == ["C.NII.GZ", "a.nii", "b.nii.gz", "folder.nii"]
+    assert [source.path.name for source in find_volumes(tmp_path)] == [
+        "C.NII.GZ",
+        "a.nii",
+        "b.nii.gz",
+        "folder.nii",
+    ]
     assert [path.name for path in survey(tmp_path).others] == [
         ".hidden.nii.gz",
         "b.nii.gz.txt",
@@ -396,7 +459,7 @@ def test_reading_and_writing_make_no_float64_copy(tmp_path, name, dtype):
 def test_grid_views_are_inverse_and_share_memory():
     for axes in itertools.permutations(range(3)):
         for flips in itertools.product((False, True), repeat=3):
-            grid = Grid((2, 3, 4), np.eye(4), nib.Nifti1Header(), axes, flips)
+            grid = Grid((2, 3, 4), np.eye(4), nib.Nifti1Header(), axes, flips, np.eye(4))
             ras = np.arange(24).reshape(grid.ras_shape)
             in_file = grid.to_file(ras)
             assert in_file.shape == grid.shape and np.shares_memory(in_file, ras)

@@ -16,13 +16,14 @@ from conftest import ROOT, mood, write_nifti
 from mood_submission.running.processes import how_many
 from mood_submission.running.report import rank_path
 from mood_submission.running.work_sharing import longest_first, shard
+from mood_submission.volumes import find_volumes
 
 
 def some_files(folder, sizes):
     folder.mkdir(exist_ok=True)
     for number, size in enumerate(sizes):
         (folder / f"v{number:02}.nii.gz").write_bytes(b"x" * size)
-    return sorted(folder.iterdir())
+    return find_volumes(folder)
 
 
 def test_shards_are_all_of_the_volumes_once_and_about_as_large(tmp_path):
@@ -30,11 +31,11 @@ def test_shards_are_all_of_the_volumes_once_and_about_as_large(tmp_path):
     files = some_files(tmp_path / "in", sizes)
     for count in (1, 2, 5, 23, 30):
         parts = [shard(files, number, count) for number in range(1, count + 1)]
-        assert sorted(file for part in parts for file in part) == files
-        loads = [sum(file.stat().st_size for file in part) for part in parts]
+        assert sorted((source for part in parts for source in part), key=lambda source: source.path) == files
+        loads = [sum(source.path.stat().st_size for source in part) for part in parts]
         assert max(loads) - min(loads) <= max(sizes)
         assert parts == [shard(files[::-1], number, count) for number in range(1, count + 1)]
-    assert [file.stat().st_size for file in longest_first(files)] == sorted(sizes, reverse=True)
+    assert [source.path.stat().st_size for source in longest_first(files)] == sorted(sizes, reverse=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from ..running.skull_strip import SkullStrip
 from ..runtime.contract import BOTH, REGIONS
 from ..runtime.files import write_text
 from ..runtime.names import in_one_line
-from ..volumes import VolumeError, find_volumes, volume_name, write_volume
+from ..volumes import Source, VolumeError, find_volumes, write_volume
 from .output import say, tell
 
 WORDS = {"brain": ("brain", "head", "mri", "mr", "t1"), "abdom": ("abdom", "abdomen", "abdominal", "ct")}
@@ -28,8 +28,8 @@ class CaseError(ValueError):
     """The inputs are not laid out as grand-challenge lays them out."""
 
 
-def find_case(folder: Path) -> tuple[str, Path]:
-    """The slug of the one image among the inputs, and its file: as inputs.json says, or else what lies in images/SLUG.
+def find_case(folder: Path) -> tuple[str, Source]:
+    """The slug of the one image among the inputs, and the volume: as inputs.json says, or else what lies in images/SLUG.
 
     Raises CaseError, or VolumeError for what is no folder.
     """
@@ -40,10 +40,10 @@ def find_case(folder: Path) -> tuple[str, Path]:
         found = ", ".join(slug for slug, _ in places) or "none"
         raise CaseError(f"{folder}: expected one image among the inputs, found {found}")
     ((slug, place),) = places
-    files = find_volumes(place)
-    if len(files) != 1:
-        raise CaseError(f"{place}: expected one volume, found {len(files)}")
-    return slug, files[0]
+    volumes = find_volumes(place)
+    if len(volumes) != 1:
+        raise CaseError(f"{place}: expected one volume, found {len(volumes)}")
+    return slug, volumes[0]
 
 
 def _listed(file: Path) -> list[tuple[str, Path]]:
@@ -94,18 +94,18 @@ def model_of(region: str, folder: Path) -> Model:
 
 
 def run(args: argparse.Namespace) -> None:
-    slug, file = find_case(args.input)
+    slug, source = find_case(args.input)
     model = model_of(args.region or region_of(slug), args.model)
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
-    prepared = predictor.read(file)
+    prepared = predictor.read(source)
     scored = predictor.compute(prepared, BOTH, remark=say)
     assert scored.pixel is not None and scored.sample is not None  # both were asked for
     images = args.output / "images" / args.pixel_slug
     images.mkdir(parents=True, exist_ok=True)
     scores = predictor.to_volume(prepared, scored.pixel)
-    write_volume(images / f"{volume_name(file)}.mha", scores, prepared.grid)
+    write_volume(images / f"{source.name}.mha", scores, prepared.grid)
     write_text(args.output / f"{args.sample_slug}.json", json.dumps(scored.sample))
-    tell(f"{file.name}: sample score {scored.sample:.3f}, highest voxel {float(scores.max()):.3f}")
+    tell(f"{source.path.name}: sample score {scored.sample:.3f}, highest voxel {float(scores.max()):.3f}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

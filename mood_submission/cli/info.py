@@ -75,7 +75,7 @@ def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
     told: dict[str, Any] = {
         "kind": "volume",
         "grid": list(volume.grid.shape),
-        "orientation": "".join(nib.aff2axcodes(volume.grid.affine)),
+        "orientation": "".join(nib.aff2axcodes(volume.grid.affine_mm)),
         "spacing, mm (right, anterior, superior)": [round(d, 4) for d in volume.spacing],
         "stored as": str(volume.grid.header.get_data_dtype()),
         "grey values: lowest, median, 99.8%": [round(v, 4) for v in (low, middle, high)],

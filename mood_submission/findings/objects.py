@@ -124,7 +124,7 @@ def _described(
     within = scores[object_.box][object_.inside]
     corners = np.stack([places.min(0), places.max(0), places.mean(0)])
     first, last, centre = (grid.file_index(corner) for corner in corners)
-    world = grid.affine @ [*centre, 1.0]
+    world = grid.affine_mm @ [*centre, 1.0]
     return Finding(
         number,
         three(round(float(v), 2) for v in world[:3]),

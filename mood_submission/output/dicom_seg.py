@@ -8,7 +8,7 @@ import numpy as np
 
 from ..findings.objects import Finding
 from ..runtime.files import write_whole_by_name
-from ..volumes import Grid, series_files
+from ..volumes import Grid, Source
 
 MISSING = "highdicom (pip install 'mood-submission[dicom]')"
 SUFFIX = ".seg.dcm"
@@ -20,12 +20,12 @@ def can_write() -> bool:
 
 
 def write_dicom_seg(
-    file: Path, source: Path, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]
+    file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]
 ) -> None:
     """Write a segmentation with a segment for each finding, that refers to the slices of a DICOM series.
 
-    source: the series' path, as `find_volumes` gives it. mask: the findings' numbers (X, Y, Z) uint8 in RAS order, on the series' grid.
-    findings: at least one. Raises VolumeError where the series is gone, ValueError where its files cannot be referred to.
+    source: the series. mask: the findings' numbers (X, Y, Z) uint8 in RAS order, on the series' grid.
+    findings: at least one. Raises OSError where the series is gone, ValueError where its files cannot be referred to.
     """
     import highdicom
     import pydicom
@@ -33,10 +33,10 @@ def write_dicom_seg(
 
     from ..version import __version__
 
-    images = [pydicom.dcmread(one) for one in series_files(source)]
+    images = [pydicom.dcmread(one) for one in source.files]
     for image in images:  # which not all files have
         if not image.get("SliceThickness"):
-            image.SliceThickness = f"{np.linalg.norm(grid.affine[:3, 2]):.6g}"
+            image.SliceThickness = f"{np.linalg.norm(grid.affine_mm[:3, 2]):.6g}"
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="mood-submission", version=__version__, family=codes.DCM.ArtificialIntelligence
     )

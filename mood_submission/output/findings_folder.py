@@ -11,7 +11,7 @@ from ..findings.objects import EXPECTED
 from ..predictor import Found
 from ..runtime.files import LOCK, alone, write_text
 from ..runtime.names import as_text, in_one_line, shown
-from ..volumes import Grid, is_dicom, output_name, volume_name, write_mask, write_volume
+from ..volumes import Grid, Source, write_mask, write_volume
 from .dicom_seg import SUFFIX, write_dicom_seg
 
 COLUMNS = (
@@ -55,9 +55,9 @@ class FindingsFolder:
         if table.exists():
             self.found |= read_findings(table)
 
-    def add(self, source: Path, found: Found, grid: Grid) -> None:
-        """Take in what stands out in a volume. source: its path."""
-        name = output_name(source)
+    def add(self, source: Source, found: Found, grid: Grid) -> None:
+        """Take in what stands out in a volume."""
+        name = source.output_name
         if found.expected is not None:
             (self.folder / EXPECTED).mkdir(exist_ok=True)
             write_volume(self.folder / EXPECTED / name, found.expected, grid)
@@ -69,11 +69,11 @@ class FindingsFolder:
             self.found[as_text(name)] = [finding.to_dict() for finding in found.findings]
             self._write_tables()
 
-    def _write_dicom_seg(self, source: Path, found: Found, grid: Grid) -> None:
+    def _write_dicom_seg(self, source: Source, found: Found, grid: Grid) -> None:
         """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
-        file = self.folder / f"{volume_name(source)}{SUFFIX}"
+        file = self.folder / f"{source.name}{SUFFIX}"
         file.unlink(missing_ok=True)
-        if not found.findings or not is_dicom(source):
+        if not found.findings or source.kind != "dicom":
             return
         try:
             write_dicom_seg(file, source, found.mask, grid, found.findings)

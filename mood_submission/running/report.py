@@ -10,6 +10,7 @@ from ..model import Model
 from ..runtime.files import write_text
 from ..runtime.names import as_text
 from ..version import __version__
+from ..volumes import Source
 from .run_folder import STATUSES, Outcome
 
 OPTIONS = (
@@ -29,16 +30,16 @@ OPTIONS = (
 class Report:
     """The report of a run, written when it begins and after each volume. Without a file, nothing is written.
 
-    args: the command's (see `cli.predict`). files: the volumes in order. path: of the file. Raises OSError where it cannot be
+    args: the command's (see `cli.predict`). sources: the volumes in order. path: of the file. Raises OSError where it cannot be
     written.
 
     The file holds: version; weights (file and sha256); options, None for what the model file says; device; input,
     output; started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
     """
 
-    def __init__(self, args: argparse.Namespace, model: Model, files: list[Path], path: Path | None):
+    def __init__(self, args: argparse.Namespace, model: Model, sources: list[Source], path: Path | None):
         self.path, self.begin = path, time.monotonic()
-        self.outcomes = {file: Outcome(file) for file in files}
+        self.outcomes = {source: Outcome(source) for source in sources}
         self.head = {
             "version": __version__,
             "weights": {"file": as_text(str(model.file)), "sha256": model.sha256},
@@ -52,7 +53,7 @@ class Report:
 
     def add(self, outcome: Outcome) -> str | None:
         """Take a volume in. Returns a line where the report cannot be written: no reason to lose predictions."""
-        self.outcomes[outcome.file] = outcome
+        self.outcomes[outcome.source] = outcome
         try:
             self.write()
             return None

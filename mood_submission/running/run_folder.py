@@ -19,7 +19,7 @@ from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
 from ..runtime.names import as_text, in_one_line, shown
 from ..runtime.stopping import check_stopped
-from ..volumes import VolumeError, output_name, read_grid, read_volume
+from ..volumes import Source, VolumeError, read_grid, read_volume, source_at
 from .time_budget import Computed, compute_within
 
 T = TypeVar("T")
@@ -28,14 +28,14 @@ STATUSES = ("predicted", "resumed", "failed", "not reached")
 
 @dataclass
 class Outcome:
-    """What became of a file.
+    """What became of a volume.
 
     status: one of STATUSES. device: that its networks ran on. seconds: reading, computing and writing it.
     score: the sample score, or the highest voxel's, 0 .. 1. slice_count, restorations: what it was made of.
     message: why it failed, or what was not as usual; one line that names the file, or empty. notes: of reading it.
     """
 
-    file: Path
+    source: Source
     status: str = "not reached"
     device: str = ""
     seconds: float = 0.0
@@ -44,6 +44,11 @@ class Outcome:
     restorations: int | None = None
     message: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def file(self) -> Path:
+        """What names it."""
+        return self.source.path
 
     def remark(self, line: str) -> None:
         """Add a line to the message; nothing where it is empty or there already."""
@@ -63,7 +68,7 @@ class Outcome:
 
 def predict_files(
     predictor: Predictor,
-    sources: Iterable[Path],
+    sources: Iterable[Source | Path],
     task: str,
     out: Path,
     done: Callable[[Outcome], object] = lambda outcome: None,
@@ -74,7 +79,8 @@ def predict_files(
 ) -> list[Outcome]:
     """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
 
-    sources: each is asked for when the one before it is begun, so they may come from a queue that others take from too.
+    sources: volumes as `find_volumes` gives them, or paths (see `source_at`). Each is asked for when the one before it is begun, so
+    they may come from a queue that others take from too.
 
     While the networks run on one file, the next is read and the last one written, each in a thread: no more than one
     waits on either side. A file that a GPU fails at is computed on the CPU.
@@ -89,23 +95,24 @@ def predict_files(
     return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(sources)
 
 
-def finished(source: Path, task: str, out: Path) -> float | None:
+def finished(source: Source | Path, task: str, out: Path) -> float | None:
     """The score (see `Outcome`) of a prediction that is there and whole: scores in [0, 1], for each voxel of the
     source's grid. None where it is not. With which options it was made is not known."""
     if task == BOTH:
         of_each = [finished(source, part, out) for part in TASKS]
         return None if None in of_each else of_each[0]
     try:
+        source = source if isinstance(source, Source) else source_at(source)
         if task == "sample":
-            score = float((out / f"{output_name(source)}.txt").read_text("utf-8"))
+            score = float((out / f"{source.output_name}.txt").read_text("utf-8"))
             return score if 0 <= score <= 1 else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scores, grid = read_volume(out / output_name(source)), read_grid(source)
+            scores, grid = read_volume(out / source.output_name), read_grid(source)
     except (OSError, ValueError):  # VolumeError is one
         return None
     same = scores.grid.shape == grid.shape and np.allclose(
-        scores.grid.affine, grid.affine, rtol=1e-6, atol=1e-4, equal_nan=True
+        scores.grid.affine_mm, grid.affine_mm, rtol=1e-6, atol=1e-4
     )
     low, high = float(scores.data.min()), float(scores.data.max())
     return high if same and not scores.missing and low >= 0 and high <= 1 else None
@@ -125,12 +132,12 @@ class FolderRun:
     stage: Callable[[str, Path], object] = lambda name, file: None
     cpu: Predictor | None = field(default=None, init=False)
 
-    def run(self, sources: Iterable[Path]) -> list[Outcome]:
+    def run(self, sources: Iterable[Source | Path]) -> list[Outcome]:
         outcomes: list[Outcome] = []
 
         def taken() -> Iterator[Outcome]:
             for source in sources:
-                outcomes.append(Outcome(source))
+                outcomes.append(Outcome(source if isinstance(source, Source) else source_at(source)))
                 yield outcomes[-1]
 
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -179,7 +186,7 @@ class FolderRun:
             pass
         try:
             self.cpu = self.cpu or self.predictor.on_cpu()
-            prepared = self.cpu.read(outcome.file)
+            prepared = self.cpu.read(outcome.source)
             self.write(outcome, self.compute(outcome, prepared, self.cpu), self.cpu)
             outcome.message = f"{failure}; computed on the CPU instead"
         except Exception as second:
@@ -199,25 +206,25 @@ class FolderRun:
     def read(self, outcome: Outcome) -> Prepared | None:
         begin = time.monotonic()
         try:
-            self.check_name(outcome.file)
-            if self.resume and (self.findings is None or self.findings.has(output_name(outcome.file))):
-                outcome.score = finished(outcome.file, self.task, self.out)
+            self.check_name(outcome.source)
+            if self.resume and (self.findings is None or self.findings.has(outcome.source.output_name)):
+                outcome.score = finished(outcome.source, self.task, self.out)
                 if outcome.score is not None:
                     outcome.status = "resumed"
                     return None
-            prepared = self.predictor.read(outcome.file)
+            prepared = self.predictor.read(outcome.source)
             outcome.notes = prepared.notes
             return prepared
         finally:
             outcome.seconds += time.monotonic() - begin
 
-    def check_name(self, source: Path) -> None:
+    def check_name(self, source: Source) -> None:
         """See that the prediction's name is not too long, before anything is computed. Raises VolumeError."""
-        name = output_name(source) + ("" if self.task == "pixel" else ".txt")
+        name = source.output_name + ("" if self.task == "pixel" else ".txt")
         most, found = os.pathconf(self.out, "PC_NAME_MAX"), len(os.fsencode(name))
         if found > most:
             raise VolumeError(
-                f"{source}: expected a prediction's name of at most {most} bytes, found {found}"
+                f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}"
             )
 
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..preprocessing.skull import StrippingError, brain_mask, is_whole_head
-from ..volumes import Volume, VolumeError, output_name, read_volume, write_mask
+from ..volumes import Volume, VolumeError, read_volume, write_mask
 
 WHEN = ("auto", "yes", "no")
 FOLDER = "brain_masks"
@@ -27,7 +27,7 @@ class SkullStrip:
 
     def __call__(self, volume: Volume) -> Volume:
         """Raises VolumeError where the volume is to be stripped and cannot be."""
-        kept = None if self.masks is None else self.masks / output_name(volume.path)
+        kept = None if self.masks is None else self.masks / volume.source.output_name
         if kept is None or not kept.exists():
             if self.when == "auto" and not is_whole_head(volume.data, volume.spacing):
                 return volume

@@ -3,38 +3,40 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch.distributed as dist
+
+from ..volumes import Source
 
 TAKEN, DONE, FAILED, FINISHED = (
     f"mood/{what}" for what in ("taken", "done", "failed", "finished")
 )  # counters that the processes share
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a volume's file, or of all files below its folder; 0 of what cannot be looked at."""
-    try:
-        if path.is_dir():
-            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return path.stat().st_size
-    except OSError:
-        return 0
+def size_of(source: Source) -> int:
+    """Bytes of a volume's file, or of all of a series'; what cannot be looked at counts as nothing."""
+    total = 0
+    for file in source.files:
+        try:
+            total += file.stat().st_size
+        except OSError:
+            pass
+    return total
 
 
-def longest_first(files: Sequence[Path]) -> list[Path]:
-    """By size, so that none of the large ones is begun last; by name where sizes are the same."""
-    return sorted(files, key=lambda file: (-size_of(file), file))
+def longest_first(sources: Sequence[Source]) -> list[Source]:
+    """By size, so that none of the large ones is begun last; by path where sizes are the same."""
+    return sorted(sources, key=lambda source: (-size_of(source), source.path))
 
 
-def shard(files: Sequence[Path], number: int, count: int) -> list[Path]:
+def shard(sources: Sequence[Source], number: int, count: int) -> list[Source]:
     """What the process `number` of `count`, from 1 on, does: longest first, dealt out back and forth, so that all have
     about as much."""
     mine = []
-    for i, file in enumerate(longest_first(files)):
+    for i, source in enumerate(longest_first(sources)):
         turn, place = divmod(i, count)
         if (place if turn % 2 == 0 else count - 1 - place) == number - 1:
-            mine.append(file)
+            mine.append(source)
     return mine
 
 
@@ -58,9 +60,12 @@ class Ranks:
         store, rank, count = next(iter(dist.rendezvous("env://")))
         return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), count, store)
 
-    def take(self, files: Sequence[Path]) -> Iterator[Path]:
-        """The files that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody."""
-        queue = longest_first(files)
+    def take(self, sources: Sequence[Source]) -> Iterator[Source]:
+        """The volumes that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody.
+
+        Each process has found them by itself: what is shared is a place in the queue, which is the same for all.
+        """
+        queue = longest_first(sources)
         while (taken := self._add(TAKEN, 1)) is not None and taken <= len(queue):
             yield queue[taken - 1]
 

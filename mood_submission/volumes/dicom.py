@@ -3,8 +3,8 @@
 Files are sorted by where their slices lie, never by name or number.
 """
 
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,52 +13,33 @@ import numpy as np
 from ..runtime.triples import three
 from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line, volume_of
 from .metaimage import itk, itk_path, same_locale
+from .source import Slice, Source
 
-SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES = (  # tags
+SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES, PIXEL_SPACING = (  # tags
     "0020|000e",
     "0020|0011",
     "0008|0016",
     "0008|0008",
     "0020|0032",
     "0028|0002",
+    "0028|0030",
 )
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and what begins so: screenshots, scanned documents
+NO_SCANS = {  # by what their class begins with
+    "1.2.840.10008.5.1.4.1.1.7": "secondary captures",  # screenshots, scanned documents
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentations",  # which this program writes too
+}
+NO_NAME = re.compile(r"[^\w.-]", re.ASCII)  # what has no place in a file's name
 MOST_TILT = 0.5  # degrees between the slices' normal and the way from one to the next
 UNEVEN = 0.05  # share by which a gap may differ from the usual one
 SAME = 1e-3  # mm, or of a direction's components: what is closer is the same
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
-    """What one file's header says. axes: (3, 3) directions of columns, rows and slices. spacing, origin: mm. size: (I, J, K)."""
-
-    file: Path
-    axes: np.ndarray
-    spacing: tuple[float, ...]
-    origin: np.ndarray
-    size: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """Files that belong together. path: what names the volume; no such file need be there."""
-
-    path: Path
-    uid: str
-    slices: list[Slice]
-
-
-@dataclass(frozen=True, eq=False)
 class Scanned:
     """What is in a folder of DICOM files: its series, and a line for each thing that was passed over."""
 
-    series: list[Series]
+    series: list[Source]
     notes: list[str]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether this is a path such as `scan` gives a series: a folder, or no file at all, but a name without an ending in a folder."""
-    return path.is_dir() or (not path.suffix and not os.path.lexists(path) and path.parent.is_dir())
 
 
 def holds_dicom(folder: Path, deep: bool) -> bool:
@@ -89,42 +70,51 @@ def scan(folder: Path, deep: bool = True) -> Scanned:
         del groups[uid]
     notes = [f"{folder}: {count} DICOM files skipped: {why}" for why, count in sorted(skipped.items())]
     names = _names(folder, {uid: numbers[uid] for uid in groups})
-    series = [Series(names[uid], uid, slices) for uid, slices in groups.items()]
+    series = [_series(names[uid], slices) for uid, slices in groups.items()]
     return Scanned(sorted(series, key=lambda one: one.path), notes)
 
 
+def _series(path: Path, slices: list[Slice]) -> Source:
+    """The files of one series, from one end to the other. path: what names it."""
+    ordered = sorted(slices, key=lambda one: float(one.origin @ _normal(slices[0])))
+    return Source("dicom", path, tuple(one.file for one in ordered), tuple(ordered))
+
+
+def _normal(one: Slice) -> np.ndarray:
+    return np.cross(one.axes[:, 0], one.axes[:, 1])
+
+
 @same_locale()
-def read_dicom(path: Path) -> Volume:
-    """Read the series that `scan` gave this path, rescaled as its files say (Hounsfield units for CT).
+def read_dicom(source: Source) -> Volume:
+    """Read a series that `scan` found, rescaled as its files say (Hounsfield units for CT).
 
-    Raises VolumeError for a folder without one, and where its slices are not one straight, even stack: a gantry tilt,
-    a slice that is missing, that is there twice, or that is of another size.
+    Raises VolumeError where its slices are not one straight, even stack: a gantry tilt, a slice that is missing, that is there
+    twice, or that is of another size.
     """
-    slices, grid = _stack(path)
-    check_memory(path, grid.shape, 12)
+    grid = read_dicom_grid(source)
+    check_memory(source.path, grid.shape, 12)
+    notes: tuple[str, ...] = ()
+    if not all(one.measured for one in source.slices):
+        notes = (f"{source}: no size of the pixels in the headers; taken for 1 mm",)
     try:
-        parts = [itk().GetArrayFromImage(itk().ReadImage(str(one.file))) for one in slices]
-        voxels = np.concatenate([part.reshape(-1, *part.shape[-2:]) for part in parts]).transpose(2, 1, 0)
-        return volume_of(voxels, grid, path)
+        return volume_of(map(_planes, source.files), grid, source, notes)
     except (RuntimeError, MemoryError, ValueError) as error:
-        raise VolumeError(f"{path}: expected readable DICOM files, found {one_line(error)[-300:]}") from error
+        raise VolumeError(
+            f"{source}: expected readable DICOM files, found {one_line(error)[-300:]}"
+        ) from error
 
 
-def series_files(path: Path) -> list[Path]:
-    """The files of such a series in the order of its slices. Raises what `read_dicom` raises for headers."""
-    return [one.file for one in _stack(path)[0]]
+def _planes(file: Path) -> np.ndarray:
+    """The planes of a file, (K, J, I), as it says that they are to be scaled."""
+    planes = itk().GetArrayFromImage(itk().ReadImage(str(file)))
+    return planes.reshape(-1, *planes.shape[-2:])
 
 
-def read_dicom_grid(path: Path) -> Grid:
-    """The grid of such a series, from its headers alone. Raises what `read_dicom` raises for headers."""
-    return _stack(path)[1]
-
-
-def _stack(path: Path) -> tuple[list[Slice], Grid]:
-    """The slices of a series from one end to the other, and their grid. Raises VolumeError."""
-    found = _series_at(path)
-    first = found.slices[0]
-    for one in found.slices[1:]:
+def read_dicom_grid(source: Source) -> Grid:
+    """The grid of a series, from what its headers said when it was found. Raises what `read_dicom` raises for headers."""
+    path, slices = source.path, source.slices
+    first = slices[0]
+    for one in slices[1:]:
         if one.size != first.size or not np.allclose(one.spacing[:2], first.spacing[:2], rtol=0, atol=SAME):
             raise VolumeError(
                 f"{path}: expected slices of one size, found {first.size[:2]} of {_mm(first.spacing[:2])} in "
@@ -134,20 +124,19 @@ def _stack(path: Path) -> tuple[list[Slice], Grid]:
             raise VolumeError(
                 f"{path}: expected slices that lie alike, found {first.file.name} and {one.file.name} turned"
             )
-    normal = np.cross(first.axes[:, 0], first.axes[:, 1])
-    slices = sorted(found.slices, key=lambda one: float(one.origin @ normal))
     if len(slices) == 1:  # one file that holds them all
-        return slices, grid_of_lps(three(first.size), first.axes, first.spacing, first.origin)
-    step = _step(path, slices, normal)
+        return grid_of_lps(three(first.size), first.axes, first.spacing, first.origin)
+    step = _step(path, slices)
     axes = np.column_stack([first.axes[:, :2], step / np.linalg.norm(step)])
     spacing = (*first.spacing[:2], float(np.linalg.norm(step)))
-    return slices, grid_of_lps((first.size[0], first.size[1], len(slices)), axes, spacing, slices[0].origin)
+    return grid_of_lps((first.size[0], first.size[1], len(slices)), axes, spacing, first.origin)
 
 
-def _step(path: Path, slices: list[Slice], normal: np.ndarray) -> np.ndarray:
+def _step(path: Path, slices: Sequence[Slice]) -> np.ndarray:
     """The way from one slice to the next, mm. Raises VolumeError where that is not the same all along, or not straight."""
     if slices[0].size[2] != 1:
         raise VolumeError(f"{path}: expected one file of many slices, found {len(slices)}")
+    normal = _normal(slices[0])
     gaps = np.diff([float(one.origin @ normal) for one in slices])
     usual = float(np.median(gaps))
     closest = int(gaps.argmin())
@@ -172,19 +161,6 @@ def _step(path: Path, slices: list[Slice], normal: np.ndarray) -> np.ndarray:
     return way / (len(slices) - 1)
 
 
-def _series_at(path: Path) -> Series:
-    folder, deep = path, True
-    if not path.is_dir():
-        folder = path.parent
-    found = scan(folder, deep).series
-    if path.is_dir() and len(found) == 1:
-        return found[0]
-    named = [one for one in found if one.path == path]
-    if not named:
-        raise VolumeError(f"{path}: expected a volume or a DICOM series, found no such file")
-    return named[0]
-
-
 def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:
     """A path for each series, by its UID."""
     if len(numbers) == 1:
@@ -192,8 +168,9 @@ def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for uid in sorted(numbers):
         number = numbers[uid].strip()
-        name = f"{folder.name}_{int(number):03d}" if number.isdigit() else f"{folder.name}_{uid}"
-        names[uid] = folder / (name if folder / name not in names.values() else f"{folder.name}_{uid}")
+        by_uid = f"{folder.name}_{NO_NAME.sub('_', uid)}"
+        name = f"{folder.name}_{int(number):03d}" if number.isdecimal() else by_uid
+        names[uid] = folder / (name if folder / name not in names.values() else by_uid)
     return names
 
 
@@ -234,8 +211,9 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     except RuntimeError:
         return "unreadable, or no images"
     tag = lambda name: reader.GetMetaData(name).strip() if reader.HasMetaDataKey(name) else ""  # noqa: E731
-    if tag(CLASS).startswith(SECONDARY_CAPTURE):
-        return "secondary captures"
+    for begin, what in NO_SCANS.items():
+        if tag(CLASS).startswith(begin):
+            return what
     if "LOCALIZER" in tag(IMAGE_TYPE).upper():
         return "localisers"
     if reader.GetNumberOfComponents() != 1 or tag(SAMPLES) not in ("", "1"):
@@ -248,11 +226,22 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     if (
         axes.shape != (3, 3)
         or not np.isfinite([*axes.ravel(), *spacing, *origin]).all()
-        or min(spacing) <= 0
+        or min(spacing[: 2 if size[2] == 1 else 3]) <= 0  # places tell how far apart single slices are
         or abs(np.linalg.det(axes)) < 0.5
     ):
         return "without a grid"
-    return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size)
+    # GDCM makes 1 mm of what is missing or 0; files of many slices keep it elsewhere
+    measured = size[2] > 1 or _are_sizes(tag(PIXEL_SPACING))
+    return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size, measured)
+
+
+def _are_sizes(text: str) -> bool:
+    """Whether a header's two numbers are sizes of something."""
+    try:
+        sides = [float(side) for side in text.split("\\")]
+    except ValueError:
+        return False
+    return len(sides) == 2 and min(sides) > 0
 
 
 def _mm(spacing: tuple[float, ...]) -> str:

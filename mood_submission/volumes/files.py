@@ -5,46 +5,41 @@ from pathlib import Path
 
 import numpy as np
 
-from .dicom import is_dicom, read_dicom, read_dicom_grid
-from .folder import METAIMAGE_SUFFIXES, NIFTI_SUFFIXES, WRITTEN_SUFFIXES
+from .dicom import read_dicom, read_dicom_grid
+from .discover import source_at
 from .grid import Grid, Volume, VolumeError
 from .metaimage import read_metaimage, read_metaimage_grid, write_metaimage
 from .nifti import read_nifti, read_nifti_grid, write_nifti
+from .source import ITK_SUFFIXES, WRITTEN_SUFFIXES, Source
+
+READERS = {"nifti": read_nifti, "itk": read_metaimage, "dicom": read_dicom}
+GRID_READERS = {"nifti": read_nifti_grid, "itk": read_metaimage_grid, "dicom": read_dicom_grid}
 
 
-def read_volume(path: str | Path) -> Volume:
+def read_volume(source: Source | str | Path) -> Volume:
     """Read a volume as float32 in RAS order, with its scaling applied: NIfTI (`.nii`, `.nii.gz`), MetaImage (`.mha`, `.mhd`),
-    NRRD (`.nrrd`, `.nhdr`), or a series of DICOM files by the path that `find_volumes` gave it.
+    NRRD (`.nrrd`, `.nhdr`), or a series of DICOM files.
+
+    source: as `find_volumes` gives it, or a path, of which `source_at` makes one.
 
     NaN and infinite voxels are missing and read as the lowest of the others, as background is. That, and whatever else is odd
     about the file, is in the volume's notes and warned of. Raises VolumeError, in one line, for what is no 3D volume of
     real numbers.
     """
-    path = Path(path)
-    lower = path.name.lower()
-    if lower.endswith(METAIMAGE_SUFFIXES):
-        volume = read_metaimage(path)
-    elif is_dicom(path) and not lower.endswith(NIFTI_SUFFIXES):
-        volume = read_dicom(path)
-    else:
-        volume = read_nifti(path)
+    source = source if isinstance(source, Source) else source_at(source)
+    volume = READERS[source.kind](source)
     if volume.missing:
-        note = f"{path}: {volume.missing} NaN or infinite voxels read as the lowest of the others"
+        note = f"{source}: {volume.missing} NaN or infinite voxels read as the lowest of the others"
         volume.notes += (note,)
     for note in volume.notes:
         warnings.warn(note, stacklevel=2)
     return volume
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(source: Source | str | Path) -> Grid:
     """The grid of a volume, from headers alone. Raises what `read_volume` raises for headers."""
-    path = Path(path)
-    lower = path.name.lower()
-    if lower.endswith(METAIMAGE_SUFFIXES):
-        return read_metaimage_grid(path)
-    if is_dicom(path) and not lower.endswith(NIFTI_SUFFIXES):
-        return read_dicom_grid(path)
-    return read_nifti_grid(path)
+    source = source if isinstance(source, Source) else source_at(source)
+    return GRID_READERS[source.kind](source)
 
 
 def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
@@ -77,5 +72,5 @@ def _write(
         raise VolumeError(f"{path}: expected an array of shape {grid.ras_shape}, found {array.shape}")
     if not in_range:
         raise ValueError(f"{path}: expected scores in [0, 1], found {found[0]:g} to {found[1]:g}")
-    write = write_metaimage if path.name.lower().endswith(METAIMAGE_SUFFIXES) else write_nifti
+    write = write_metaimage if path.name.lower().endswith(ITK_SUFFIXES) else write_nifti
     write(path, array, grid)

@@ -1,7 +1,7 @@
 """A scan in memory: its voxels in right-anterior-superior order, and the grid of the file that it came from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 
 from ..runtime.memory import free_memory
 from ..runtime.triples import three
+from .source import Source
 
 
 class VolumeError(ValueError):
@@ -22,11 +23,14 @@ class Grid:
     """A file's own voxel grid.
 
     shape: (I, J, K) in the file's axis order.
-    affine: (4, 4) float64, file indices to world coordinates, as nibabel gives it.
+    affine: (4, 4) float64, file indices to world coordinates, as nibabel gives it and in the header's own unit: what is
+        written back.
     header: a copy of the file's header (sform and qform codes, units, zooms); of other formats, what a NIfTI file of the same
         grid has.
     ras_axes: for each of the file's axes, the RAS axis it runs along (0 = x, 1 = y, 2 = z).
     flipped: for each of the file's axes, whether it runs against that RAS axis.
+    affine_mm: (4, 4) float64, file indices to places in RAS, mm: what places and sizes are computed with. Always invertible;
+        where the header leaves the orientation open, the array lies along RAS from 0 on.
     """
 
     shape: tuple[int, int, int]
@@ -34,6 +38,7 @@ class Grid:
     header: nib.Nifti1Header
     ras_axes: tuple[int, int, int]
     flipped: tuple[bool, bool, bool]
+    affine_mm: np.ndarray
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
@@ -66,10 +71,10 @@ class Grid:
 class Volume:
     """One scan.
 
-    data: (X, Y, Z) float32, finite, Fortran-contiguous; x to the right, y anterior, z superior.
+    data: (X, Y, Z) float32, finite, Fortran-contiguous, writable, in memory of its own; x to the right, y anterior, z superior.
     spacing: (x, y, z) in mm.
     grid: the file's own grid, for `write_volume`.
-    path: where it was read from.
+    source: what it was read from.
     missing: how many of its voxels were NaN or infinite in the file.
     notes: what was odd about the file, each a line that names it.
     """
@@ -77,14 +82,27 @@ class Volume:
     data: np.ndarray
     spacing: tuple[float, float, float]
     grid: Grid
-    path: Path
+    source: Source
     missing: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """What names the volume in messages."""
+        return self.source.path
 
 
 def one_line(error: Exception) -> str:
     """An exception's class and text, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def are_axes(columns: np.ndarray) -> bool:
+    """Whether the columns of a (3, 3) matrix are steps along three axes of a grid: finite, and not all in one plane, or nearly."""
+    if not np.isfinite(columns).all():
+        return False
+    sizes = np.linalg.norm(columns, axis=0)
+    return bool(sizes.min() > 0) and bool(abs(np.linalg.det(columns / sizes)) > 1e-3)
 
 
 def axes_of(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
@@ -99,7 +117,7 @@ def axes_of(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool,
 def grid_of_lps(
     shape: tuple[int, int, int],
     axes: np.ndarray,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
     origin: Sequence[float] | np.ndarray,
 ) -> Grid:
     """The grid of a file that counts in left-posterior-superior coordinates, as DICOM and MetaImage do.
@@ -115,28 +133,53 @@ def grid_of_lps(
     header.set_xyzt_units("mm")
     header.set_qform(affine, 1)
     header.set_sform(affine, 1)
-    return Grid(shape, affine, header, *axes_of(affine))
+    return Grid(shape, affine, header, *axes_of(affine), affine)
 
 
 def lps_of(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The inverse of `grid_of_lps`: axes, spacing and origin."""
-    lps = np.diag([-1.0, -1, 1, 1]) @ grid.affine
+    lps = np.diag([-1.0, -1, 1, 1]) @ grid.affine_mm
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, :3] / spacing, spacing, lps[:3, 3]
 
 
-def volume_of(data: np.ndarray, grid: Grid, path: Path, notes: tuple[str, ...] = ()) -> Volume:
-    """A volume of the voxels of a file, (I, J, K) in its own axes. NaN and infinite ones are read as the lowest of the others."""
-    with np.errstate(over="ignore"):
-        ras = np.asfortranarray(grid.to_ras(data), dtype=np.float32)
-    finite = np.isfinite(ras)
-    missing = ras.size - int(np.count_nonzero(finite))
-    if missing:
-        ras[~finite] = ras.min(where=finite, initial=np.inf) if finite.any() else 0
+def volume_of(
+    blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: tuple[str, ...] = ()
+) -> Volume:
+    """A volume of the voxels of a file.
+
+    blocks: planes of the file one after the other, (few, J, I) each, as SimpleITK has them. They are copied: the volume shares no
+    memory with them, so they may be views of what goes when this returns. Beside the volume and one block, a plane is held.
+    NaN and infinite voxels are read as the lowest of the others. Raises ValueError where the blocks do not have the grid's shape.
+    """
+    ras = np.empty(grid.ras_shape, np.float32, order="F")
+    in_file, start = grid.to_file(ras), 0
+    for block in blocks:
+        end = start + len(block)
+        if block.shape[:0:-1] != grid.shape[:2] or end > grid.shape[2]:
+            raise ValueError(f"expected voxels of shape {grid.shape}, found planes of {block.shape[:0:-1]}")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
+            in_file[:, :, start:end] = block.transpose(2, 1, 0)
+        start = end
+    if start != grid.shape[2]:
+        raise ValueError(f"expected {grid.shape[2]} planes of voxels, found {start}")
+    missing = _fill_missing(ras)
     # as a NIfTI file would say it, in float32, so that the scores of one scan are the same bits in every format
     sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
     spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
-    return Volume(ras, spacing, grid, path, missing, notes)
+    return Volume(ras, spacing, grid, source, missing, notes)
+
+
+def _fill_missing(ras: np.ndarray) -> int:
+    """Give voxels (X, Y, Z) that are NaN or infinite the lowest value of the others, or 0. Returns how many they were."""
+    lowest, missing = np.inf, 0
+    for plane in ras.T:  # one at a time, so that no mask of the whole is held
+        finite = np.isfinite(plane)
+        missing += plane.size - int(np.count_nonzero(finite))
+        lowest = min(lowest, float(plane.min(where=finite, initial=np.inf)))
+    for plane in ras.T if missing else ():
+        plane[~np.isfinite(plane)] = lowest if np.isfinite(lowest) else 0
+    return missing
 
 
 def check_memory(path: Path, shape: Sequence[int], bytes_each: int) -> None:

@@ -13,8 +13,16 @@ import numpy as np
 
 from ..runtime.files import write_whole_by_name
 from ..runtime.triples import three
-from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, lps_of, one_line, volume_of
+from .grid import Grid, Volume, VolumeError, are_axes, check_memory, grid_of_lps, lps_of, one_line, volume_of
+from .source import Source
 
+MOST_AXES = 10  # that MetaIO has room for
+MOST_TEXT = 1 << 16  # bytes of a header's text that are looked at
+NUMBERS = (  # fields of a MetaImage header that hold nothing else, and what stands there
+    rb"(?m)^[ \t]*(TransformMatrix|Rotation|Orientation|Offset|Position|Origin|CenterOfRotation|ElementSpacing|ElementSize|DimSize)"
+    rb"[ \t]*[=:]([^\r\n]*)"
+)
+MOST_MM = 1e30  # beyond, numbers of a grid are none
 MOST_BYTES_EACH = 12  # of a voxel while it is read: as the file has it, and as float32
 
 
@@ -49,22 +57,23 @@ def same_locale() -> Iterator[None]:
 
 
 @same_locale()
-def read_metaimage(path: Path) -> Volume:
+def read_metaimage(source: Source) -> Volume:
     """Read a `.mha`, `.mhd`, `.nrrd` or `.nhdr` file, (X, Y, Z) or with trailing axes of length 1. Raises VolumeError for what
     is missing, unreadable, truncated, empty, complex, of several numbers a voxel, or not 3D."""
-    reader, grid = _reader(path)
+    reader, grid = _reader(source.path)
     try:
-        image = reader.Execute()  # which the view is of
-        voxels = itk().GetArrayViewFromImage(image)
-        return volume_of(voxels.reshape(grid.shape[::-1]).transpose(2, 1, 0), grid, path)
+        # the view holds no reference to the image, so the image must stay until the voxels are copied
+        image = reader.Execute()
+        view = itk().GetArrayViewFromImage(image)
+        return volume_of([view.reshape(grid.shape[::-1])], grid, source)
     except (RuntimeError, MemoryError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source.path, error) from error
 
 
 @same_locale()
-def read_metaimage_grid(path: Path) -> Grid:
+def read_metaimage_grid(source: Source) -> Grid:
     """The grid of such a file, from its header alone. Raises what `read_metaimage` raises for headers."""
-    return _reader(path)[1]
+    return _reader(source.path)[1]
 
 
 @same_locale()
@@ -88,6 +97,7 @@ def _reader(path: Path) -> tuple[Any, Grid]:
         if not os.path.isfile(path):  # follows links; raises nothing
             os.stat(path)
             raise VolumeError(f"{path}: expected a readable volume, found a folder, pipe, socket or device")
+        _check_text(path)
         sitk = itk()
         reader = sitk.ImageFileReader()
         if path.suffix != path.suffix.lower():  # SimpleITK knows a format by small letters
@@ -108,17 +118,42 @@ def _reader(path: Path) -> tuple[Any, Grid]:
     check_memory(path, size, MOST_BYTES_EACH)
     dimensions = len(size)
     axes = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
-    grid_numbers = np.concatenate([axes.ravel(), reader.GetSpacing()[:3], reader.GetOrigin()[:3]])
-    if (
-        not np.isfinite(grid_numbers).all()
-        or abs(np.linalg.det(axes)) < 1e-3
-        or min(reader.GetSpacing()) <= 0
-    ):
+    spacing, origin = np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3])
+    furthest = max(np.abs(axes * spacing).max(), np.abs(origin).max())  # of what a NIfTI header holds too
+    if not are_axes(axes * spacing) or spacing.min() <= 0 or not furthest < MOST_MM:
         raise VolumeError(
             f"{path}: expected axes and spacings of a grid, found {axes.round(3).tolist()} and {reader.GetSpacing()}"
         )
     shape = three(int(side) for side in size[:3])
-    return reader, grid_of_lps(shape, axes, reader.GetSpacing()[:3], reader.GetOrigin()[:3])
+    return reader, grid_of_lps(shape, axes, spacing, origin)
+
+
+def _check_text(path: Path) -> None:
+    """Raises VolumeError for a MetaImage header that its library would end the process at: one that is no text, whose number
+    of axes it has no room for, or with words where it makes room for numbers."""
+    if _io(path) != "MetaImageIO":
+        return
+    with open(path, "rb") as file:
+        text = file.read(MOST_TEXT).split(b"ElementDataFile", 1)[0]
+    if re.search(rb"[\x00-\x08\x0e-\x1f]", text):
+        raise VolumeError(f"{path}: expected a readable MetaImage volume, found a header that is no text")
+    for said in re.findall(rb"NDims[ \t]*[=:]?([^\r\n]*)", text):
+        count = re.fullmatch(rb"\s*\+?(\d{1,3})\s*", said)
+        if count is None or not 1 <= int(count[1]) <= MOST_AXES:
+            raise VolumeError(f"{path}: expected a 3D volume, found{said.decode('ascii', 'replace')} axes")
+    for name, said in re.findall(NUMBERS, text):
+        if not all(_is_number(word) for word in said.split()):
+            raise VolumeError(
+                f"{path}: expected numbers for {name.decode()}, found {said.decode('ascii', 'replace').strip()}"
+            )
+
+
+def _is_number(word: bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _type_name(reader: Any) -> str:

@@ -19,7 +19,8 @@ from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice a
 
 from ..runtime.files import write_whole
 from ..runtime.triples import three
-from .grid import Grid, Volume, VolumeError, axes_of, check_memory, one_line
+from .grid import Grid, Volume, VolumeError, are_axes, axes_of, check_memory, one_line
+from .source import Source
 
 SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
 UNREADABLE: tuple[
@@ -47,7 +48,7 @@ OTHER_FORMATS = (  # where in the file, what stands there, what that says
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(source: Source) -> Volume:
     """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
 
     Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
@@ -58,6 +59,7 @@ def read_nifti(path: Path) -> Volume:
 
     Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
     """
+    path = source.path
     with _as_volume_error(path):
         file_size = _size_of(path)
         image = _image_of(path)
@@ -66,14 +68,14 @@ def read_nifti(path: Path) -> Volume:
         assert isinstance(stored, nib.arrayproxy.ArrayProxy)  # an image that was read from a file
         _check_size(stored, path, file_size)
         data, missing = _read_ras(stored, grid)
-    return Volume(data, spacing, grid, path, missing, notes)
+    return Volume(data, spacing, grid, source, missing, notes)
 
 
-def read_nifti_grid(path: Path) -> Grid:
+def read_nifti_grid(source: Source) -> Grid:
     """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_nifti` raises for headers."""
-    with _as_volume_error(path):
-        _size_of(path)
-        return _grid_of(_image_of(path), path)[0]
+    with _as_volume_error(source.path):
+        _size_of(source.path)
+        return _grid_of(_image_of(source.path), source.path)[0]
 
 
 def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
@@ -114,16 +116,18 @@ def _as_volume_error(path: Path) -> Iterator[None]:
 
 def _image_of(path: Path) -> nib.Nifti1Image:
     """The image by its header, whatever case its name's ending is in (`nib.load` knows lower and upper)."""
-    start = _start_of(path, nib.Nifti2Header.sizeof_hdr)
-    kind = next(
-        (kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if kind.header_class.may_contain_header(start)),
-        None,
-    )
-    if kind is None:
-        raise ValueError("no NIfTI header")
+    kind = _kind_of(_start_of(path, nib.Nifti2Header.sizeof_hdr))
     file_map = kind.make_file_map()
     file_map["image"].filename = str(path)
     return kind.from_file_map(file_map)
+
+
+def _kind_of(start: bytes) -> type[nib.Nifti1Image]:
+    """NIfTI-1 or 2, by the file's first bytes. Raises ValueError for neither."""
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if kind.header_class.may_contain_header(start):
+            return kind
+    raise ValueError("no NIfTI header")
 
 
 def _other_format(path: Path) -> str | None:
@@ -158,27 +162,40 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         raise VolumeError(f"{path}: expected a volume with voxels, found shape {shape}")
 
     header, affine = image.header.copy(), np.array(image.affine)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     notes: tuple[str, ...] = ()
-    if _orientation_is_known(header, affine):
+    known = _orientation_is_known(header, affine)
+    if known:
         ras_axes, flipped = axes_of(affine)
+        affine_mm = affine * np.array([[unit], [unit], [unit], [1.0]])
+        if not np.isfinite(affine_mm[:3, 3]).all():
+            notes = (f"{path}: no usable place in the header; places count from the array's first voxel",)
+            affine_mm[:3, 3] = 0
     else:
         notes = (f"{path}: no usable orientation in the header; array taken as it is for RAS",)
         ras_axes, flipped = (0, 1, 2), (False, False, False)
-        sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
-    sizes = sizes * MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    sizes = np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0)
+        sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64)) * unit
+        affine_mm = np.diag([*np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0), 1.0])
+    if not known or header["sform_code"] == 0:  # it is voxels' sizes that place them
+        notes += _unknown_sizes(path)
+    sizes = np.linalg.norm(affine_mm[:3, :3], axis=0)
     spacing = three(float(sizes[ras_axes.index(axis)]) for axis in range(3))
-    return Grid(shape, affine, header, ras_axes, flipped), spacing, notes
+    return Grid(shape, affine, header, ras_axes, flipped, affine_mm), spacing, notes
+
+
+def _unknown_sizes(path: Path) -> tuple[str, ...]:
+    """A note where the header as it is stored, which nibabel mends when it reads it, does not tell voxels' sizes."""
+    kind = _kind_of(start := _start_of(path, nib.Nifti2Header.sizeof_hdr))
+    stored = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)["pixdim"][1:4]
+    unknown = [axis for axis, size in zip("xyz", stored) if size == 0 or not math.isfinite(size)]
+    if not unknown:
+        return ()
+    return (f"{path}: no usable size of voxels along {' and '.join(unknown)} in the header; taken for 1 mm",)
 
 
 def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
     """False for NaN or singular affines, and for headers with neither sform nor qform (nibabel would flip x there)."""
-    axes = affine[:3, :3]
-    if header["sform_code"] == 0 and header["qform_code"] == 0 or not np.isfinite(axes).all():
-        return False
-    sizes = np.linalg.norm(axes, axis=0)
-    return bool(sizes.min() > 0) and abs(np.linalg.det(axes / sizes)) > 1e-3
+    return bool(header["sform_code"] != 0 or header["qform_code"] != 0) and are_axes(affine[:3, :3])
 
 
 def _size_of(path: Path) -> int:

@@ -15,7 +15,7 @@ from ...model import load_model
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
 from ...predictor import Predictor
 from ...runtime.names import in_one_line
-from ...volumes import named_volumes
+from ...volumes import Source, named_volumes
 from ..measuring.calibration import calibrate
 
 
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Path]:
+def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Source]:
     if args.names_file:
         return list(named_volumes(args.data, names_in(args.names_file)).values())
     files = named_volumes(args.data)

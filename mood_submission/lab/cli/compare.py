@@ -30,7 +30,7 @@ from ...runtime.integrity import content_sha256
 from ...runtime.names import as_text, in_one_line
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_of
-from ...volumes import VolumeError, named_volumes
+from ...volumes import Source, VolumeError, named_volumes
 from ..evaluation.comparison import (
     Case,
     Ways,
@@ -148,7 +148,7 @@ def write_tables(
     return results
 
 
-def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Path]:
+def chosen(args: argparse.Namespace, parts: dict[str, list[str]]) -> dict[str, Source]:
     """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
     names = names_in(args.names_file) if args.names_file else sum(parts.values(), []) or None
     if args.only:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...cli.output import say, tell
 from ...runtime.names import in_one_line, shown
-from ...volumes import FORMATS, VolumeError, find_volumes, output_name, read_volume, volume_name
+from ...volumes import FORMATS, Source, VolumeError, find_volumes, read_volume
 
 
 def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
@@ -27,11 +27,11 @@ class Row:
     z: int
 
 
-def load_row(source: Path, predicted: Path, labels: Path | None) -> Row:
+def load_row(source: Source, predicted: Path, labels: Path | None) -> Row:
     """The pictures of one volume. Raises VolumeError where shapes differ."""
-    arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / output_name(source)).data}
+    arrays = {"volume": read_volume(source).data, "scores": read_volume(predicted / source.output_name).data}
     if labels is not None:
-        arrays["label"] = read_volume(labels / output_name(source)).data > 0.5
+        arrays["label"] = read_volume(labels / source.output_name).data > 0.5
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise VolumeError(f"{source}: expected scores and label of its shape, found {shapes}")
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     labels = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
     try:
-        files = find_volumes(args.volumes)[: args.most]
-        if not files:
+        sources = find_volumes(args.volumes)[: args.most]
+        if not sources:
             raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
-        rows = {volume_name(file): load_row(file, args.predicted, labels) for file in files}
+        rows = {source.name: load_row(source, args.predicted, labels) for source in sources}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         draw(rows, args.out)
     except (VolumeError, OSError) as error:

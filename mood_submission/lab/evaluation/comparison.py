@@ -21,7 +21,7 @@ from ...preprocessing import to_unit_range, volume_to_slices
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole
 from ...runtime.sources import source_of
-from ...volumes import Volume, read_volume
+from ...volumes import Source, Volume, read_volume
 from ..planting.anomalies import KINDS, plant
 from ..planting.toy import file_seed
 from .metrics import average_precision, bootstrap_interval, score_counts
@@ -66,9 +66,9 @@ def plan(volumes: Sequence[str], planted: int, seed: int) -> list[Case]:
     return cases
 
 
-def make(case: Case, path: Path, predictor: Predictor) -> tuple[Volume, np.ndarray]:
+def make(case: Case, source: Source | Path, predictor: Predictor) -> tuple[Volume, np.ndarray]:
     """The case's volume, and where its anomaly is: bool (X, Y, Z)."""
-    volume = read_volume(path)
+    volume = read_volume(source)
     data = np.ascontiguousarray(to_unit_range(volume.data, predictor.model.about.preprocessing))
     if case.kind is None or case.size is None:
         return dataclasses.replace(volume, data=data), np.zeros(data.shape, bool)
@@ -147,9 +147,9 @@ def vae_ways(vae: VAE) -> Ways:
     return ways
 
 
-def measure(case: Case, path: Path, predictor: Predictor, ways: Ways) -> dict[str, np.ndarray]:
+def measure(case: Case, source: Source | Path, predictor: Predictor, ways: Ways) -> dict[str, np.ndarray]:
     """A case's outcome: `pixel` (ways, 2, values) counts of `score_counts`, `sample` (ways,), their names, `picture`."""
-    volume, mask = make(case, path, predictor)
+    volume, mask = make(case, source, predictor)
     prepared = predictor.prepare(volume)
     scores = ways(predictor, prepared)
     counts = [
@@ -187,13 +187,13 @@ def _picture(prepared: Prepared, label: Tensor, scores: Scores) -> np.ndarray:
 # --- all cases, and the table ----------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, path: Path, predictor: Predictor, ways: Ways, folder: Path) -> None:
+def run_case(case: Case, source: Source | Path, predictor: Predictor, ways: Ways, folder: Path) -> None:
     """Measure a case into `folder`/NAME.npz, unless it is there."""
     file = folder / f"{case.name}.npz"
     if file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    outcome: dict[str, Any] = measure(case, path, predictor, ways)
+    outcome: dict[str, Any] = measure(case, source, predictor, ways)
     with write_whole(file) as out:
         np.savez_compressed(out, **outcome)
 

@@ -20,7 +20,7 @@ from ...restoration.plain import replace_unlikely
 from ...running.run_folder import predict_files
 from ...runtime.precision import exact_float32
 from ...runtime.stopwatch import Stopwatch
-from ...volumes import output_name, read_volume, seed_name, write_volume
+from ...volumes import read_volume, write_volume
 
 REPLACED = 0.1  # share of a slice's codes that are above its threshold where nothing is to be skipped
 
@@ -120,13 +120,13 @@ def _predict(
     with clock.step("postprocess_s"):
         scores = predictor.to_volume(prepared, predictor.pixel(evidence))
     with clock.step("write_s"):
-        write_volume(out / output_name(path), scores, prepared.grid)
+        write_volume(out / prepared.source.output_name, scores, prepared.grid)
     return prepared, codes, nll, restored
 
 
 def _restore(predictor: Predictor, prepared: Prepared, codes: Tensor, threshold: float | Tensor) -> Tensor:
     height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(seed_name(prepared.path), prepared.indices, (height, width))
+    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
     return predictor.model.restore(codes, prepared.position, uniforms, threshold)
 
 
@@ -142,7 +142,7 @@ def _floor_and_naive(
     """Time one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
     model, copies = predictor.model, predictor.restorations
     height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(seed_name(prepared.path), prepared.indices, (height, width))
+    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
     uniforms = uniforms.flatten(0, 1).to(codes.device)
     rows, thresholds = codes.repeat_interleave(copies, dim=0), thresholds.repeat_interleave(copies)
     position = prepared.position.to(codes.device, model.dtype).repeat_interleave(copies, dim=0)

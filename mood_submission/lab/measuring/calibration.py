@@ -14,11 +14,11 @@ from ...methods.rarity import EVIDENCE, rarity_table
 from ...methods.table import PIXEL_WAYS, SAMPLE_WAYS
 from ...model_file import About
 from ...predictor import Predictor, Prepared
-from ...volumes import read_volume
+from ...volumes import Source, read_volume
 
 
 def calibrate(
-    predictor: Predictor, paths: Iterable[Path], progress: Callable[[], object] = lambda: None
+    predictor: Predictor, sources: Iterable[Source | Path], progress: Callable[[], object] = lambda: None
 ) -> About:
     """The model's description with all that healthy volumes tell: `rarity_tables`, `usual`, `healthy_voxels` and
     `healthy_samples`. The volumes should be ones that it was not trained on, of all sources that it is for; the predictor's
@@ -28,8 +28,8 @@ def calibrate(
     With restorations its pixel method becomes "rarity". Raises VolumeError for a file that is no volume, ValueError for no volumes.
     """
     measured: list[tuple[Prepared, Evidence]] = []
-    for path in paths:
-        prepared = predictor.prepare(read_volume(path))
+    for source in sources:
+        prepared = predictor.prepare(read_volume(source))
         with predictor.alone():
             evidence = predictor.complete_evidence(prepared, "pixel")
             _compute(evidence)  # now, while the progress is told

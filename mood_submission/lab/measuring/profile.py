@@ -13,7 +13,7 @@ from ...evidence.evidence import Evidence
 from ...evidence.normalised import volume_logits
 from ...predictor import Predictor, Prepared
 from ...runtime.stopwatch import Stopwatch
-from ...volumes import output_name, read_volume, seed_name, write_volume
+from ...volumes import read_volume, write_volume
 
 SIDE, TRIES = 2048, 5  # of the matrices that the machine's speed is measured with
 
@@ -77,14 +77,14 @@ def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     timed("score the sample", lambda: predictor.sample(evidence))
     whole = predictor.to_volume(prepared, scores)
     timed("to the volume's grid", lambda: predictor.to_volume(prepared, scores))
-    timed("write", lambda: write_volume(out / output_name(path), whole, prepared.grid))
+    timed("write", lambda: write_volume(out / prepared.source.output_name, whole, prepared.grid))
     return stages
 
 
 def _restored(predictor: Predictor, prepared: Prepared, evidence: Evidence) -> Tensor:
     model, codes = predictor.model, evidence.codes
     height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(seed_name(prepared.path), prepared.indices, (height, width))
+    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
     return model.restore(codes, prepared.position, uniforms, model.about.pixel_threshold)
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ...runtime.contract import REGIONS
 from ...runtime.files import write_text
 from ...runtime.names import as_text
-from ...volumes import Grid, Volume, named_volumes, read_volume
+from ...volumes import Grid, Source, Volume, named_volumes, read_volume
 from .anomalies import KINDS, RADIUS_FRACTION, plant_with_details
 from .phantoms import (
     CORNER_MM,
@@ -64,8 +64,8 @@ def _save(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1He
     nib.Nifti1Image(data, affine, header).to_filename(path)
 
 
-def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: int) -> dict[str, Path]:
-    """Name to file: the `names` or all of the volumes in `source`, and of these `volumes` drawn by seed and name."""
+def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: int) -> dict[str, Source]:
+    """Name to volume: the `names` or all of the volumes in `source`, and of these `volumes` drawn by seed and name."""
     files = named_volumes(source, names)
     chosen = sorted(files, key=lambda name: file_seed(seed, name))
     if volumes is not None and volumes > len(chosen):
@@ -194,13 +194,13 @@ class _Case:
         )
 
     @classmethod
-    def read(cls, name: str, path: Path) -> "_Case":
-        volume: Volume = read_volume(path)
+    def read(cls, name: str, source: Source) -> "_Case":
+        volume: Volume = read_volume(source)
         low, high = float(volume.data.min()), float(volume.data.max())
         if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(f"{path}: expected values in [0, 1], found {low:g} to {high:g}")
+            raise ValueError(f"{source}: expected values in [0, 1], found {low:g} to {high:g}")
         data = np.clip(volume.data, 0, 1)
-        return cls(name, path.name, data, volume.grid.affine, volume.grid.header, volume.grid)
+        return cls(name, source.path.name, data, volume.grid.affine, volume.grid.header, volume.grid)
 
     def write(
         self,
@@ -225,7 +225,8 @@ class _Case:
                 raise ValueError(f"{self.name}: {error}") from error
             data, mask = planted.volume, planted.mask
             record |= {"centre": list(planted.centre), "radius": list(planted.radii)}
-        voxel_ml = abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        affine_mm = self.grid.affine_mm if self.grid else self.affine
+        voxel_ml = abs(float(np.linalg.det(affine_mm[:3, :3]))) / 1000
         record |= {"voxels": int(mask.sum()), "volume_ml": round(int(mask.sum()) * voxel_ml, 4)}
         to_file = self.grid.to_file if self.grid else np.asarray
         toy, pixel, sample = folders

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ...runtime.files import write_whole
 from ...runtime.names import shown
 from ...runtime.sources import source_of
 from .order import BatchOrder
+
+if TYPE_CHECKING:
+    from ...volumes import Source
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("position", "volume", "mean", "std", "filled")  # what is cached of each slice beside its pixels
@@ -55,49 +58,49 @@ def build_cache(
     stderr and left out.
     Raises VolumeError for a folder without volumes or of which none can be read, CacheError for two volumes of one name.
     """
-    from ...volumes import VolumeError, volume_name
+    from ...volumes import VolumeError
 
-    paths = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
-    framing = _framing(preprocessing, paths)
+    sources = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
+    framing = _framing(preprocessing, sources)
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     names: list[str] = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=file.parent) as raw:
-        for path in tqdm(paths, desc="caching slices", unit="volume", disable=None):
+        for source in tqdm(sources, desc="caching slices", unit="volume", disable=None):
             try:
-                slices, values = _slices_of(path, framing, preprocessing, max_slices)
+                slices, values = _slices_of(source, framing, preprocessing, max_slices)
             except VolumeError as error:
                 tqdm.write(shown(f"left out: {error}"), file=sys.stderr)
                 continue
             raw.write(slices.tobytes())
             for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
                 columns[name].append(value)
-            names.append(volume_name(path))
+            names.append(source.name)
         if not names:
             raise VolumeError(
-                f"{paths[0].parent}: expected volumes, found none of {len(paths)} files readable"
+                f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
             )
         arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
         held_out = [name for name in names if _matches(name, hold_out)]
         if hold_out and not held_out:
             raise CacheError(
-                f"{paths[0].parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
+                f"{sources[0].path.parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
             )
         about = {"names": names, "preprocessing": preprocessing.to_dict(), "held_out": held_out}
         with write_whole(file) as out:
             _write_npz(out, arrays | {"about": np.array(json.dumps(about))}, raw, framing.image_size)
 
 
-def _framing(preprocessing: Preprocessing, paths: Sequence[Path]) -> Preprocessing:
+def _framing(preprocessing: Preprocessing, sources: "Sequence[Source]") -> Preprocessing:
     """The preprocessing with the side that slices are cached at."""
     from ...volumes import VolumeError, read_volume
 
     side = preprocessing.image_size
     if preprocessing.frame == "array":
         longest = []
-        for path in paths[:3]:
+        for source in sources[:3]:
             try:
-                longest.append(max(read_volume(path).data.shape[:2]))
+                longest.append(max(read_volume(source).data.shape[:2]))
             except VolumeError:  # it is named when its turn comes
                 pass
         side = min(side, max(longest, default=side))
@@ -105,12 +108,12 @@ def _framing(preprocessing: Preprocessing, paths: Sequence[Path]) -> Preprocessi
 
 
 def _slices_of(
-    path: Path, framing: Preprocessing, preprocessing: Preprocessing, max_slices: int | None
+    source: "Source", framing: Preprocessing, preprocessing: Preprocessing, max_slices: int | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A volume's slices (n, S, S) uint8, and n values of each of COLUMNS but its number. Raises VolumeError."""
     from ...volumes import read_volume
 
-    volume = read_volume(path)
+    volume = read_volume(source)
     data, view = harmonise(volume.data, volume.spacing, framing)
     mean, std = intensity_statistics(data, preprocessing)
     indices = view.indices(max_slices)
@@ -162,25 +165,25 @@ def _mapped_slices(file: Path) -> np.ndarray | None:
         return np.memmap(file, dtype, "c", stored.tell(), shape)
 
 
-def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> list[Path]:
-    from ...volumes import FORMATS, VolumeError, find_volumes, volume_name
+def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> "list[Source]":
+    from ...volumes import FORMATS, VolumeError, find_volumes
 
-    paths = []
+    sources = []
     for folder in folders:
-        found = [path for path in find_volumes(folder) if not _matches(volume_name(path), leave_out)]
+        found = [source for source in find_volumes(folder) if not _matches(source.name, leave_out)]
         if not found:
             raise VolumeError(
                 f"{folder}: expected {FORMATS}, found none"
                 + (f" but those left out ({', '.join(leave_out)})" if leave_out else "")
             )
-        paths += found
-    names = [volume_name(path) for path in paths]
+        sources += found
+    names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise CacheError(
             f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice"
         )
-    return paths
+    return sources
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .randomise import Draw, _blur
 
@@ -96,15 +95,21 @@ def _contents(x: Tensor, body: Tensor, r: CtRandomisation, draw: Draw) -> Tensor
 def _contrast(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
     """Contrast medium comes or goes, organs move apart, a liver gets fatty."""
     size = x.shape[-1]
-    soft = ((x - 0) / 30).sigmoid() * ((400 - x) / 60).sigmoid()  # 1 for soft tissue and vessels, 0 for fat and dense bone
+    soft = ((x - 0) / 30).sigmoid() * (
+        (400 - x) / 60
+    ).sigmoid()  # 1 for soft tissue and vessels, 0 for fat and dense bone
     factor = draw.uniform(*r.phase)
     enhanced = torch.where(x > PLAIN, PLAIN + (x - PLAIN) * factor, x)
     x = torch.where(draw.often(r.share), torch.lerp(x, enhanced, soft), x)
     apart = draw.field(size, 5).clamp(-2, 2) / 2 * draw.uniform(0, r.organs)
     x = torch.where(draw.often(r.share), x + apart * soft, x)
-    organ = torch.exp(-(((x - draw.uniform(45, 130)) / 12) ** 2))  # one range of grey, such as the liver's or the spleen's
+    organ = torch.exp(
+        -(((x - draw.uniform(45, 130)) / 12) ** 2)
+    )  # one range of grey, such as the liver's or the spleen's
     moved = torch.where(draw.often(0.5), draw.uniform(-r.fatty, 0), draw.uniform(0, 1.5 * r.fatty))
-    return torch.where(draw.often(r.share), x + moved * organ * (1 + 0.5 * draw.field(size, 4)).clamp(0, 1.5), x)
+    return torch.where(
+        draw.often(r.share), x + moved * organ * (1 + 0.5 * draw.field(size, 4)).clamp(0, 1.5), x
+    )
 
 
 def _kernel(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
@@ -134,7 +139,8 @@ def _streaks(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
     angle = draw.uniform(-0.25, 0.25)
     across = along[None, :, None] * angle.cos() + along[None, None, :] * angle.sin()
     waves = sum(
-        torch.sin(across * draw.uniform(20, 140) + draw.uniform(0, 2 * math.pi)) * draw.uniform(0.2, 1) for _ in range(4)
+        torch.sin(across * draw.uniform(20, 140) + draw.uniform(0, 2 * math.pi)) * draw.uniform(0.2, 1)
+        for _ in range(4)
     )
     hill = torch.exp(-(((along[None, :, None] - draw.uniform(-0.4, 0.4)) / draw.uniform(0.1, 0.5)) ** 2))
     return torch.where(draw.often(often), waves / 2 * hill * draw.uniform(0, amplitude), 0)
@@ -144,7 +150,10 @@ def _metal(x: Tensor, body: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
     """A small piece of metal in the body, with rays of dark and bright from it."""
     size = x.shape[-1]
     along = torch.linspace(-1, 1, size, device=x.device)
-    down, right = along[None, :, None] - draw.uniform(-0.4, 0.4), along[None, None, :] - draw.uniform(-0.6, 0.6)
+    down, right = (
+        along[None, :, None] - draw.uniform(-0.4, 0.4),
+        along[None, None, :] - draw.uniform(-0.6, 0.6),
+    )
     distance = (down**2 + right**2).sqrt()
     turn = torch.atan2(down, right)
     rays = torch.sin(turn * 2 * torch.round(draw.uniform(1, 6)) + draw.uniform(0, 6.28))

@@ -14,7 +14,7 @@ from ...findings.objects import EXPECTED, FALSE_BY_DEFAULT
 from ...findings.thresholds import HealthyVoxels
 from ...runtime.names import as_text, shown
 from ...runtime.triples import three
-from ...volumes import Volume, VolumeError, find_volumes, output_name, read_volume
+from ...volumes import Source, Volume, VolumeError, find_volumes, read_volume
 from ..findings_folder import read_findings
 from . import pictures
 
@@ -69,11 +69,17 @@ def collect(
     found = _findings(sources.findings)
     outcomes = _outcomes(sources.run) if outcomes is None else outcomes
     entries = []
-    for file in find_volumes(sources.volumes):
-        name = output_name(file)
+    for source in find_volumes(sources.volumes):
+        name = source.output_name
         if (sources.predictions / name).is_file():
             entries.append(
-                _entry(file, sources, healthy, found.get(as_text(name)), outcomes.get(as_text(file.name), {}))
+                _entry(
+                    source,
+                    sources,
+                    healthy,
+                    found.get(as_text(name)),
+                    outcomes.get(as_text(source.path.name), {}),
+                )
             )
     if not entries:
         raise VolumeError(
@@ -86,10 +92,9 @@ def collect(
 
 
 def _entry(
-    file: Path, sources: Sources, healthy: HealthyVoxels | None, found: list[dict] | None, outcome: dict
+    source: Source, sources: Sources, healthy: HealthyVoxels | None, found: list[dict] | None, outcome: dict
 ) -> Entry:
-    volume = read_volume(file)
-    written = output_name(file)
+    volume, written = read_volume(source), source.output_name
     scores = _alike(sources.predictions / written, volume)
     mask, expected = None, None
     if found is not None and sources.findings is not None:
@@ -104,7 +109,7 @@ def _entry(
     if os.path.isfile(text):  # Path.is_file would raise for a name that is too long
         score, name = float(text.read_text("utf-8").split("\n", 1)[0]), "sample score"
     threshold = healthy.threshold(FALSE_BY_DEFAULT) if healthy else None
-    entry = Entry(0, file.name, score, name, findings=found or [])
+    entry = Entry(0, source.path.name, score, name, findings=found or [])
     entry.places = [
         {
             "title": title,
@@ -183,15 +188,15 @@ def _layers(
     thin = (slice(None, None, step),) * 3
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     affine[:3, :3] = _ras_directions(volume) * step
-    affine[:3, 3] = (volume.grid.affine @ [*volume.grid.file_index(np.zeros(3)), 1.0])[:3]
+    affine[:3, 3] = (volume.grid.affine_mm @ [*volume.grid.file_index(np.zeros(3)), 1.0])[:3]
     return {name: _encoded(array[thin], affine) for name, array in layers.items()}
 
 
 def _ras_directions(volume: Volume) -> np.ndarray:
-    """(3, 3): the step in world coordinates from voxel to voxel along each RAS axis, as columns."""
+    """(3, 3): the step in mm from voxel to voxel along each RAS axis, as columns."""
     origin = volume.grid.file_index(np.zeros(3))
     columns = [volume.grid.file_index(axis) - origin for axis in np.eye(3)]
-    return volume.grid.affine[:3, :3] @ np.stack(columns, 1)
+    return volume.grid.affine_mm[:3, :3] @ np.stack(columns, 1)
 
 
 def _encoded(array: np.ndarray, affine: np.ndarray) -> str:

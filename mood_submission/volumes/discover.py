@@ -1,0 +1,122 @@
+"""Which entries of a folder are volumes, and what a path that someone names is: here the kind of an input is told, once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .dicom import has_mark, holds_dicom, scan
+from .grid import VolumeError, one_line
+from .source import FORMATS, ITK_SUFFIXES, Source, suffix_of
+
+
+@dataclass
+class Survey:
+    """What is in a folder. volumes: for `read_volume`, by their paths. others: what is no volume. notes: of DICOM files that
+    were skipped, each a line."""
+
+    volumes: list[Source] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def survey(folder: str | Path) -> Survey:
+    """What is right in `folder`, sorted: volumes by their names' endings (any case), and each series of DICOM files that lie
+    there or in a folder there, whatever that is called. Each DICOM file's header is read here, and not again.
+
+    Hidden and other names are passed over. Whether a file can be read is seen when it is: a folder or a dangling link of
+    such a name is an error of that volume. Raises VolumeError where `folder` is no readable folder, and where two volumes'
+    predictions would have one name.
+    """
+    folder, found, scans = Path(folder), Survey(), []
+    for entry in _entries(folder):
+        if not entry.name.startswith(".") and entry.is_dir() and holds_dicom(entry, deep=True):
+            scans.append(scan(entry))
+        elif suffix_of(entry.name) and not entry.name.startswith("."):
+            found.volumes.append(_by_name(entry))
+        elif not (entry.is_file() and has_mark(entry)):
+            found.others.append(entry)
+    if holds_dicom(folder, deep=False):
+        scans.append(scan(folder, deep=False))
+    for one in scans:
+        found.volumes += one.series
+        found.notes += one.notes
+    found.volumes.sort(key=lambda source: source.path)
+    _check_names(folder, found.volumes)
+    return found
+
+
+def find_volumes(folder: str | Path) -> list[Source]:
+    """The volumes of `survey`. An empty list is no error. Raises what it raises."""
+    return survey(folder).volumes
+
+
+def source_at(path: str | Path) -> Source:
+    """The volume of a path: of a file, of a folder that holds one series of DICOM files, or of the path that `survey` gave a
+    series among several.
+
+    A file is looked at when it is read. Raises VolumeError for a folder that does not hold one series, and for what is not there
+    and not called as volumes are.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if suffix_of(path.name) and not holds_dicom(path, deep=True):
+            return _by_name(path)
+        series = scan(path).series
+        if len(series) == 1:
+            return series[0]
+        found = f"{len(series)} series: {', '.join(one.path.name for one in series)}"
+        if series:
+            raise VolumeError(f"{path}: expected one DICOM series, found {found}")
+    elif suffix_of(path.name) or path.exists() or path.is_symlink():
+        return _by_name(path)
+    for one in scan(path.parent).series if not path.is_dir() else []:
+        if one.path == path:
+            return one
+    raise VolumeError(f"{path}: expected a volume or a DICOM series, found no such file")
+
+
+def named_volumes(
+    folders: str | Path | Iterable[Path], names: Iterable[str] | None = None
+) -> dict[str, Source]:
+    """The volumes of a folder, or of several, by name, sorted; those called `names`, or all.
+
+    Raises VolumeError where a folder has none, a name stands in two folders, or one of `names` is not there.
+    """
+    folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
+    where = ", ".join(map(str, folders))
+    sources: dict[str, Source] = {}
+    for folder in folders:
+        found = {source.name: source for source in find_volumes(folder)}
+        if not found:
+            raise VolumeError(f"{folder}: expected {FORMATS}, found none")
+        twice = sorted(set(found) & set(sources))
+        if twice:
+            raise VolumeError(f"{where}: expected each volume's name once, found {twice[0]} twice")
+        sources |= found
+    missing = [name for name in names or [] if name not in sources]
+    if missing:
+        raise VolumeError(f"{where}: expected a volume called {missing[0]}, found {len(sources)} others")
+    return {name: sources[name] for name in sorted(sources if names is None else set(names))}
+
+
+def _by_name(path: Path) -> Source:
+    """A file as its name's ending says; NIfTI where that says nothing."""
+    return Source("itk" if suffix_of(path.name).lower() in ITK_SUFFIXES else "nifti", path, (path,))
+
+
+def _check_names(folder: Path, sources: list[Source]) -> None:
+    names: dict[str, Path] = {}
+    for source in sources:
+        other = names.setdefault(source.output_name, source.path)
+        if other != source.path:
+            raise VolumeError(
+                f"{folder}: expected each prediction's name once, found {source.output_name} for {other.name} and "
+                f"{source.path.name}"
+            )
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise VolumeError(f"{folder}: expected a folder of {FORMATS}, found {one_line(error)}") from error
