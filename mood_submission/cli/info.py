@@ -12,8 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..model import Model, load_model
-from ..model_file import WEIGHTS
+from ..model import Model
+from ..model_file import WEIGHTS, load_model
 from ..predictor import Predictor
 from ..preprocessing import Preprocessing, View, harmonise
 from ..preprocessing.anatomy import block_means, coarse_steps

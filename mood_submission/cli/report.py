@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..model import load_model
+from ..model_file import load_model
 from ..output.report import what_is_missing
 from ..runtime.contract import REGIONS
 

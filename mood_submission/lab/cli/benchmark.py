@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ...about import ModelError
 from ...cli.options import (
     add_device,
     add_precision,
@@ -20,8 +21,7 @@ from ...cli.options import (
     restorations_option,
     slices_option,
 )
-from ...model import load_model
-from ...model_file import ModelError
+from ...model_file import load_model
 from ...predictor import Predictor
 from ...volumes import VolumeError
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ...model_file import SAMPLE_METHODS, About, save_model
+from ...about import About
+from ...methods import table
+from ...methods.top import Top
+from ...model_file import save_model
 from ...preprocessing import Preprocessing
 from ..training.run import RunError, load_prior, load_vqvae
 
@@ -38,9 +41,9 @@ def export(runs: list[Path], out: Path, dtype: torch.dtype, sample_method: str, 
         vqvae.settings,
         prior.settings,
         Preprocessing.from_dict(prior_about["preprocessing"]),
-        measured["thresholds"]["pixel"],
-        measured["thresholds"]["sample"],
-        sample_method,
+        pixel_threshold=measured["thresholds"]["pixel"],
+        sample_threshold=measured["thresholds"]["sample"],
+        sample_method=sample_method,
         **measured["calibration"],
         training=training,
     )
@@ -61,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--sample-method",
-        choices=SAMPLE_METHODS,
-        default="top",
-        help="how sample scores are made by default (default: top)",
+        choices=table.names("sample"),
+        default=Top.name,
+        help=f"how sample scores are made by default (default: {Top.name})",
     )
     parser.add_argument("--data", metavar="TEXT", help="what it was trained on, for the file's metadata")
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the file's metadata")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...model import load_model
-from ...model_file import ModelError
+from ...about import ModelError
+from ...model_file import load_model
 from ..onnx_export import export_onnx
 
 NEEDED = ("onnx", "onnxscript")
