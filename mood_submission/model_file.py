@@ -81,7 +81,7 @@ def load_model(
         precision=precision,
         file=file,
         sha256=sha256,
-        reread=partial(load_model, file, "cpu", dtype, precision, detector),
+        reread=partial(load_model, file, "cpu", dtype, precision=precision, detector=detector),
     )
 
 

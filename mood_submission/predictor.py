@@ -216,7 +216,9 @@ class Predictor:
         data, view = harmonise(volume.data, volume.spacing, preprocessing)
         self._check_frame(view.frame, volume.path)
         indices = view.indices(self.slice_count)
-        slices = volume_to_slices(data, volume.spacing, indices, preprocessing, self.model.device, view)
+        slices = volume_to_slices(
+            data, volume.spacing, indices, preprocessing, device=self.model.device, view=view
+        )
         slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
         return Prepared(
             slices=slices,

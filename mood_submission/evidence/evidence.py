@@ -81,8 +81,8 @@ class Evidence:
     (torch.Size([2, 20, 20]), torch.Size([2, 160, 160]))
     >>> evidence.restored is None
     True
-    >>> three = evidence.with_restorations(evidence.codes[:, None].repeat(1, 3, 1, 1))
-    >>> torch.equal(three.restored, evidence.decoded)
+    >>> unchanged = evidence.with_restorations(evidence.codes[:, None].repeat(1, 2, 1, 1))
+    >>> torch.equal(unchanged.restored, evidence.decoded)
     True
     """
 

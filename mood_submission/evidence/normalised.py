@@ -93,16 +93,21 @@ class NormalisedEvidence:
     def inputs(
         self, index: Tensor, context: tuple[int, ...], stride: int = 1, box: Box | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What a detector reads of the slices `index` (B,): maps (B, C, S, S) and NLL (B, len(context), h, w).
+        """What a detector reads of some slices: maps (B, C, S, S) and NLL (B, len(context), h, w).
 
-        stride: slices from one neighbour to the next; beyond the first and last slice these are repeated. box: what part of
-        the slices to read, whose sides are multiples of a code's; None for all.
+        index: (B,) int64, the slices' numbers in the volume.
+        context: which neighbours are read with a slice, as differences of number, 0 among them.
+        stride: slices from one neighbour to the next. Beyond the first and the last slice these are repeated.
+        box: what part of the slices to read, whose sides are multiples of a code's; None for all.
         """
         count = len(self.slices if self.rows is None else self.rows)
         near = (index[:, None] + torch.tensor(context, device=index.device) * stride).clamp(0, count - 1)
         near = near if self.rows is None else self.rows[near]
-        box = box or self.whole
-        take = lambda maps, at: self._cut(maps, at.flatten(), box).unflatten(0, at.shape)  # noqa: E731
+        box = self.whole if box is None else box
+
+        def take(maps: Tensor, at: Tensor) -> Tensor:
+            return torch.unflatten(self._cut(maps, at.flatten(), box), 0, at.shape)
+
         slices, decoded = take(self.slices, near), take(self.reconstruction, near)
         own = context.index(0)
         restored = take(self.restoration, near[:, own])

@@ -26,7 +26,8 @@ def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
     Returns a tensor of the same shape.
     """
     matrix = ndimage.gaussian_filter1d(np.eye(maps.shape[axis]), sigma, axis=0, mode="nearest")
-    return torch.tensordot(torch.from_numpy(matrix).to(maps), maps, dims=([1], [axis])).movedim(0, axis)
+    smoothed: Tensor = torch.tensordot(torch.from_numpy(matrix).to(maps), maps, dims=([1], [axis]))
+    return smoothed.movedim(0, axis)
 
 
 def smooth_evidence(kind: str, maps: Tensor, size: int) -> Tensor:

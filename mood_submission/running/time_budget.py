@@ -41,7 +41,7 @@ def compute_within(
     seconds: the time.
     clock: tells seconds, rising.
     """
-    within = _Within(predictor, prepared, task, clock() + seconds, clock, remark)
+    within = _Within(predictor, prepared, task, end=clock() + seconds, clock=clock, remark=remark)
     with predictor.same_bits_for_any_threads():
         drawn = predictor.restorations_for(task)
         return within.with_restorations() if drawn else within.without_restorations()
