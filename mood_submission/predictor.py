@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .about import ModelError
-from .evidence.evidence import Evidence
+from .evidence.evidence import USUAL, Evidence
 from .evidence.normalised import at_size
 from .evidence.rareness import rarity
 from .findings.objects import Finding, find
@@ -278,9 +278,9 @@ class Predictor:
 
         The line names `path`. There is none where the model does not say what is usual.
         """
-        strange = []
-        for kind, value in evidence.usual_values(self.model.about.usual).items():
-            low, high = self.model.about.usual[kind]
+        strange, usual = [], self.model.about.usual
+        for kind, value in evidence.usual_values([kind for kind in USUAL if kind in usual]).items():
+            low, high = usual[kind]
             if value > high + max(MARGIN * (high - low), LEAST_MARGIN * high):
                 strange.append(f"{kind} {value:.3g}, usual {low:.3g} .. {high:.3g}")
         if not strange:

@@ -61,9 +61,9 @@ def of_model(model: Model) -> dict[str, Any]:
         "preprocessing": about.preprocessing.to_dict(),
         "thresholds": {"pixel": about.pixel_threshold, "sample": about.sample_threshold},
         "default methods": {"sample": about.sample_method, "pixel": about.pixel_method},
-        "scores measured on healthy volumes": {way: h.volumes for way, h in about.healthy_voxels.items()},
+        "scores measured on healthy volumes": {name: h.volumes for name, h in about.healthy_voxels.items()},
         "voxel scores that 0.1% of healthy voxels exceed": {
-            way: round(h.exceeded["0.001"], 4) for way, h in about.healthy_voxels.items()
+            name: round(h.exceeded["0.001"], 4) for name, h in about.healthy_voxels.items()
         },
     }
 

@@ -173,7 +173,7 @@ class Evidence:
     def _compared(self) -> tuple[Tensor, Tensor]:
         """`weighted_difference`, and the mean restorations. What came out alike of a slice is decoded once."""
         if self.restored_codes is None:
-            raise ValueError("expected restorations, found none: the method needs at least one")
+            raise ValueError("expected restorations, found none")
         parts = []
         for chunk in torch.arange(len(self.restored_codes)).split(CHUNK):
             codes, position = self.restored_codes[chunk], self.position[chunk]

@@ -29,6 +29,7 @@ def restore_plain(
     position: Tensor,
     uniforms: Tensor,
     threshold: float | Tensor,
+    *,
     batch_size: int | None = None,
 ) -> Tensor:
     """What `restore` computes, as plainly as can be: one forward of the prior for each place. For tests.
