@@ -159,7 +159,7 @@ def test_batches_are_not_seen(case, batch_size):
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 1, 0, 3]):
         got = restore(prior, codes[order], position[order], uniforms[order], threshold, batch_size=batch_size)
         assert torch.equal(got, expected[order]), f"order {order}"
-    plain = restore_plain(prior, codes, position, uniforms, threshold, batch_size)
+    plain = restore_plain(prior, codes, position, uniforms, threshold, batch_size=batch_size)
     assert torch.equal(plain, expected)
 
 
