@@ -216,7 +216,8 @@ def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list
     return outcomes
 
 
-Table = dict[str, dict[str, dict[str, Any]]]  # by task, method and figure; see `table`
+# By task, method and figure; see `table`.
+Table = dict[str, dict[str, dict[str, Any]]]
 
 
 def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
