@@ -4,7 +4,8 @@ After Marimont & Tarroni, "Anomaly detection through latent space restoration us
 autoencoders", 2020. `load_model` gives a trained model; `Predictor` takes folders of NIfTI volumes to scores.
 """
 
-from .model import Model, load_model
+from .model import Model
+from .model_file import load_model
 from .version import __version__
 
 __all__ = ["Model", "Predictor", "__version__", "load_model"]

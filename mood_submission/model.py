@@ -6,25 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .model_file import FORMAT, WEIGHTS, About, ModelError, _filled, _stored
+from .about import About, ModelError
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
-from .runtime.contract import REGIONS
-from .runtime.integrity import check, content_sha256
 from .runtime.memory import affordable, free_memory, in_batches
 from .runtime.precision import PRECISIONS, exact_float32
 from .runtime.threads import each, one_thread_each
 
-BATCH = 32  # slices that go through a network at a time on a GPU; on a CPU one, in each thread
-NLL_SLICES = 4  # but for the prior, whose weights are many for the few places that they are used at: most that a thread takes
-CPU_SLICES = 16  # slices that a CPU's thread restores at a time, at most
-CPU_ROWS = 128  # restorations that it does at a time, at most, of all its slices
+# Slices that go through a network at a time on a GPU. On a CPU each thread takes one slice at a time, with one exception: the
+# prior takes up to NLL_SLICES, since reading its many weights costs more than using them on the few places of one slice.
+BATCH = 32
+NLL_SLICES = 4
+# The most slices, and the most restorations of them all, that a thread of a CPU restores at a time.
+CPU_SLICES = 16
+CPU_ROWS = 128
 
 
 class Model:
@@ -32,15 +32,22 @@ class Model:
 
     Slices are (B, H, W) in the network's intensities (see `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes
     (B, h, w) int64. Inputs may be on any device and of any floating dtype; results are on the model's device. Codes are always
-    computed in `dtype`, and NLL, which thresholds decide on, without TF32; decoding uses what torch is set to.
+    computed in `dtype`, and NLL, which thresholds decide on, without TF32; decoding uses what torch is set to. On a CPU results
+    have the same bits for any number of threads.
 
-    batch_size: how many slices go through a network at a time on a GPU; by default BATCH where there is memory for them,
-        halved when memory runs out. On a CPU each of torch's threads takes one slice at a time, or NLL_SLICES, and results have
-        the same bits for any number of threads.
-    precision: "float32" (or whatever `dtype` is) draws the same codes everywhere; "tf32" (on CUDA) and "bf16" draw other codes
+    vqvae, prior: the networks, which are moved to the device.
+    about: the model's description.
+    detector: None where the model has none.
+    device: where the networks run.
+    dtype: of the parameters.
+    batch_size: how many slices go through a network at a time on a GPU. None: BATCH where there is memory for them. Halved
+        when memory runs out.
+    precision: "float32" (or whatever `dtype` is) draws the same codes everywhere. "tf32" (on CUDA) and "bf16" draw other codes
         of the same distribution, up to rounding. "bf16" also multiplies in bfloat16, and adds up in float32, for the NLL,
         decoding and the detector. Raises ValueError for others.
-    file: where the model was read from. sha256: digest of that file's content.
+    file: where the model was read from.
+    sha256: digest of that file's content.
+    reread: reads the same model anew, onto the CPU; None for a model that came from no file.
     """
 
     def __init__(
@@ -48,13 +55,15 @@ class Model:
         vqvae: VQVAE,
         prior: PixelSNAIL,
         about: About,
+        *,
+        detector: Detector | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
         precision: str = "float32",
         file: Path | None = None,
         sha256: str | None = None,
-        detector: Detector | None = None,
+        reread: "Callable[[], Model] | None" = None,
     ):
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
@@ -63,22 +72,24 @@ class Model:
         self.detector = detector and detector.to(device, dtype).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
-        self.precision, self.file, self.sha256 = precision, file, sha256
-        # by grid size; kept on CUDA, with the graphs that were recorded for it
+        self.precision, self.file, self.sha256, self.reread = precision, file, sha256, reread
+        # By grid size. Kept on CUDA, with the graphs that were recorded for it.
         self._cached: dict[torch.Size, CachedPrior] = {}
 
     def on_cpu(self) -> "Model":
-        """The same model on the CPU. It is read from its file where it has one, since a GPU that has failed may not give anything back."""
-        if self.file is not None:
-            return load_model(self.file, "cpu", self.dtype, self.precision)
+        """The same model on the CPU.
+
+        It is read anew where it came from a file, since a GPU that has failed may not give anything back.
+        """
+        if self.reread is not None:
+            return self.reread()
         return Model(
             copy.deepcopy(self.vqvae),
             copy.deepcopy(self.prior),
             self.about,
-            "cpu",
-            self.dtype,
-            precision=self.precision,
             detector=copy.deepcopy(self.detector),
+            dtype=self.dtype,
+            precision=self.precision,
         )
 
     @exact_float32()
@@ -130,14 +141,16 @@ class Model:
             tf32=self.precision == "tf32",
         )
 
-    @exact_float32()  # for all threads at once
+    # `exact_float32` is outermost: it is set for all threads at once.
+    @exact_float32()
     @one_thread_each()
     def _restore_in_threads(
         self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
     ) -> Tensor:
         """A few slices at a time in each thread, with a prior of its own, as `restoration.restore` asks."""
         threshold = torch.as_tensor(threshold).expand(len(codes))
-        own = threading.local()  # whose memory a thread lets go when it ends
+        # A thread lets go of this memory when it ends.
+        own = threading.local()
 
         def run(chunk: Tensor) -> Tensor:
             if not hasattr(own, "prior"):
@@ -179,9 +192,11 @@ class Model:
 
         def run(first: int, last: int, _: int) -> None:
             done = [function(*(self.here(x[a:b]) for x in inputs)) for a, b in _pieces(first, last)]
-            parts.extend(done)  # not before all of them fit in memory
+            # Not before all of them fit in memory.
+            parts.extend(done)
 
-        count = max(1, len(inputs[0]))  # no slices make one batch, of none
+        # No slices make one batch, of none.
+        count = max(1, len(inputs[0]))
         in_batches(run, count, self.batch_size or self.affordable_slices())
         return torch.cat(parts)
 
@@ -192,7 +207,8 @@ class Model:
         def run(chunk: range) -> Tensor:
             return function(*(self.here(x[chunk.start : chunk.stop]) for x in inputs))
 
-        count = max(1, len(inputs[0]))  # no slices make one batch, of none
+        # No slices make one batch, of none.
+        count = max(1, len(inputs[0]))
         together = max(0, count - 2 * most) // most * most
         chunks = [range(first, first + most) for first in range(0, together, most)]
         chunks += [range(first, first + 1) for first in range(together, count)]
@@ -230,52 +246,3 @@ def _pieces(first: int, last: int) -> list[tuple[int, int]]:
         pieces.append((first, min(first + step, last)))
         first += step
     return pieces
-
-
-def networks_sha256(model: Model) -> str:
-    """The digest of the VQ-VAE's and the prior's parameters, by which a detector knows what it was trained for."""
-    return content_sha256(_stored(model.vqvae, "vqvae", None) | _stored(model.prior, "prior", None), "")
-
-
-def load_model(
-    name: str | Path,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    precision: str = "float32",
-    detector: bool = True,
-) -> Model:
-    """The model of a region ("brain", "abdom": the shipped weights), or of a file.
-
-    device None: CUDA if there, else CPU. dtype None: float32, whatever the file stores. precision: see `Model`.
-    detector: whether to read the detector too, where there is one; without, files with an earlier version's are read. Only
-    safetensors are read: no pickle, nothing in the file is executed; and only what is as it was written (`integrity`).
-    Raises ModelError, in one line that names the file.
-    """
-    file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
-    try:
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        text = metadata.get("about", "{}")
-        about = About.from_json(text, detector)
-        sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
-        vqvae = _filled(VQVAE(about.vqvae), tensors, "vqvae")
-        prior = _filled(PixelSNAIL(about.prior), tensors, "prior")
-        detecting = None
-        if about.detector is not None:
-            detecting = _filled(Detector(about.detector), tensors, "detector")
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(
-        vqvae,
-        prior,
-        about,
-        device,
-        dtype or torch.float32,
-        precision=precision,
-        file=file,
-        sha256=sha256,
-        detector=detecting,
-    )

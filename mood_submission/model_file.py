@@ -1,113 +1,99 @@
-"""A trained model: one safetensors file a region, and what can be done with it.
+"""Model files: one safetensors file a region, read and written.
 
-The file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there is one, of the detector
-(`detector.*`), and one JSON text (`about`) with everything that is needed to use them: sizes, preprocessing, thresholds, calibration, and where they come from.
+A file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there is one, of the detector
+(`detector.*`), and one JSON text (`about`) with everything that is needed to use them; see `about.About`.
 """
 
 import dataclasses
-import json
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .findings.thresholds import HealthyVoxels
-from .networks.detector import Detector, DetectorSettings
-from .networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
-from .networks.vqvae import VQVAE, VQVAESettings
-from .preprocessing import Preprocessing
+from .about import FORMAT, About, ModelError
+from .methods import table
+from .model import Model
+from .networks.detector import Detector
+from .networks.pixelsnail import PixelSNAIL
+from .networks.vqvae import VQVAE
+from .runtime.contract import REGIONS
 from .runtime.files import write_whole
-from .runtime.integrity import content_sha256
+from .runtime.integrity import check, content_sha256
 
-FORMAT = "mood-submission-1"
-INSTALLED = (
-    Path(__file__).resolve().parent / "weights"
-)  # of a wheel; in a checkout they lie beside the package
+# The weights of a wheel lie in the package; those of a checkout lie beside it.
+INSTALLED = Path(__file__).resolve().parent / "weights"
 WEIGHTS = INSTALLED if INSTALLED.is_dir() else INSTALLED.parent.parent / "weights"
-SAMPLE_METHODS = ("paper", "top", "learned")
-PIXEL_METHODS = ("paper", "rarity", "learned")
 
 
-class ModelError(ValueError):
-    """A model file that is missing, damaged or of another kind."""
+def networks_sha256(model: Model) -> str:
+    """The digest of the VQ-VAE's and the prior's parameters, by which a detector knows what it was trained for."""
+    return content_sha256(_stored(model.vqvae, "vqvae", None) | _stored(model.prior, "prior", None), "")
 
 
-@dataclass(frozen=True)
-class About:
-    """What travels with the parameters.
+def load_model(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    precision: str = "float32",
+    detector: bool = True,
+) -> Model:
+    """The model of a region, or of a file.
 
-    pixel_threshold, sample_threshold: lambda_p and lambda_s in nats; published 5 and 7, the 90th and 98th percentile of
-        the codes' NLL on healthy hold-out.
-    sample_method: how a volume's sample score is made: "paper" (sum of the unlikely NLL), "top" (`paper.top_score`) or
-        "learned" (the detector).
-    pixel_method: how voxels' scores are: "paper" (|slice - restoration|), "rarity" (`scoring.rarity`) or "learned".
-    sample_scale: what a volume's sum of unlikely NLL (scaled to 32 slices) is divided by; published 2000.
-    top_reference: mean `top_score` of healthy hold-out volumes, nats; a volume like them scores 0.5 by "top".
-    rarity_tables: by kind of evidence, see `rarity.rarity_table`; empty where the model is not calibrated.
-    usual: by kind of evidence, the lowest and the highest bulk (`evidence.Evidence.bulk`) of healthy hold-out volumes of all
-        sources; a volume beyond these looks unlike the scans that the weights know. Empty where it was not measured.
-    healthy_voxels: by way of scoring voxels, how often healthy hold-out volumes reach which scores; empty where it was not
-        measured. healthy_samples: by way of scoring volumes, the scores of these volumes, rising.
-    restorations, temperature: published 15 and 3.
-    detector: sizes of the detector; None where the model has none.
-    training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
+    Only safetensors are read: no pickle, nothing in the file is executed. A file that is not as it was written is refused
+    (`integrity`).
+
+    name: "brain" or "abdom" for the shipped weights, or a file.
+    device: None for CUDA where there is one, else the CPU.
+    dtype: of the parameters in memory; None for float32, whatever the file stores.
+    precision: see `Model`.
+    detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
+    Raises ModelError, in one line that names the file. One reason is a default method that is not registered.
     """
-
-    region: str
-    vqvae: VQVAESettings
-    prior: PixelSNAILSettings
-    preprocessing: Preprocessing
-    pixel_threshold: float = 5.0
-    sample_threshold: float = 7.0
-    sample_method: str = "paper"
-    sample_scale: float = 2000.0
-    top_reference: float = 3.0
-    pixel_method: str = "paper"
-    rarity_tables: dict[str, list[float]] = field(default_factory=dict)
-    usual: dict[str, list[float]] = field(default_factory=dict)
-    healthy_voxels: dict[str, HealthyVoxels] = field(default_factory=dict)
-    healthy_samples: dict[str, list[float]] = field(default_factory=dict)
-    restorations: int = 15
-    temperature: float = 3.0
-    detector: DetectorSettings | None = None
-    training: dict = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT} | dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str, detector: bool = True) -> "About":
-        """detector: whether to read what is said of one. Raises ValueError, TypeError or KeyError for what is no description."""
-        values = json.loads(text)
-        if values.pop("format", None) != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
-        values.pop("rarity_reference", None)  # of a sample score that earlier files could ask for
-        for name, known in (("sample_method", SAMPLE_METHODS), ("pixel_method", PIXEL_METHODS)):
-            if values.get(name, "paper") not in known:
-                raise ValueError(f"{name}: {values[name]!r} is not one of {', '.join(known)}")
-        described = values.get("detector") if detector else None  # earlier files know of none
-        values["detector"] = described and DetectorSettings.from_dict(described)
-        measured = values.get("healthy_voxels", {})
-        values["healthy_voxels"] = {way: HealthyVoxels(**found) for way, found in measured.items()}
-        return cls(
-            **values
-            | {
-                "vqvae": VQVAESettings(**values["vqvae"]),
-                "prior": PixelSNAILSettings(**values["prior"]),
-                "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-            }
-        )
+    file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        text = metadata.get("about", "{}")
+        about = About.from_json(text, detector)
+        for task, name in (("sample", about.sample_method), ("pixel", about.pixel_method)):
+            table.method_named(name, task)
+        sha256 = check(file, content_sha256(tensors, text), metadata.get("sha256"))
+        vqvae = _filled(VQVAE(about.vqvae), tensors, "vqvae")
+        prior = _filled(PixelSNAIL(about.prior), tensors, "prior")
+        detecting = None
+        if about.detector is not None:
+            detecting = _filled(Detector(about.detector), tensors, "detector")
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
+    return Model(
+        vqvae,
+        prior,
+        about,
+        detector=detecting,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        dtype=dtype or torch.float32,
+        precision=precision,
+        file=file,
+        sha256=sha256,
+        reread=partial(load_model, file, "cpu", dtype, precision=precision, detector=detector),
+    )
 
 
 def save_model(
     file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a model file; `dtype` None keeps the parameters' own. Weight norm must be folded (`fold_weight_norm`).
-    A detector is added by `add_detector`."""
+    """Write a model file without a detector, which `add_detector` adds.
+
+    Weight norm must be folded (`fold_weight_norm`).
+    dtype: how parameters are stored; None keeps their own.
+    Raises ValueError for parameters that are not finite, or too large for `dtype`.
+    """
     _write(file, _stored(vqvae, "vqvae", dtype) | _stored(prior, "prior", dtype), about)
 
 
@@ -169,7 +155,8 @@ def _filled(network: Network, tensors: dict[str, Tensor], part: str) -> Network:
         name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
     }
     stored = next(iter(own.values())).dtype if own else torch.float32
-    network.to(stored)  # else load_state_dict would round float64
+    # Without this, load_state_dict would round float64.
+    network.to(stored)
     missing, unexpected = network.load_state_dict(own, strict=False)
     wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
     if wrong:

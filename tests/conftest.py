@@ -23,8 +23,8 @@ REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
 from mood_submission import cli  # noqa: E402
-from mood_submission.model import load_model  # noqa: E402
-from mood_submission.model_file import About, rewrite_about, save_model  # noqa: E402
+from mood_submission.about import About  # noqa: E402
+from mood_submission.model_file import load_model, rewrite_about, save_model  # noqa: E402
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings  # noqa: E402
 from mood_submission.preprocessing import Preprocessing  # noqa: E402

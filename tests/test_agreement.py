@@ -21,7 +21,7 @@ def scores(
     """Sample score and voxels' scores of other data in a volume's place."""
     same = dataclasses.replace(volume, data=np.ascontiguousarray(data, np.float32), spacing=spacing)
     prepared = predictor.prepare(same)
-    with predictor.alone():
+    with predictor.same_bits_for_any_threads():
         evidence = predictor.complete_evidence(prepared, "pixel")
         sample, pixel = predictor.sample(evidence), predictor.pixel(evidence)
     return sample, predictor.to_volume(prepared, pixel)

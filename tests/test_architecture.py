@@ -20,9 +20,11 @@ FLOORS = [
     {"runtime"},
     {"volumes", "preprocessing", "networks"},
     {"restoration", "findings"},
-    {"model_file"},
-    {"model", "methods"},
+    {"about"},
+    {"model"},
     {"evidence"},
+    {"methods"},
+    {"model_file"},
     {"predictor"},
     {"output"},
     {"running"},
@@ -125,6 +127,35 @@ def test_modules_form_no_circle():
 
     circles = [name for name in arrows if name not in ENTRANCES and reaches(name, name, set())]
     assert not circles
+
+
+SHORT_HANDS = (
+    "about",
+    "evidence",
+    "lab.cli.calibrate",
+    "lab.cli.compare",
+    "lab.evaluation.comparison",
+    "lab.evaluation.further_methods",
+    "lab.measuring",
+    "methods",
+    "model",
+    "model_file",
+    "output.predictions",
+    "predictor",
+    "restoration",
+    "running.time_budget",
+)
+
+
+def test_no_call_has_more_than_five_positional_arguments():
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for name, file in MODULES.items()
+        if name.startswith(tuple(f"{room}." for room in SHORT_HANDS)) or name in SHORT_HANDS
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and len(node.args) > 5
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_command_has_a_module_and_a_script():

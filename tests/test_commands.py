@@ -11,10 +11,11 @@ import torch
 from conftest import REFERENCE, Reference, untouched, write_nifti
 from test_docs import PAGES, command_lines
 
+from mood_submission.about import About
 from mood_submission.cli import main
 from mood_submission.findings.thresholds import HealthyVoxels
 from mood_submission.lab.training.cache import split_names
-from mood_submission.model_file import About, add_detector, save_model
+from mood_submission.model_file import add_detector, save_model
 from mood_submission.networks.detector import CONTEXT, Detector, DetectorSettings
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings

@@ -57,9 +57,9 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
         np.savez(
             tmp_path / f"{case.name}.npz",
             pixel=score_counts(scores, mask)[None],
-            pixel_ways=np.array(["way"]),
+            pixel_methods=np.array(["way"]),
             sample=np.array([value]),
-            sample_ways=np.array(["way"]),
+            sample_methods=np.array(["way"]),
         )
         pixel.append((scores.ravel(), mask.ravel(), np.full(120, 1 if case.kind else 2)))
         sample.append(value)

@@ -14,15 +14,16 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.evidence.normalised import volume_logits
+from mood_submission.about import ModelError
+from mood_submission.evidence.normalised import NormalisedEvidence, volume_logits
+from mood_submission.evidence.smoothing import TOP_SHARE, smooth_logits
 from mood_submission.lab.training.cache import build_cache, load_cache
 from mood_submission.lab.training.detector_stage import DetectorStage, dice
 from mood_submission.lab.training.mean import mean_detector
 from mood_submission.lab.training.run import load_detector
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
-from mood_submission.methods.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
-from mood_submission.model import networks_sha256
-from mood_submission.model_file import ModelError, add_detector
+from mood_submission.methods.learned import LOGIT_SCALE, sample_of, soften_logits
+from mood_submission.model_file import add_detector, networks_sha256
 from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
@@ -313,7 +314,8 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
     )
     mean = torch.stack([model.decode(restored[:, s], p.position) for s in range(3)]).mean(0)
     logits = smooth_logits(
-        volume_logits(model, p.slices, decoded, mean, nll, p.position), model.about.detector
+        volume_logits(model, NormalisedEvidence.of(p.slices, decoded, mean, nll, p.position)),
+        model.about.detector,
     )
     expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
     scores = predictor.pixel_scores(volume)
@@ -324,7 +326,8 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
         and scores.std() > 0
     )
     unsampled = smooth_logits(
-        volume_logits(model, p.slices, decoded, decoded, nll, p.position), model.about.detector
+        volume_logits(model, NormalisedEvidence.of(p.slices, decoded, decoded, nll, p.position)),
+        model.about.detector,
     )
     top = float(unsampled.flatten().topk(max(1, round(TOP_SHARE * unsampled.numel()))).values.mean())
     assert predictor.sample_score(volume) == pytest.approx(1 / (1 + np.exp(-top / 4)), abs=1e-6)
@@ -337,7 +340,8 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     codes = model.encode(p.slices, p.position)
     nll, decoded = model.nll(codes, p.position), model.decode(codes, p.position)
     expected = smooth_logits(
-        volume_logits(model, p.slices, decoded, decoded, nll, p.position), model.about.detector
+        volume_logits(model, NormalisedEvidence.of(p.slices, decoded, decoded, nll, p.position)),
+        model.about.detector,
     )
     monkeypatch.setattr(model, "restore", None)
     predictor = Predictor(model, slice_count=9, restorations=0)
@@ -396,14 +400,17 @@ def test_a_model_without_a_detector_says_so(tiny_weights, option):
     with pytest.raises(ModelError, match="train detector"):
         Predictor(model, **{option: "learned"})
     with pytest.raises(ModelError, match="detector"):
-        volume_logits(model, *(x.float() for x in inputs(1, 160, 20)))
+        volume_logits(model, NormalisedEvidence.of(*(x.float() for x in inputs(1, 160, 20))))
 
 
 def test_the_cpu_copy_has_the_detector_too(detecting):
     model = load_model(detecting, "cpu")
     maps = [x.float() for x in inputs(2, 160, 20)]
-    model.file = None
-    assert torch.equal(volume_logits(model.on_cpu(), *maps), volume_logits(model, *maps))
+    model.reread = None
+    assert torch.equal(
+        volume_logits(model.on_cpu(), NormalisedEvidence.of(*maps)),
+        volume_logits(model, NormalisedEvidence.of(*maps)),
+    )
 
 
 def test_parameters_too_large_for_half_precision_are_refused(detecting, tmp_path):

@@ -13,6 +13,8 @@ from conftest import mood, write_nifti
 from mood_submission import Predictor, load_model
 from mood_submission.cli.output import Progress
 from mood_submission.lab.measuring.benchmark import FreeNetworks
+from mood_submission.output.predictions import predict_file, read_prepared
+from mood_submission.running import run_folder
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
 from mood_submission.runtime.files import PART, write_whole
 from mood_submission.volumes import Source, read_volume
@@ -27,7 +29,7 @@ def test_a_folder_scores_as_its_files_one_by_one(task, tiny_weights, blobs, tmp_
     outcomes = predict_files(predictor, files, task, tmp_path / "folder", calls.append)
     assert calls == outcomes and [outcome.file for outcome in outcomes] == files
     for file in files:
-        predictor.predict_file(file, task, tmp_path / "files")
+        predict_file(predictor, file, task, tmp_path / "files")
     written = sorted((tmp_path / "folder").iterdir())
     assert len(written) == len(files)
     assert all(path.read_bytes() == (tmp_path / "files" / path.name).read_bytes() for path in written)
@@ -224,7 +226,7 @@ class FailingGpu(FreeNetworks):
 )
 def test_what_a_gpu_fails_at_is_computed_on_the_cpu(error, falls_back, blobs, tmp_path, monkeypatch):
     predictor, plain = Predictor(FailingGpu(error), 2, 1), Predictor(FreeNetworks("brain"), 2, 1)
-    monkeypatch.setattr(predictor, "read", plain.read)
+    monkeypatch.setattr(run_folder, "read_prepared", lambda _, file: read_prepared(plain, file))
     files, out = sorted(blobs.iterdir()), tmp_path / "out"
     out.mkdir(), (tmp_path / "cpu").mkdir()
     outcomes = predict_files(predictor, files, "pixel", out)
@@ -242,7 +244,8 @@ def test_what_a_gpu_fails_at_is_computed_on_the_cpu(error, falls_back, blobs, tm
 
 def test_what_the_cpu_fails_at_too_is_one_line(blobs, tmp_path, monkeypatch):
     predictor = Predictor(FailingGpu(torch.OutOfMemoryError("CUDA out of memory")), 2, 1)
-    monkeypatch.setattr(predictor, "read", Predictor(FreeNetworks("brain"), 2, 1).read)
+    plain = Predictor(FreeNetworks("brain"), 2, 1)
+    monkeypatch.setattr(run_folder, "read_prepared", lambda _, file: read_prepared(plain, file))
     (tmp_path / "case_0.nii.gz").mkdir()  # so that nothing can be written there
     (outcome,) = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path)
     assert outcome.status == "failed" and "\n" not in outcome.message
@@ -253,8 +256,8 @@ def test_a_model_moves_to_the_cpu_from_its_file_or_as_it_is(tiny_weights):
     model = load_model(tiny_weights["brain"], device="cpu")
     slices, position = torch.randn(2, 160, 160, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1)
     codes = model.encode(slices, position)
-    for file in (model.file, None):
-        model.file = file
+    for reread in (model.reread, None):
+        model.reread = reread
         other = model.on_cpu()
         assert other is not model and other.device.type == "cpu" and other.vqvae is not model.vqvae
         assert torch.equal(other.encode(slices, position), codes)

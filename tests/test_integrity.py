@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mood_submission import load_model
-from mood_submission.model_file import WEIGHTS, ModelError, rewrite_about
+from mood_submission.about import ModelError
+from mood_submission.model_file import WEIGHTS, rewrite_about
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.runtime.integrity import SUMS, content_sha256, file_sha256
 

@@ -8,7 +8,8 @@ from conftest import mood
 from safetensors.torch import load_file, save_file
 
 from mood_submission import load_model
-from mood_submission.model_file import ModelError, save_model
+from mood_submission.about import ModelError
+from mood_submission.model_file import save_model
 from mood_submission.restoration.restore import restore
 
 

@@ -26,7 +26,7 @@ from mood_submission.predictor import Found
 from mood_submission.runtime.files import PART, alone, write_text, write_whole, write_whole_by_name
 from mood_submission.runtime.names import as_text, shown
 from mood_submission.runtime.settings_file import check_settings
-from mood_submission.volumes import find_volumes, read_volume
+from mood_submission.volumes import Source, find_volumes, read_volume
 
 ODD = {  # names of files, and what is shown of them
     b"caf\xe9.nii": "caf\\xe9.nii",

@@ -12,7 +12,9 @@ import torch
 from conftest import ROOT, mood, words_of, write_nifti
 
 from mood_submission import Predictor, load_model
-from mood_submission.methods.paper import pixel_score, smooth
+from mood_submission.evidence.restorations import weighted_difference
+from mood_submission.methods.paper import smooth
+from mood_submission.output.predictions import predict_file
 from mood_submission.preprocessing import slices_to_volume
 from mood_submission.volumes import read_volume
 
@@ -80,10 +82,10 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     restored = model.restore(codes, prepared.position, uniforms, model.about.pixel_threshold)
     assert (restored != codes[:, None]).any(), "nothing was replaced: the test would show nothing"
     decoded = torch.stack([model.decode(restored[:, s], prepared.position) for s in range(3)], 1)
-    expected = pixel_score(prepared.slices.double(), decoded, model.about.temperature)
+    expected = weighted_difference(prepared.slices.double(), decoded, model.about.temperature)
     evidence = predictor.evidence(prepared, restored)
-    published, mean = evidence.published, evidence.restored
-    assert torch.allclose(published.double(), expected, atol=1e-6)
+    difference, mean = evidence.weighted_difference, evidence.restored
+    assert torch.allclose(difference.double(), expected, atol=1e-6)
     assert torch.allclose(mean.double(), decoded.mean(1), atol=1e-6)
     on_volume = slices_to_volume(
         smooth(expected).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing
@@ -189,7 +191,7 @@ def test_a_planted_impulse_is_found_at_its_own_voxel(tiny_weights, tmp_path):
     affine = np.array([[0, 0, -1.5, 10], [-1.2, 0, 0, 5], [0, 3, 0, -7], [0, 0, 0, 1.0]])
     path = write_nifti(tmp_path / "odd.nii.gz", data, affine)
     (tmp_path / "out").mkdir()
-    Predictor(model, restorations=1).predict_file(path, "pixel", tmp_path / "out")
+    predict_file(Predictor(model, restorations=1), path, "pixel", tmp_path / "out")
     scores = nib.load(tmp_path / "out" / "odd.nii.gz").get_fdata()
     centre = np.array(np.unravel_index(scores.argmax(), scores.shape))
     assert np.abs(centre - (5, 12, 23)).max() <= 2
@@ -228,7 +230,7 @@ def test_evidence_is_computed_once_and_shared_with_its_restorations(tiny_weights
     evidence = predictor.evidence(prepared)
     assert not calls and evidence.restored is None
     with pytest.raises(ValueError, match="expected restorations, found none"):
-        _ = evidence.published
+        _ = evidence.weighted_difference
     for _ in range(2):
         _ = evidence.nll, evidence.decoded
     assert calls == ["encode", "nll", "decode"]

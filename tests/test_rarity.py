@@ -10,19 +10,11 @@ from conftest import mood
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.methods.rarity import (
-    ALONG,
-    EVIDENCE,
-    EXPONENTS,
-    IN_PLANE,
-    combined_rarity,
-    rarity,
-    rarity_table,
-    smooth_evidence,
-    soften,
-)
-from mood_submission.methods.smoothing import top_mean
-from mood_submission.model_file import ModelError, rewrite_about
+from mood_submission.about import ModelError
+from mood_submission.evidence.rareness import EVIDENCE, EXPONENTS, rarity, rarity_table
+from mood_submission.evidence.smoothing import ALONG, IN_PLANE, smooth_evidence, top_mean
+from mood_submission.methods.rarity import combined_rarity, soften
+from mood_submission.model_file import rewrite_about
 from mood_submission.volumes import read_volume
 
 

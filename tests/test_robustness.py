@@ -28,6 +28,7 @@ from fuzzing import fuzz
 from mood_submission import Predictor, load_model
 from mood_submission.__main__ import main
 from mood_submission.lab.measuring.benchmark import FreeNetworks
+from mood_submission.running import run_folder
 from mood_submission.running.run_folder import finished, predict_files
 from mood_submission.runtime.files import PART, write_whole
 from mood_submission.runtime.names import as_text, shown
@@ -726,9 +727,9 @@ def test_a_reader_that_is_wrong_is_found_out(tmp_path, monkeypatch):
     """The fuzzing itself: a reader that lets an odd exception out, or says yes to everything, is noticed."""
     predictor = Predictor(FreeNetworks("brain"), 2, 1)
 
-    def careless(path):
+    def careless(predictor, path):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(predictor, "read", careless)
+    monkeypatch.setattr(run_folder, "read_prepared", careless)
     counts, wrong = fuzz(predictor, 3, 0, tmp_path)
     assert counts["wrong"] == 3 and "IndexError" in wrong[0][1] and Path(wrong[0][1].split(":")[0]).exists()

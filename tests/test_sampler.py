@@ -157,16 +157,16 @@ def case():
 def test_batches_are_not_seen(case, batch_size):
     prior, codes, position, uniforms, threshold, expected = case
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 1, 0, 3]):
-        got = restore(prior, codes[order], position[order], uniforms[order], threshold, batch_size)
+        got = restore(prior, codes[order], position[order], uniforms[order], threshold, batch_size=batch_size)
         assert torch.equal(got, expected[order]), f"order {order}"
-    plain = restore_plain(prior, codes, position, uniforms, threshold, batch_size)
+    plain = restore_plain(prior, codes, position, uniforms, threshold, batch_size=batch_size)
     assert torch.equal(plain, expected)
 
 
 def test_each_grid_can_have_its_own_threshold(case):
     prior, codes, position, uniforms, threshold, expected = case
     thresholds = torch.tensor([threshold, 0.0, math.inf, threshold, 1.0], dtype=torch.float64)
-    restored = restore(prior, codes, position, uniforms, thresholds, 4)
+    restored = restore(prior, codes, position, uniforms, thresholds, batch_size=4)
     assert torch.equal(restored, restore_plain(prior, codes, position, uniforms, thresholds))
     for i, value in enumerate(thresholds.tolist()):
         alone = restore(prior, codes[i : i + 1], position[i : i + 1], uniforms[i : i + 1], value)
@@ -188,7 +188,7 @@ def test_cuda(case):
         got = restore(prior, codes, position, uniforms, threshold, cached=cached)
         assert torch.equal(got.cpu(), expected)
     assert cached.record and cached.replays, "CUDA graphs could not be recorded, or gave something else"
-    assert torch.equal(restore(prior, codes, position, uniforms, threshold, 8).cpu(), expected)
+    assert torch.equal(restore(prior, codes, position, uniforms, threshold, batch_size=8).cpu(), expected)
 
 
 def test_places_before_the_start_stay(case):
@@ -221,7 +221,7 @@ def test_out_of_memory_halves_the_batch(case, error, monkeypatch):
         reserve(self, rows)
 
     monkeypatch.setattr(CachedPrior, "reserve", small_reserve)
-    assert torch.equal(restore(prior, codes, position, uniforms, threshold, 8), expected)
+    assert torch.equal(restore(prior, codes, position, uniforms, threshold, batch_size=8), expected)
     assert asked[:3] == [8, 4, 2] and set(asked[3:]) == {2}
 
 
@@ -378,10 +378,11 @@ def test_wrong_arguments():
             ((codes, position, uniforms, math.nan), "threshold"),
             ((codes, position, uniforms, torch.tensor([1.0, math.nan])), "threshold"),
             ((codes, position, uniforms, torch.ones(3)), "threshold"),
-            ((codes, position, uniforms, 1.0, 0), "batch_size"),
         ):
             with pytest.raises(ValueError, match=named):
                 function(prior, *arguments)
+        with pytest.raises(ValueError, match="batch_size"):
+            function(prior, codes, position, uniforms, 1.0, batch_size=0)
         with pytest.raises(ValueError, match="training"):
             function(random_prior("abdom").train(), codes, position, uniforms, 1.0)
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mood_submission.methods.paper import pixel_score, restoration_weights, sample_score, smooth, top_score
+from mood_submission.evidence.restorations import restoration_weights, weighted_difference
+from mood_submission.methods.paper import sample_score, smooth
+from mood_submission.methods.top import top_score
 from mood_submission.networks.checkpoint_names import convert_vqvae
 from mood_submission.networks.vqvae import VQVAE
 
@@ -21,7 +23,7 @@ def test_scores_match_the_authors(reference):
     assert torch.allclose(
         restoration_weights(reference["x"], decoded, temperature), reference["restoration_weights"], **near
     )
-    raw = pixel_score(reference["x"], decoded, temperature)
+    raw = weighted_difference(reference["x"], decoded, temperature)
     assert torch.allclose(raw, reference["pixel_raw"], **near)
     assert torch.allclose(smooth(raw), reference["pixel_smoothed"], **near)
     assert torch.allclose(
@@ -56,7 +58,7 @@ def test_weights_favour_the_near_and_survive_the_perfect():
     weights = restoration_weights(slices, restorations, 3.0)
     assert torch.isfinite(weights).all() and torch.allclose(weights.sum(1), torch.ones(2))
     assert (weights.argmax(1) == 0).all()
-    assert (pixel_score(slices, restorations, 3.0) < 1e-3).all()
+    assert (weighted_difference(slices, restorations, 3.0) < 1e-3).all()
     even = restoration_weights(slices, torch.stack([slices, slices], 1), 3.0)
     assert torch.allclose(even, torch.full((2, 2), 0.5))
 

@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score
 from mood_submission import Predictor, load_model
 from mood_submission.lab.planting.anomalies import plant
 from mood_submission.lab.planting.phantoms import abdom_phantom, brain_template_subject
-from mood_submission.model import networks_sha256
-from mood_submission.model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS
+from mood_submission.methods import table
+from mood_submission.model_file import WEIGHTS, networks_sha256
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.volumes import read_volume
 
@@ -45,11 +45,11 @@ def test_the_detector_is_of_these_networks_and_saw_no_held_out_volume(model):
 
 
 def test_defaults_won_on_the_validation_half(model):
-    """Of the ways that are there to choose from, by the figures that the file carries."""
+    """Of the methods that are there to choose from, by the figures that the file carries."""
     figures = model.about.training["comparison"]["validation"]
     for task, methods, default in (
-        ("pixel", PIXEL_METHODS, model.about.pixel_method),
-        ("sample", SAMPLE_METHODS, model.about.sample_method),
+        ("pixel", table.names("pixel"), model.about.pixel_method),
+        ("sample", table.names("sample"), model.about.sample_method),
     ):
         undrawn = task == "sample" or model.about.detector.restorations == 0
         name = {"learned": "learned without sampling"} if undrawn else {}
@@ -75,14 +75,15 @@ def test_a_bright_ball_stands_out(model, tmp_path):
     volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
     body = mask | (data > 0.05)
     predictors = [
-        Predictor(model, slice_count=12, restorations=15, pixel_method=method) for method in PIXEL_METHODS
+        Predictor(model, slice_count=12, restorations=15, pixel_method=method)
+        for method in table.names("pixel")
     ]
     prepared = predictors[0].prepare(volume)
-    with predictors[0].alone():
+    with predictors[0].same_bits_for_any_threads():
         # all methods tell their scores from the same evidence
         evidence = predictors[0].complete_evidence(prepared, "pixel")
         scored = [predictor.pixel(evidence) for predictor in predictors]
-    for method, slices in zip(PIXEL_METHODS, scored):
+    for method, slices in zip(table.names("pixel"), scored):
         scores = predictors[0].to_volume(prepared, slices)
         assert np.isfinite(scores).all() and 0 <= scores.min() and scores.max() <= 1
         precision = average_precision_score(mask[body], scores[body])

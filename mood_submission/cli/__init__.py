@@ -24,7 +24,7 @@ COMMANDS = {
     "export-onnx": "write a model's networks as ONNX files",
     "add-detector": "put a trained detector into a model file",
     "calibrate": "measure what is rare among healthy voxels",
-    "compare": "compare ways of scoring on held-out volumes",
+    "compare": "compare scoring methods on held-out volumes",
     "benchmark": "measure how long each step takes",
     "import-reference": "make a model file of the published checkpoints",
 }

@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..model import Model, load_model
-from ..model_file import ModelError
+from ..about import ModelError
+from ..model import Model
+from ..model_file import load_model
+from ..output.predictions import read_prepared
 from ..predictor import Predictor
 from ..running.skull_strip import SkullStrip
 from ..runtime.contract import BOTH, REGIONS
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     slug, source = find_case(args.input)
     model = model_of(args.region or region_of(slug), args.model)
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
-    prepared = predictor.read(source)
+    prepared = read_prepared(predictor, source)
     scored = predictor.compute(prepared, BOTH, remark=say)
     assert scored.pixel is not None and scored.sample is not None  # both were asked for
     images = args.output / "images" / args.pixel_slug

@@ -11,8 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from ..model import Model, load_model
-from ..model_file import WEIGHTS
+from ..model import Model
+from ..model_file import WEIGHTS, load_model
 from ..predictor import Predictor
 from ..preprocessing import Preprocessing, View, harmonise
 from ..preprocessing.anatomy import block_means, coarse_steps
@@ -62,9 +62,9 @@ def of_model(model: Model) -> dict[str, Any]:
         "preprocessing": about.preprocessing.to_dict(),
         "thresholds": {"pixel": about.pixel_threshold, "sample": about.sample_threshold},
         "default methods": {"sample": about.sample_method, "pixel": about.pixel_method},
-        "scores measured on healthy volumes": {way: h.volumes for way, h in about.healthy_voxels.items()},
+        "scores measured on healthy volumes": {name: h.volumes for name, h in about.healthy_voxels.items()},
         "voxel scores that 0.1% of healthy voxels exceed": {
-            way: round(h.exceeded["0.001"], 4) for way, h in about.healthy_voxels.items()
+            name: round(h.exceeded["0.001"], 4) for name, h in about.healthy_voxels.items()
         },
     }
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..model import Model, load_model
-from ..model_file import PIXEL_METHODS, SAMPLE_METHODS, WEIGHTS, ModelError
+from ..about import ModelError
+from ..methods import table
+from ..model import Model
+from ..model_file import WEIGHTS, load_model
 from ..output.dicom_seg import MISSING, can_write
 from ..output.findings_folder import FindingsFolder
 from ..output.report import what_is_missing
@@ -83,21 +85,18 @@ def parser() -> argparse.ArgumentParser:
         "--restorations",
         type=restorations_option,
         metavar="N",
-        help="restorations a slice; 0, for the pixel method learned alone: none are drawn, which takes a "
+        help="restorations a slice; 0, for the pixel methods that need none: none are drawn, which takes a "
         "tenth of the time (default: what the model file says; published: 15)",
     )
     predict.add_argument(
         "--sample-method",
-        choices=SAMPLE_METHODS,
-        help="paper: the published sum of unlikely codes' NLL; top: their strongest cluster in 3D; "
-        "learned: where the detector is surest (default: what the model file says)",
+        choices=table.names("sample"),
+        help=f"{table.described('sample')} (default: what the model file says)",
     )
     predict.add_argument(
         "--pixel-method",
-        choices=PIXEL_METHODS,
-        help="paper: the published difference from the restorations; rarity: how rare differences and "
-        "NLL like these are among healthy volumes; learned: the detector's (default: what the model "
-        "file says)",
+        choices=table.names("pixel"),
+        help=f"{table.described('pixel')} (default: what the model file says)",
     )
     predict.add_argument("--seed", type=int, default=0, help="of the restorations' draws (default: 0)")
     predict.add_argument(
@@ -263,9 +262,9 @@ def predict(args: argparse.Namespace) -> int:
             model,
             args.slices,
             args.restorations,
-            args.seed,
-            args.sample_method,
-            args.pixel_method,
+            seed=args.seed,
+            sample_method=args.sample_method,
+            pixel_method=args.pixel_method,
             explain=args.findings is not None,
             strip=skull_strip(args),
         )

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..model import load_model
+from ..model_file import load_model
 from ..output.report import what_is_missing
 from ..runtime.contract import REGIONS
 from ..runtime.names import in_one_line

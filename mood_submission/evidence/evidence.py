@@ -1,71 +1,163 @@
 """What the networks make of a volume's slices: the pipeline from slices to evidence, once."""
 
+import copy
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..methods.learned import smooth_logits
-from ..methods.paper import pixel_score
-from ..methods.rarity import smooth_evidence
+from ..about import About
 from ..model import Model
-from ..model_file import About
-from .normalised import usual_nll, usual_residual, volume_logits
+from .normalised import NormalisedEvidence, usual_nll, usual_residual, volume_logits
+from .restorations import weighted_difference
+from .smoothing import smooth_evidence, smooth_logits
 
-CHUNK = 8  # slices whose restorations are decoded at a time: those of all would be large
+# Slices whose restorations are decoded at a time: those of all would be large.
+CHUNK = 8
+# What `Evidence.usual_values` can tell.
+USUAL = ("likelihood", "residual")
 
-UNDRAWN = ("slices", "codes", "nll", "decoded")  # parts that restorations do not change
 
+class _WithoutRestorations:
+    """The parts that restorations do not change. Evidence with other restorations of the same slices shares them."""
 
-class Evidence:
-    """What the networks make of slices: each part is computed when it is first asked for, and once.
-
-    slices: (N, S, S) in the network's intensities, in order. position: (N, 1).
-    restored_codes: (N, R, h, w), R restorations of each slice; None where none were drawn.
-    """
-
-    def __init__(self, model: Model, slices: Tensor, position: Tensor, restored_codes: Tensor | None = None):
-        self.model, self.position, self.restored_codes = model, position, restored_codes
-        self._slices = slices
-
-    def with_restorations(self, restored_codes: Tensor | None) -> "Evidence":
-        """The same slices with these restorations (N, R, h, w), or with none; what is computed already is not computed again."""
-        other = Evidence(self.model, self._slices, self.position, restored_codes)
-        other.__dict__ |= {name: self.__dict__[name] for name in UNDRAWN if name in self.__dict__}
-        return other
-
-    def without_restorations(self) -> "Evidence":
-        """The same slices as if no restorations were drawn."""
-        return self.with_restorations(None)
-
-    @property
-    def about(self) -> About:
-        """The model's description: thresholds, calibration, sizes."""
-        return self.model.about
+    def __init__(self, model: Model, given: Tensor, position: Tensor):
+        self.model, self.given, self.position = model, given, position
 
     @cached_property
     def slices(self) -> Tensor:
-        """(N, S, S) on the model's device."""
-        return self._slices.to(self.model.device)
+        return self.given.to(self.model.device)
 
     @cached_property
     def codes(self) -> Tensor:
-        """(N, h, w) int64."""
-        return self.model.encode(self._slices, self.position)
+        return self.model.encode(self.given, self.position)
 
     @cached_property
     def nll(self) -> Tensor:
-        """NLL of each code in nats, (N, h, w)."""
         return self.model.nll(self.codes, self.position)
 
     @cached_property
     def decoded(self) -> Tensor:
-        """The slices as their codes are decoded, (N, S', S')."""
         return self.model.decode(self.codes, self.position)
 
+    @cached_property
+    def smoothed(self) -> dict[str, Tensor]:
+        residual = (self.slices.to(self.decoded) - self.decoded).abs()
+        return {
+            "reconstruction": self.smooth("reconstruction", residual),
+            "likelihood": self.smooth("likelihood", self.nll),
+        }
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self.detect(self.decoded)
+
+    def smooth(self, kind: str, maps: Tensor) -> Tensor:
+        """Maps of one kind of evidence, smoothed on a grid half as fine as the slices."""
+        return smooth_evidence(kind, maps.float(), max(1, self.model.about.preprocessing.image_size // 2))
+
+    def detect(self, restored: Tensor) -> Tensor:
+        """The detector's smoothed logits, with these mean restorations (N, S', S')."""
+        maps = (self.model.here(x) for x in (self.given, self.decoded, restored, self.nll, self.position))
+        logits = volume_logits(self.model, NormalisedEvidence.of(*maps))
+        # Without a detector `volume_logits` has raised.
+        assert self.model.detector is not None
+        return smooth_logits(logits.float(), self.model.detector.settings)
+
+
+class Evidence:
+    """What the networks make of slices. Each part is computed when it is first asked for, and once.
+
+    model: the networks.
+    slices: (N, S, S) in the network's intensities, in order.
+    position: (N, 1), -0.5 .. 0.5.
+    restored_codes: (N, R, h, w) int64, R restorations of each slice; None where none were drawn.
+
+    >>> import torch
+    >>> from mood_submission import load_model
+    >>> evidence = Evidence(load_model("brain", "cpu"), torch.zeros(2, 160, 160), torch.zeros(2, 1))
+    >>> evidence.codes.shape, evidence.decoded.shape
+    (torch.Size([2, 20, 20]), torch.Size([2, 160, 160]))
+    >>> evidence.restored is None
+    True
+    >>> unchanged = evidence.with_restorations(evidence.codes[:, None].repeat(1, 2, 1, 1))
+    >>> torch.equal(unchanged.restored, evidence.decoded)
+    True
+    """
+
+    def __init__(self, model: Model, slices: Tensor, position: Tensor, restored_codes: Tensor | None = None):
+        self._shared = _WithoutRestorations(model, slices, position)
+        self.about: About = model.about
+        self.restored_codes = restored_codes
+
+    def with_restorations(self, restored_codes: Tensor) -> "Evidence":
+        """The same slices with these restorations. What restorations do not change is computed once for both.
+
+        restored_codes: (N, R, h, w) int64.
+        """
+        return self._with_codes(restored_codes)
+
+    def without_restorations(self) -> "Evidence":
+        """The same slices as if no restorations were drawn."""
+        return self if self.restored_codes is None else self._with_codes(None)
+
+    def _with_codes(self, restored_codes: Tensor | None) -> "Evidence":
+        other = Evidence(self.model, self._shared.given, self.position, restored_codes)
+        other._shared, other.about = self._shared, self.about
+        return other
+
+    def with_calibration(self, about: About) -> "Evidence":
+        """The same evidence, all that is computed included, of a model that is described by another calibration.
+
+        Raises ValueError where `about` describes other preprocessing, another temperature or another detector: these
+        decide what is computed.
+        """
+        for name in ("preprocessing", "temperature", "detector"):
+            if getattr(about, name) != getattr(self.about, name):
+                raise ValueError(
+                    f"expected a description that differs in its calibration, found another {name}"
+                )
+        other = copy.copy(self)
+        other.about = about
+        return other
+
     @property
-    def published(self) -> Tensor:
-        """The published pixel scores before smoothing, (N, S', S'). Raises ValueError without restorations."""
+    def model(self) -> Model:
+        """The networks."""
+        return self._shared.model
+
+    @property
+    def position(self) -> Tensor:
+        """(N, 1), -0.5 .. 0.5."""
+        return self._shared.position
+
+    @property
+    def slices(self) -> Tensor:
+        """(N, S, S) on the model's device."""
+        return self._shared.slices
+
+    @property
+    def codes(self) -> Tensor:
+        """(N, h, w) int64."""
+        return self._shared.codes
+
+    @property
+    def nll(self) -> Tensor:
+        """NLL of each code in nats, (N, h, w)."""
+        return self._shared.nll
+
+    @property
+    def decoded(self) -> Tensor:
+        """The slices as their codes are decoded, (N, S', S')."""
+        return self._shared.decoded
+
+    @property
+    def weighted_difference(self) -> Tensor:
+        """|slice - restoration| averaged over the restorations, near ones weighing more, (N, S', S').
+
+        Raises ValueError without restorations.
+        """
         return self._compared[0]
 
     @property
@@ -79,48 +171,54 @@ class Evidence:
 
     @cached_property
     def _compared(self) -> tuple[Tensor, Tensor]:
-        """The published scores and the mean restorations. What came out alike of a slice is decoded once."""
+        """`weighted_difference`, and the mean restorations. What came out alike of a slice is decoded once."""
         if self.restored_codes is None:
-            raise ValueError("expected restorations, found none: the method needs at least one")
+            raise ValueError("expected restorations, found none")
         parts = []
         for chunk in torch.arange(len(self.restored_codes)).split(CHUNK):
             codes, position = self.restored_codes[chunk], self.position[chunk]
             owner = torch.arange(len(chunk), device=codes.device)[:, None].expand(codes.shape[:2])
-            rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)  # (n * R, 1 + h * w)
-            unique, back = rows.unique(dim=0, return_inverse=True)
+            # (n * R, 1 + h * w): the slice's number, then its codes.
+            rows = torch.cat([owner[..., None], codes.flatten(2)], dim=2).flatten(0, 1)
+            unique, back = torch.unique(rows, dim=0, return_inverse=True)
             position = position.to(codes.device)[unique[:, 0]]
             decoded = self.model.decode(unique[:, 1:].unflatten(1, codes.shape[2:]), position)
-            restorations = decoded[back].unflatten(0, codes.shape[:2])  # (n, R, S', S')
-            score = pixel_score(self._slices[chunk].to(decoded), restorations, self.about.temperature)
-            parts.append(torch.stack([score, restorations.mean(1)]).float())
-        score, mean = torch.cat(parts, dim=1)
-        return score, mean
+            # (n, R, S', S').
+            restorations = decoded[back].unflatten(0, codes.shape[:2])
+            slices = self._shared.given[chunk].to(decoded)
+            difference = weighted_difference(slices, restorations, self.about.temperature)
+            parts.append(torch.stack([difference, restorations.mean(1)]).float())
+        difference, mean = torch.cat(parts, dim=1)
+        return difference, mean
 
-    def bulk(self) -> dict[str, float]:
-        """What is usual in the anatomy, of the parts that are computed: "likelihood", the median NLL; "residual", the 75th
-        percentile of |slice - reconstruction|. An anomaly, which is small, hardly moves them; a strange scan does."""
-        found = {}
-        if "nll" in self.__dict__:
-            found["likelihood"] = usual_nll(self.slices, self.nll)[0]
-        if "decoded" in self.__dict__:
-            found["residual"] = usual_residual(self.slices, self.decoded)
-        return found
+    def usual_values(self, kinds: Iterable[str] = USUAL) -> dict[str, float]:
+        """What is usual in the anatomy. An anomaly, which is small, hardly moves it; a strange scan does.
+
+        kinds: any of USUAL. "likelihood" is the median NLL in nats, "residual" the 75th percentile of |slice -
+            reconstruction|.
+        """
+        told = {
+            "likelihood": lambda: usual_nll(self.slices, self.nll)[0],
+            "residual": lambda: usual_residual(self.slices, self.decoded),
+        }
+        return {kind: told[kind]() for kind in kinds}
 
     @cached_property
     def smoothed(self) -> dict[str, Tensor]:
-        """Evidence by kind (`rarity.EVIDENCE`), smoothed in 3D, (N, H, H) each on a grid half as fine as the slices."""
+        """Evidence by kind (`rareness.EVIDENCE`), smoothed in 3D, (N, H, H) each, on a grid half as fine as the slices.
+
+        Without restorations there is none of the kind "restoration".
+        """
+        if self.restored is None:
+            return self._shared.smoothed
         slices = self.slices.to(self.decoded)
-        maps = {"reconstruction": (slices - self.decoded).abs(), "likelihood": self.nll}
-        if self.restored is not None:
-            maps["restoration"] = (slices - self.restored.to(slices)).abs()
-        size = max(1, self.about.preprocessing.image_size // 2)
-        return {name: smooth_evidence(name, values.float(), size) for name, values in maps.items()}
+        difference = (slices - self.restored.to(slices)).abs()
+        return self._shared.smoothed | {"restoration": self._shared.smooth("restoration", difference)}
 
     @cached_property
     def logits(self) -> Tensor:
-        """The detector's logits, smoothed in 3D: (N, S, S). Where no restorations were drawn, reconstructions stand for them.
-        Raises ModelError for a model without a detector."""
-        restored = self.decoded if self.restored is None else self.restored
-        logits = volume_logits(self.model, self._slices, self.decoded, restored, self.nll, self.position)
-        assert self.model.detector is not None  # else `detect` has raised
-        return smooth_logits(logits.float(), self.model.detector.settings)
+        """The detector's logits, smoothed in 3D: (N, S, S).
+
+        Where no restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector.
+        """
+        return self._shared.logits if self.restored is None else self._shared.detect(self.restored)

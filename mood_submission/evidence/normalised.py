@@ -14,9 +14,12 @@ from torch.nn import functional as F
 from ..model import Model
 from ..networks.detector import Detector
 
-AIR_LOGIT = -12.0  # of what lies outside the box round the anatomy
-MARGIN = 8  # pixels of air that the box round the anatomy has
-SAMPLED = 4  # of each axis, every so many pixels: enough for a quantile
+# The logit of what lies outside the box round the anatomy.
+AIR_LOGIT = -12.0
+# Pixels of air that the box round the anatomy has.
+MARGIN = 8
+# Every so many pixels of each axis are enough for a quantile.
+SAMPLED = 4
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Box:
 class NormalisedEvidence:
     """The evidence of a volume's slices, in order.
 
-    slices: (N, S, S) in the network's intensities. reconstruction: what they are decoded to, (N, S', S'). restoration: the mean
-    of each slice's restorations, (N, S', S'); the reconstruction again where there are none. nll: of the codes, (N, h, w).
+    slices: (N, S, S) in the network's intensities.
+    reconstruction: what the slices' codes are decoded to, (N, S', S').
+    restoration: the mean of each slice's restorations, (N, S', S'); the reconstruction again where there are none.
+    nll: of the codes, (N, h, w), in nats.
     position: (N, 1).
-    residual: the 75th percentile of |slice - reconstruction| in the anatomy. usual, high: the 50th and 90th percentile of
-    the NLL there. rows: (Z,) int64, where in the arrays each slice of the volume stands; None for 0, 1, 2 ...
+    residual: the 75th percentile of |slice - reconstruction| in the anatomy.
+    usual, high: the 50th and the 90th percentile of the NLL there.
+    rows: (Z,) int64, where in the arrays each slice of the volume stands; None for 0, 1, 2 ...
     """
 
     slices: Tensor
@@ -70,23 +76,38 @@ class NormalisedEvidence:
     def of(
         cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
     ) -> "NormalisedEvidence":
+        """Maps as in the class, all on one device, with what is usual in them."""
         usual, high = usual_nll(slices, nll)
         residual = usual_residual(slices, reconstruction)
-        return cls(slices, reconstruction, restoration, nll, position, residual, usual, high)
+        return cls(
+            slices=slices,
+            reconstruction=reconstruction,
+            restoration=restoration,
+            nll=nll,
+            position=position,
+            residual=residual,
+            usual=usual,
+            high=high,
+        )
 
     def inputs(
         self, index: Tensor, context: tuple[int, ...], stride: int = 1, box: Box | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What a detector reads of the slices `index` (B,): maps (B, C, S, S) and NLL (B, len(context), h, w).
+        """What a detector reads of some slices: maps (B, C, S, S) and NLL (B, len(context), h, w).
 
-        stride: slices from one neighbour to the next; beyond the first and last slice these are repeated. box: what part of
-        the slices to read, whose sides are multiples of a code's; None for all.
+        index: (B,) int64, the slices' numbers in the volume.
+        context: which neighbours are read with a slice, as differences of number, 0 among them.
+        stride: slices from one neighbour to the next. Beyond the first and the last slice these are repeated.
+        box: what part of the slices to read, whose sides are multiples of a code's; None for all.
         """
         count = len(self.slices if self.rows is None else self.rows)
         near = (index[:, None] + torch.tensor(context, device=index.device) * stride).clamp(0, count - 1)
         near = near if self.rows is None else self.rows[near]
-        box = box or self.whole
-        take = lambda maps, at: self._cut(maps, at.flatten(), box).unflatten(0, at.shape)  # noqa: E731
+        box = self.whole if box is None else box
+
+        def take(maps: Tensor, at: Tensor) -> Tensor:
+            return torch.unflatten(self._cut(maps, at.flatten(), box), 0, at.shape)
+
         slices, decoded = take(self.slices, near), take(self.reconstruction, near)
         own = context.index(0)
         restored = take(self.restoration, near[:, own])
@@ -146,7 +167,8 @@ def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
     """The 75th percentile of |slice - reconstruction| where the slices (N, S, S) show anatomy; above 0."""
     decoded = at_size(reconstruction, slices.shape[-2:])[:, ::SAMPLED, ::SAMPLED].float()
     some = slices[:, ::SAMPLED, ::SAMPLED].float()
-    return max(_quantile((some - decoded).abs()[some != 0], 0.75, 1.0), 1e-3)  # air is exactly 0
+    # Air is exactly 0.
+    return max(_quantile((some - decoded).abs()[some != 0], 0.75, 1.0), 1e-3)
 
 
 def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
@@ -187,14 +209,12 @@ def detector_logits(detector: Detector, evidence: NormalisedEvidence, index: Ten
     return evidence.box.put(detector(maps, nll, place), size, AIR_LOGIT)
 
 
-def volume_logits(
-    model: Model, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
-) -> Tensor:
+def volume_logits(model: Model, evidence: NormalisedEvidence) -> Tensor:
     """The detector's logits (N, S, S) for all slices of a volume, in order.
 
-    The tensors are those of `NormalisedEvidence`, on any device and of any floating dtype. restoration: the mean of each
-    slice's restorations, or the reconstruction again. Raises ModelError for a model without a detector.
+    evidence: on the model's device, in its dtype.
+    Raises ModelError for a model without a detector.
     """
-    maps = (model.here(x) for x in (slices, reconstruction, restoration, nll, position))
-    evidence = NormalisedEvidence.of(*maps)
-    return model.detect(lambda detector, index: detector_logits(detector, evidence, index), len(slices))
+    return model.detect(
+        lambda detector, index: detector_logits(detector, evidence, index), len(evidence.slices)
+    )

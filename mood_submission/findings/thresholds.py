@@ -17,7 +17,7 @@ LEVELS = 48  # scores at which objects are counted
 
 @dataclass(frozen=True)
 class HealthyVoxels:
-    """Voxel scores of healthy hold-out volumes by one way of scoring.
+    """Voxel scores of healthy hold-out volumes by one method.
 
     volumes: how many were measured. exceeded: the score that each of VOXEL_SHARES (as text) of their voxels exceeds.
     levels, false_objects: at each of these scores, rising, how many objects a healthy volume shows; never rising.

@@ -1,1 +1,1 @@
-"""Ways of scoring, and what they share."""
+"""Scoring methods: each is one object in one file, and `table` knows them by name."""

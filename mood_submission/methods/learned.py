@@ -1,37 +1,55 @@
-"""Scores from a detector's logits: smoothed in 3D, then softened so that float16 can still tell high ones apart."""
+"""The detector's scores: of its smoothed logits, softened so that float16 can still tell high ones apart."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.detector import DetectorSettings
-from .smoothing import smooth_along, top_mean
+from ..about import About
+from ..evidence.evidence import Evidence
+from ..evidence.smoothing import top_mean
+from .base import Method
 
-LOGIT_SCALE = (
-    4.0  # divides smoothed logits before the logistic function, so that float16 tells high scores apart
-)
-TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
+# Divides smoothed logits before the logistic function, so that float16 tells high scores apart.
+LOGIT_SCALE = 4.0
 
 
-def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
-    """Logits of a volume's slices in order, (N, H, W), smoothed in 3D: what lies alone goes, what coheres stays."""
-    for axis, share in enumerate((settings.along, settings.in_plane, settings.in_plane)):
-        if share > 0:
-            logits = smooth_along(logits, axis, share * logits.shape[axis])
-    return logits
+class Learned(Method):
+    """What the detector learned to find. It needs a model with a detector, and no restorations."""
+
+    name = "learned"
+    scores = {"sample": "where the detector is surest", "pixel": "the detector's"}
+    reads_restorations = ("sample", "pixel")
+    needs_detector = True
+
+    def restorations(self, about: About) -> int:
+        """As many as the detector was made for."""
+        return super().restorations(about) if about.detector is None else about.detector.restorations
+
+    def sample(self, evidence: Evidence) -> float:
+        """The softened mean of the highest logits, as the detector's settings say."""
+        settings = evidence.about.detector
+        if settings is None:
+            return sample_of(evidence.logits)
+        return sample_of(evidence.logits, settings.bulk, settings.spread)
+
+    def pixel(self, evidence: Evidence) -> Tensor:
+        """The softened logits: (N, S, S)."""
+        return soften_logits(evidence.logits)
 
 
 def soften_logits(logits: Tensor) -> Tensor:
-    """Pixel scores of smoothed logits, any shape: 0 .. 1, rising everywhere."""
+    """Pixel scores of smoothed logits: 0 .. 1, rising everywhere. logits: any shape."""
     return (logits / LOGIT_SCALE).sigmoid()
 
 
 def sample_of(logits: Tensor, bulk: float = 0.0, spread: float = 0.0) -> float:
-    """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them.
+    """The sample score of a volume's smoothed logits: of the mean of the highest, see `smoothing.top_mean`.
 
+    logits: (N, H, W).
     bulk, spread: see `DetectorSettings`.
+    Returns 0 .. 1.
     """
-    highest = top_mean(logits, TOP_SHARE)
+    highest = top_mean(logits)
     if bulk:
         usual, low = np.quantile(logits[:, ::2, ::2].cpu().numpy(), (bulk, spread))
         highest -= float(2 * usual - low if spread else usual)

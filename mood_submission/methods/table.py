@@ -1,78 +1,66 @@
-"""The ways of scoring, by name: each is a function from a volume's evidence to its scores, 0 .. 1.
+"""The scoring methods by name. All that asks for a method asks here."""
 
-A new way is one function and one line in SAMPLE_WAYS or PIXEL_WAYS.
-"""
+from ..about import About, ModelError
+from .base import Method
+from .learned import Learned
+from .paper import Paper
+from .rarity import Rarity
+from .top import Top
 
-from collections.abc import Callable
-from typing import Protocol
-
-from torch import Tensor
-
-from ..model_file import About
-from .learned import sample_of, soften_logits
-from .paper import sample_score, smooth, top_score
-from .rarity import combined_rarity, soften
-
-PUBLISHED_SLICES = 32  # of a volume: what the published sum over codes is a sum over
+METHODS: dict[str, Method] = {}
 
 
-class Evidence(Protocol):
-    """What a way of scoring may look at; see `evidence.Evidence`, which computes each part when it is asked for."""
+def register(method: Method) -> Method:
+    """Make a method known: to `Predictor`, to every command, and to model files. Returns it.
 
-    @property
-    def about(self) -> About: ...
-    @property
-    def nll(self) -> Tensor: ...
-    @property
-    def published(self) -> Tensor: ...
-    @property
-    def smoothed(self) -> dict[str, Tensor]: ...
-    @property
-    def logits(self) -> Tensor: ...
-
-
-def sample_paper(evidence: Evidence) -> float:
-    """The published sum of unlikely codes' NLL, scaled to 32 slices and by the model's own divisor."""
-    total = float(sample_score(evidence.nll, evidence.about.sample_threshold).double().sum())
-    return min(total * PUBLISHED_SLICES / len(evidence.nll) / evidence.about.sample_scale, 1.0)
+    Raises ValueError where the name is taken, or where the method has no scores of any task.
+    """
+    if method.name in METHODS:
+        raise ValueError(f"{method.name}: expected a name that no other method has")
+    if not method.scores or not set(method.scores) <= {"sample", "pixel"}:
+        raise ValueError(
+            f"{method.name}: expected scores of the tasks sample or pixel, found {list(method.scores)}"
+        )
+    METHODS[method.name] = method
+    return method
 
 
-def sample_top(evidence: Evidence) -> float:
-    """The strongest cluster of unlikely codes: 0.5 for a volume like the healthy ones, never 1."""
-    score = top_score(evidence.nll)
-    return score / (score + evidence.about.top_reference)
+def method_named(name: str, task: str) -> Method:
+    """The method of that name. Raises ModelError where there is none, or where it has no score of the task."""
+    if name not in names(task):
+        raise ModelError(f"{task}_method: expected one of {', '.join(names(task))}, found {name!r}")
+    return METHODS[name]
 
 
-def sample_learned(evidence: Evidence) -> float:
-    """Where the detector is surest."""
-    settings = evidence.about.detector
-    return (
-        sample_of(evidence.logits, settings.bulk, settings.spread) if settings else sample_of(evidence.logits)
+def methods(task: str) -> list[Method]:
+    """The methods that have a score of the task, in the order in which they were registered."""
+    return [method for method in METHODS.values() if task in method.scores]
+
+
+def names(task: str) -> list[str]:
+    """Their names."""
+    return [method.name for method in methods(task)]
+
+
+def described(task: str) -> str:
+    """What each method's score of the task is, in one line for the command line's help."""
+    return "; ".join(f"{method.name}: {method.scores[task]}" for method in methods(task))
+
+
+def first_that_fits(task: str, about: About, restorations: int | None) -> Method:
+    """The first method that a model has all for: for whoever needs a predictor, whatever its method.
+
+    restorations: how many of a slice are to be drawn; 0 leaves methods that need some out.
+    Raises ModelError where there is none.
+    """
+    for method in methods(task):
+        if method.fits(about) and not (restorations == 0 and method.needs_restorations):
+            return method
+    without = [method.name for method in methods(task) if not method.needs_restorations]
+    raise ModelError(
+        f"expected at least one restoration, or a model for the method {' or '.join(without)}, found neither"
     )
 
 
-def pixel_paper(evidence: Evidence) -> Tensor:
-    """The published difference between slice and restorations, smoothed as published."""
-    return smooth(evidence.published).clamp(0, 1)
-
-
-def pixel_rarity(evidence: Evidence) -> Tensor:
-    """How rare the evidence is among healthy voxels."""
-    return soften(combined_rarity(evidence.smoothed, evidence.about.rarity_tables))
-
-
-def pixel_learned(evidence: Evidence) -> Tensor:
-    """The detector's logits, softened."""
-    return soften_logits(evidence.logits)
-
-
-SAMPLE_WAYS: dict[str, Callable[[Evidence], float]] = {
-    "paper": sample_paper,
-    "top": sample_top,
-    "learned": sample_learned,
-}
-PIXEL_WAYS: dict[str, Callable[[Evidence], Tensor]] = {
-    "paper": pixel_paper,
-    "rarity": pixel_rarity,
-    "learned": pixel_learned,
-}
+for _method in (Paper(), Top(), Rarity(), Learned()):
+    register(_method)

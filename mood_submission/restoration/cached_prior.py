@@ -84,6 +84,7 @@ class CachedPrior:
         position: Tensor,
         uniforms: Tensor,
         thresholds: Tensor,
+        *,
         start: Tensor,
         states: list[State],
         index: Tensor,

@@ -29,15 +29,16 @@ def restore_plain(
     position: Tensor,
     uniforms: Tensor,
     threshold: float | Tensor,
+    *,
     batch_size: int | None = None,
 ) -> Tensor:
     """What `restore` computes, as plainly as can be: one forward of the prior for each place. For tests.
 
     Arguments, result and errors are those of `restore`; `batch_size` rows a forward, all of them by default.
     """
-    _check(prior, codes, position, uniforms, threshold, batch_size)
+    check_inputs(prior, codes, position, uniforms, threshold=threshold, batch_size=batch_size)
     batch, restorations, height, width = uniforms.shape
-    thresholds = _thresholds(prior, codes, threshold).repeat_interleave(restorations)
+    thresholds = thresholds_of(prior, codes, threshold).repeat_interleave(restorations)
     restored = codes.repeat_interleave(restorations, dim=0)
     position, uniforms = position.repeat_interleave(restorations, dim=0), uniforms.flatten(0, 1)
     for rows in torch.arange(len(restored), device=codes.device).split(batch_size or max(1, len(restored))):
@@ -49,17 +50,19 @@ def restore_plain(
                     logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows]
                 )
         restored[rows] = grid
-    return restored.unflatten(0, (batch, restorations))
+    return torch.unflatten(restored, 0, (batch, restorations))
 
 
-def _check(
+def check_inputs(
     prior: PixelSNAIL,
     codes: Tensor,
     position: Tensor,
     uniforms: Tensor,
+    *,
     threshold: float | Tensor,
     batch_size: int | None,
 ) -> None:
+    """Raises ValueError for what is no input of `restore`."""
     if prior.training:
         raise ValueError("the prior is in training mode: call prior.eval() first")
     if codes.ndim != 3 or codes.dtype != torch.int64:
@@ -81,7 +84,7 @@ def _check(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
 
 
-def _thresholds(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
+def thresholds_of(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
     """The threshold of each grid, (B,), in the precision that the NLL has."""
     dtype = torch.promote_types(prior.first.weight.dtype, torch.float32)
     return torch.as_tensor(threshold, dtype=dtype, device=codes.device).expand(len(codes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..runtime.memory import in_batches
 from ..runtime.precision import float32_as
 from .cached_layers import State, aux_of
 from .cached_prior import CachedPrior
-from .plain import _check, _thresholds
+from .plain import check_inputs, thresholds_of
 
 
 @torch.no_grad()
@@ -23,8 +24,9 @@ def restore(
     position: Tensor,
     uniforms: Tensor,
     threshold: float | Tensor,
+    *,
     batch_size: int | None = None,
-    cached: "CachedPrior | None" = None,
+    cached: CachedPrior | None = None,
     tf32: bool = False,
 ) -> Tensor:
     """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
@@ -44,39 +46,41 @@ def restore(
     Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
     out-of-memory errors only when a single restoration does not fit.
     """
-    _check(prior, codes, position, uniforms, threshold, batch_size)
+    check_inputs(prior, codes, position, uniforms, threshold=threshold, batch_size=batch_size)
     batch, restorations, height, width = uniforms.shape
     result = codes[:, None].repeat(1, restorations, 1, 1)
     if result.numel():
         with float32_as("tf32" if tf32 else "ieee"):
-            _restore(
-                prior,
-                codes,
-                position,
-                uniforms,
-                _thresholds(prior, codes, threshold),
-                batch_size,
-                cached or CachedPrior(prior, height, width),
-                result,
-            )
+            grids = _Grids(codes, position, thresholds_of(prior, codes, threshold))
+            cached = cached or CachedPrior(prior, height, width)
+            _fill(result, prior, cached, grids, uniforms=uniforms, batch_size=batch_size)
     return result
 
 
-def _restore(
-    prior: PixelSNAIL,
-    codes: Tensor,
-    position: Tensor,
-    uniforms: Tensor,
-    thresholds: Tensor,
-    batch_size: int | None,
-    cached: "CachedPrior",
+@dataclass(frozen=True, eq=False)
+class _Grids:
+    """What is restored. codes: (B, h, w) int64. position: (B, 1). thresholds: (B,), in nats."""
+
+    codes: Tensor
+    position: Tensor
+    thresholds: Tensor
+
+
+def _fill(
     result: Tensor,
+    prior: PixelSNAIL,
+    cached: CachedPrior,
+    grids: _Grids,
+    *,
+    uniforms: Tensor,
+    batch_size: int | None,
 ) -> None:
     """Fill `result` (B, S, h, w), which starts as the codes."""
+    codes = grids.codes
     batch, restorations = uniforms.shape[:2]
     rows = batch * restorations
     batch_size = min(batch_size, rows) if batch_size else cached.rows_for(rows)
-    start, members, states = _first_forward(prior, cached, codes, position, thresholds, batch_size)
+    start, members, states = _first_forward(prior, cached, grids, batch_size)
     row_state = torch.arange(len(members), device=codes.device).repeat_interleave(restorations)
     row_slice, row_copy = (
         members[row_state],
@@ -88,12 +92,12 @@ def _restore(
         of, copy = row_slice[first:last], row_copy[first:last]
         result[of, copy] = cached.sample(
             codes[of],
-            position[of],
+            grids.position[of],
             uniforms[of, copy],
-            thresholds[of],
-            start[of],
-            states,
-            row_state[first:last],
+            grids.thresholds[of],
+            start=start[of],
+            states=states,
+            index=row_state[first:last],
         )
 
     in_batches(run, len(row_slice), batch_size)
@@ -103,18 +107,14 @@ def _restore(
 
 
 def _first_forward(
-    prior: PixelSNAIL,
-    cached: "CachedPrior",
-    codes: Tensor,
-    position: Tensor,
-    thresholds: Tensor,
-    batch_size: int,
+    prior: PixelSNAIL, cached: CachedPrior, grids: _Grids, batch_size: int
 ) -> tuple[Tensor, Tensor, list[State]]:
     """First place to replace of each slice, and the activations that sampling from there on starts with.
 
     Returns start (B,), h * w where nothing is to be replaced; the slices that have a start, earliest first, (N,); the
     state of each of `cached.parts`, whose tensors have those N slices as first axis.
     """
+    codes, position, thresholds = grids.codes, grids.position, grids.thresholds
     places = codes[0].numel()
     start = codes.new_full((len(codes),), places)
     members: list[Tensor] = []
@@ -127,16 +127,17 @@ def _first_forward(
         nll = F.cross_entropy(logits, codes[first:last], reduction="none").flatten(1)
         unlikely = nll > thresholds[first:last, None]
         found = unlikely.any(1).nonzero()[:, 0]
-        at = unlikely[found].int().argmax(1)  # the first of the largest
+        # The first of the largest.
+        at = unlikely[found].int().argmax(1)
         state = [part.state(seen, found, at // cached.width) for part in cached.parts] if len(found) else None
-        if state is not None:  # all that can run out of memory is done
+        # All that can run out of memory is done.
+        if state is not None:
             start[first + found] = at
             members.append(first + found)
             states.append(state)
 
-    in_batches(
-        run, len(codes), max(1, batch_size // cached.height)
-    )  # a slice keeps `height` rows of each layer
+    # A slice keeps `height` rows of each layer.
+    in_batches(run, len(codes), max(1, batch_size // cached.height))
     if not members:
         return start, start.new_empty(0), []
     order = torch.argsort(start[torch.cat(members)], stable=True)

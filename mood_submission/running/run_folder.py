@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..output.findings_folder import FindingsFolder
+from ..output.predictions import read_prepared, write_scores
 from ..predictor import Predictor, Prepared
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
@@ -186,7 +187,7 @@ class FolderRun:
             pass
         try:
             self.cpu = self.cpu or self.predictor.on_cpu()
-            prepared = self.cpu.read(outcome.source)
+            prepared = read_prepared(self.cpu, outcome.source)
             self.write(outcome, self.compute(outcome, prepared, self.cpu), self.cpu)
             outcome.message = f"{failure}; computed on the CPU instead"
         except Exception as second:
@@ -212,7 +213,7 @@ class FolderRun:
                 if outcome.score is not None:
                     outcome.status = "resumed"
                     return None
-            prepared = self.predictor.read(outcome.source)
+            prepared = read_prepared(self.predictor, outcome.source)
             outcome.notes = prepared.notes
             return prepared
         finally:
@@ -230,7 +231,7 @@ class FolderRun:
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()
         if self.seconds is None:
-            copies = predictor.restorations if self.task != "sample" else 0
+            copies = predictor.restorations_for(self.task)
             result = Computed(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
         else:  # writing takes about as long as reading
             seconds = self.seconds - 2 * outcome.seconds
@@ -244,7 +245,8 @@ class FolderRun:
     def write(self, outcome: Outcome, result: Computed, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
         found = None if self.findings is None else self.findings.add
-        outcome.score = (predictor or self.predictor).write(result.prepared, result.scored, self.out, found)
+        predictor = predictor or self.predictor
+        outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, found)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
 
@@ -273,7 +275,7 @@ def _message(source: Path, error: Exception) -> str:
 def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: str) -> str:
     """What the time budget cost, if anything."""
     slices, of = len(result.prepared.indices), len(prepared.indices)
-    copies, wanted = result.restorations, predictor.restorations if task != "sample" else 0
+    copies, wanted = result.restorations, predictor.restorations_for(task)
     if (slices, copies) == (of, wanted):
         return ""
     restorations = f", {copies} of {wanted} restorations" if wanted else ""

@@ -1,7 +1,7 @@
 """A volume's prediction within some seconds: with fewer restorations, then fewer slices, rather than none.
 
-A few slices with one restoration are timed first. That time for each slice and restoration is more than many take
-together, so what is planned by it does not overrun.
+A few slices with one restoration are timed first. Many slices and restorations together take less time each than these few.
+So what is planned by that time does not overrun.
 """
 
 import time
@@ -13,7 +13,8 @@ import torch
 from ..predictor import Predictor, Prepared, Scored
 from ..runtime.stopwatch import Stopwatch
 
-PILOT = 8  # slices; the least that a prediction is made of
+# Slices that are timed first; a prediction is made of no fewer.
+PILOT = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +34,16 @@ def compute_within(
     clock: Callable[[], float] = time.monotonic,
     remark: Callable[[str], object] = lambda line: None,
 ) -> Computed:
-    """`predictor.compute` with as many slices and restorations as `seconds` allow; where they allow all, just that.
+    """`predictor.compute` with as many slices and restorations as the time allows; where it allows all, just that.
 
-    At least PILOT slices, with one restoration if any are asked for, whatever the time. clock: seconds, rising. remark: see
-    `predictor.compute`.
+    At least PILOT slices are scored, with one restoration if any are asked for, whatever the time.
+    predictor, prepared, task, remark: see `Predictor.compute`.
+    seconds: the time.
+    clock: tells seconds, rising.
     """
-    within = _Within(predictor, prepared, task, clock() + seconds, clock, remark)
-    with predictor.alone():
-        drawn = task != "sample" and predictor.restorations > 0
+    within = _Within(predictor, prepared, task, end=clock() + seconds, clock=clock, remark=remark)
+    with predictor.same_bits_for_any_threads():
+        drawn = predictor.restorations_for(task)
         return within.with_restorations() if drawn else within.without_restorations()
 
 
@@ -56,7 +59,7 @@ class _Within:
     remark: Callable[[str], object]
 
     def without_restorations(self) -> Computed:
-        pilot, watch = self.prepared.part(PILOT), self._stopwatch()
+        pilot, watch = self.prepared.with_slices(PILOT), self._stopwatch()
         scored = self._compute(pilot)
         chosen = self._part(self._left(), watch.lap() / len(pilot.indices))
         if len(chosen.indices) <= len(pilot.indices):
@@ -64,11 +67,11 @@ class _Within:
         return Computed(chosen, self._compute(chosen), 0)
 
     def with_restorations(self) -> Computed:
-        pilot, watch = self.prepared.part(PILOT), self._stopwatch()
+        pilot, watch = self.prepared.with_slices(PILOT), self._stopwatch()
         count = len(pilot.indices)
         evidence = self.predictor.evidence(pilot)
         fixed = watch.lap()
-        evidence = evidence.with_restorations(self.predictor.restore(pilot, evidence.codes, 0, 1))
+        evidence = evidence.with_restorations(self.predictor.restore(pilot, evidence.codes, slice(1)))
         sampling = watch.lap() / count
         evidence.decode_restorations()
         decoding = watch.lap() / count
@@ -99,7 +102,7 @@ class _Within:
                 break
             more = max(1, more)
             watch.lap()
-            parts.append(self.predictor.restore(chosen, evidence.codes, done, done + more))
+            parts.append(self.predictor.restore(chosen, evidence.codes, slice(done, done + more)))
             sampling, done = watch.lap() / more, done + more
         evidence = evidence.with_restorations(torch.cat(parts, dim=1))
         return Computed(chosen, self.predictor.score(evidence, self.task), done)
@@ -109,7 +112,7 @@ class _Within:
 
     def _part(self, seconds: float, each: float) -> Prepared:
         """As many slices as fit in `seconds` where one takes `each`; at least one."""
-        return self.prepared.part(max(1, _share(seconds, each, len(self.prepared.indices))))
+        return self.prepared.with_slices(max(1, _share(seconds, each, len(self.prepared.indices))))
 
     def _left(self) -> float:
         return self.end - self.clock()

@@ -1,4 +1,4 @@
-"""Put a run's detector into the model file that it was trained for, and make the method "learned" the file's default."""
+"""Put a run's detector into the model file that it was trained for, and make the method that needs it the file's default."""
 
 import argparse
 import dataclasses
@@ -9,8 +9,9 @@ import torch
 
 from ...cli.options import restorations_option, share
 from ...cli.output import say, tell
-from ...model import Model, load_model, networks_sha256
-from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
+from ...methods import table
+from ...model import Model
+from ...model_file import add_detector, load_model, networks_sha256
 from ...networks.detector import Detector, DetectorSettings
 from ...runtime.names import in_one_line
 from ..training.mean import mean_detector
@@ -19,9 +20,18 @@ from ..training.run import RunError, load_detector
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
-def _but_learned(measured: dict) -> dict:
-    """What was measured on healthy volumes, without the scores of another detector."""
-    return {way: found for way, found in measured.items() if way != "learned"}
+def _without_detector_scores(measured: dict) -> dict:
+    """What was measured on healthy volumes, by method, without the scores of another detector."""
+    return {
+        name: found
+        for name, found in measured.items()
+        if not (name in table.METHODS and table.METHODS[name].needs_detector)
+    }
+
+
+def _default(task: str) -> str:
+    """The name of the first method that needs a detector."""
+    return next(method.name for method in table.methods(task) if method.needs_detector)
 
 
 def _detectors(args: argparse.Namespace, model: Model) -> tuple[list[Detector], list[dict]]:
@@ -79,10 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "float32: variances of its batch norms may be too large for float16)",
     )
     parser.add_argument(
-        "--sample-method", choices=SAMPLE_METHODS, default="learned", help="from then on the file's default"
+        "--sample-method",
+        choices=table.names("sample"),
+        default=_default("sample"),
+        help="from then on the file's default",
     )
     parser.add_argument(
-        "--pixel-method", choices=PIXEL_METHODS, default="learned", help="from then on the file's default"
+        "--pixel-method",
+        choices=table.names("pixel"),
+        default=_default("pixel"),
+        help="from then on the file's default",
     )
     parser.add_argument(
         "--along",
@@ -135,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sample_method=args.sample_method,
             pixel_method=args.pixel_method,
             training=model.about.training | {"detector": trained},
-            healthy_voxels=_but_learned(model.about.healthy_voxels),
-            healthy_samples=_but_learned(model.about.healthy_samples),
+            healthy_voxels=_without_detector_scores(model.about.healthy_voxels),
+            healthy_samples=_without_detector_scores(model.about.healthy_samples),
         )
         add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
     except (ValueError, OSError) as error:

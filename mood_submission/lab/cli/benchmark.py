@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ...about import ModelError
 from ...cli.options import (
     add_device,
     add_precision,
@@ -21,8 +22,7 @@ from ...cli.options import (
     slices_option,
 )
 from ...cli.output import say, tell
-from ...model import load_model
-from ...model_file import ModelError
+from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.files import write_text
 from ...runtime.names import in_one_line

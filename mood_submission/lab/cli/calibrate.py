@@ -1,5 +1,5 @@
-"""Measure on healthy volumes what is usual and what is rare, and write the model file with that: the tables of the method
-"rarity", what each score means, and which scans look strange.
+"""Measure on healthy volumes what is usual and what is rare, and write the model file with that: what methods compare with,
+what each score means, and which scans look strange.
 
 Takes the volumes that the model's training held out for thresholds, where --data has them, or those named, or all.
 """
@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...about import About
 from ...cli.options import add_device, add_names_file, add_scoring, names_in
 from ...cli.output import Progress, say, tell
-from ...model import load_model
-from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, rewrite_about
+from ...methods import table
+from ...model_file import load_model, rewrite_about
 from ...predictor import Predictor
 from ...runtime.names import in_one_line
 from ...volumes import Source, named_volumes
@@ -42,12 +43,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "as the detector's scores",
     )
     parser.add_argument(
-        "--sample-method", choices=SAMPLE_METHODS, help="from then on the file's default (default: as it is)"
+        "--sample-method",
+        choices=table.names("sample"),
+        help="from then on the file's default (default: as it is)",
     )
     parser.add_argument(
         "--pixel-method",
-        choices=PIXEL_METHODS,
-        help="from then on the file's default (default: rarity; learned where it was that)",
+        choices=table.names("pixel"),
+        help="from then on the file's default (default: the method that calibration measures tables for; as it is where that is "
+        "a detector's)",
     )
     add_device(parser)
     return parser.parse_args(argv)
@@ -60,20 +64,30 @@ def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Source]:
     return [files[name] for name in held_out if name in files] or list(files.values())
 
 
+def default_method(before: About, after: About) -> str:
+    """The pixel method of a calibrated model: a detector's stays, others give way to what was calibrated."""
+    method = table.method_named(before.pixel_method, "pixel")
+    return method.name if method.needs_detector else after.pixel_method
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         model = load_model(args.model, args.device, precision=args.precision)
-        way = "paper" if args.restorations != 0 else "learned"
-        predictor = Predictor(model, args.slices, args.restorations, sample_method=way, pixel_method=way)
+        predictor = Predictor(
+            model,
+            args.slices,
+            args.restorations,
+            sample_method=table.first_that_fits("sample", model.about, args.restorations).name,
+            pixel_method=table.first_that_fits("pixel", model.about, args.restorations).name,
+        )
         files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
         with Progress(len(files), "calibrating") as progress:
             about = calibrate(predictor, files, progress.update)
-        kept = "learned" if model.about.pixel_method == "learned" else None
         about = dataclasses.replace(
             about,
             sample_method=args.sample_method or about.sample_method,
-            pixel_method=args.pixel_method or kept or about.pixel_method,
+            pixel_method=args.pixel_method or default_method(model.about, about),
         )
         rewrite_about(args.model, args.out or args.model, about)
     except (ValueError, OSError, RuntimeError) as error:

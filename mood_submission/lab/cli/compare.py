@@ -1,4 +1,4 @@
-"""Compare ways of scoring on healthy held-out volumes: plant anomalies of every kind, score them in every way, and write
+"""Compare scoring methods on healthy held-out volumes: plant anomalies of every kind, score them by every method, and write
 one table (table.md, table.json) and a page of examples (examples.png).
 
 Each case's results are kept in RESULTS: a run that was stopped goes on where it was, a VAE can be added later.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ...about import About
 from ...cli.options import (
     add_device,
     add_names_file,
@@ -22,8 +23,9 @@ from ...cli.options import (
     positive,
 )
 from ...cli.output import Progress, say, tell
-from ...model import Model, load_model
-from ...model_file import WEIGHTS, About, rewrite_about
+from ...methods import table as table_of_methods
+from ...model import Model
+from ...model_file import WEIGHTS, load_model, rewrite_about
 from ...predictor import Predictor
 from ...runtime.files import write_text
 from ...runtime.integrity import content_sha256
@@ -33,14 +35,15 @@ from ...runtime.sources import source_of
 from ...volumes import Source, VolumeError, named_volumes
 from ..evaluation.comparison import (
     Case,
-    Ways,
-    model_ways,
+    Scoring,
+    compared_methods,
+    model_scores,
     plan,
     run_case,
     table,
     telling_apart,
     to_markdown,
-    vae_ways,
+    vae_scores,
 )
 
 
@@ -86,13 +89,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a run of 'mood-submission train vae', to be in the table too",
     )
     add_weights(parser)
-    add_scoring(
-        parser, restorations="0: only ways of scoring that need none (default: what the model file says)"
-    )
+    add_scoring(parser, restorations="0: only methods that need none (default: what the model file says)")
     parser.add_argument(
         "--record",
         action="store_true",
-        help="with --held-out: write the average precision of each way on "
+        help="with --held-out: write the average precision of each method on "
         "both halves into the model file's description",
     )
     add_device(parser)
@@ -139,8 +140,8 @@ def write_tables(
         text += (
             "\n## Healthy volumes of two sources told apart by their sample scores (area under the curve)\n\n"
             + "\n".join(
-                f"- {way}: " + ", ".join(f"{pair} {area:.2f}" for pair, area in pairs.items())
-                for way, pairs in telling_apart(cases, folders).items()
+                f"- {name}: " + ", ".join(f"{pair} {area:.2f}" for pair, area in pairs.items())
+                for name, pairs in telling_apart(cases, folders).items()
             )
             + "\n"
         )
@@ -167,8 +168,8 @@ def record(weights: Path, about: About, args: argparse.Namespace, results: dict[
     )
     figures = {
         half: {
-            task: {way: round(row["ap"], 3) for way, row in ways.items()}
-            for task, ways in results[f"{half} volumes"].items()
+            task: {name: round(row["ap"], 3) for name, row in methods.items()}
+            for task, methods in results[f"{half} volumes"].items()
         }
         for half in ("validation", "test")
     }
@@ -181,8 +182,10 @@ def digest(file: Path) -> str:
 
 
 def what_scores(model: Model) -> str:
-    """The digest of everything in a model that scores depend on: its parameters, and its description without what that says
-    of training and of defaults."""
+    """The digest of everything in a model that scores depend on.
+
+    That is its parameters, and its description without what that says of training and of defaults.
+    """
     networks = {"vqvae": model.vqvae, "prior": model.prior, "detector": model.detector}
     tensors = {
         f"{part}.{name}": value
@@ -194,8 +197,8 @@ def what_scores(model: Model) -> str:
     about = dataclasses.replace(
         model.about,
         training={},
-        sample_method="paper",
-        pixel_method="paper",
+        sample_method="",
+        pixel_method="",
         detector=detector,
     )
     return content_sha256(tensors, about.to_json())[:16]
@@ -210,17 +213,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             model,
             args.slices,
             args.restorations,
-            sample_method="paper",
-            pixel_method="learned" if args.restorations == 0 else "paper",
+            sample_method=table_of_methods.first_that_fits("sample", model.about, args.restorations).name,
+            pixel_method=table_of_methods.first_that_fits("pixel", model.about, args.restorations).name,
         )
         parts = halves(args, model.about.training.get("vqvae", {}).get("volumes", {}))
         files = chosen(args, parts)
         cases = plan(list(files), args.planted, args.seed)
-        ways: dict[Path, Ways] = {args.out / "cases": model_ways}
+        scorings: dict[Path, Scoring] = {args.out / "cases": model_scores}
         if args.vae:
             from ..training.run import load_vae
 
-            ways[args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"] = vae_ways(load_vae(args.vae)[0])
+            folder = args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"
+            scorings[folder] = vae_scores(load_vae(args.vae)[0])
         args.out.mkdir(parents=True, exist_ok=True)
         check_settings(
             args.out / "settings.json",
@@ -230,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "planted": args.planted,
                 "slices": args.slices,
                 "restorations": predictor.restorations,
+                "methods": [method.name for method in compared_methods()],
                 "precision": args.precision,
                 "seed": args.seed,
             },
@@ -237,13 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Progress(len(cases), "comparing", "case") as progress:
             for case in cases:
                 progress.stage(case.name)
-                for folder, function in ways.items():
-                    run_case(case, files[case.volume], predictor, function, folder)
+                for folder, scoring in scorings.items():
+                    run_case(case, files[case.volume], predictor, scoring, folder)
                 progress.update()
-        results = write_tables(cases, list(ways), parts, args.out)
+        results = write_tables(cases, list(scorings), parts, args.out)
         from ..evaluation.example_page import examples
 
-        examples(cases, list(ways), args.out / "examples.png")
+        examples(cases, list(scorings), args.out / "examples.png")
         if args.record:
             record(weights, model.about, args, results)
     except (ValueError, OSError, RuntimeError) as error:

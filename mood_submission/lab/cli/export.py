@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ...about import About
 from ...cli.output import say, tell
-from ...model_file import SAMPLE_METHODS, About, save_model
+from ...methods import table
+from ...methods.top import Top
+from ...model_file import save_model
 from ...preprocessing import Preprocessing
 from ...runtime.names import in_one_line
 from ..training.run import RunError, load_prior, load_vqvae
@@ -39,9 +42,9 @@ def export(runs: list[Path], out: Path, dtype: torch.dtype, sample_method: str, 
         vqvae.settings,
         prior.settings,
         Preprocessing.from_dict(prior_about["preprocessing"]),
-        measured["thresholds"]["pixel"],
-        measured["thresholds"]["sample"],
-        sample_method,
+        pixel_threshold=measured["thresholds"]["pixel"],
+        sample_threshold=measured["thresholds"]["sample"],
+        sample_method=sample_method,
         **measured["calibration"],
         training=training,
     )
@@ -62,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--sample-method",
-        choices=SAMPLE_METHODS,
-        default="top",
-        help="how sample scores are made by default (default: top)",
+        choices=table.names("sample"),
+        default=Top.name,
+        help=f"how sample scores are made by default (default: {Top.name})",
     )
     parser.add_argument("--data", metavar="TEXT", help="what it was trained on, for the file's metadata")
     parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the file's metadata")

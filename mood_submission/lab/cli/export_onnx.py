@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from ...about import ModelError
 from ...cli.output import say, tell
-from ...model import load_model
-from ...model_file import ModelError
+from ...model_file import load_model
 from ...runtime.names import in_one_line
 from ..onnx_export import export_onnx
 

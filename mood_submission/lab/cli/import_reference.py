@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from ...about import About
 from ...cli.options import add_region
 from ...cli.output import say
-from ...model_file import About, save_model
+from ...model_file import save_model
 from ...networks.checkpoint_names import PublishedCheckpointError, convert_prior, convert_vqvae
 from ...networks.pixelsnail import PixelSNAIL
 from ...networks.vqvae import VQVAE

@@ -1,1 +1,1 @@
-"""The challenge's evaluation, comparison of ways of scoring, calibration, benchmark."""
+"""The challenge's evaluation, comparison of scoring methods, calibration, benchmark."""

@@ -1,4 +1,4 @@
-"""Ways of scoring, side by side: anomalies of every kind planted in held-out healthy volumes, one table."""
+"""Scoring methods, side by side: anomalies of every kind planted in held-out healthy volumes, one table."""
 
 import dataclasses
 import itertools
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...methods.paper import smooth, top_score
-from ...methods.rarity import combined_rarity, soften
-from ...methods.smoothing import top_mean
-from ...methods.table import PIXEL_WAYS, SAMPLE_WAYS
+from ...evidence.evidence import Evidence
+from ...methods import table as table_of_methods
+from ...methods.base import Method
+from ...methods.paper import smooth
 from ...networks.vae import VAE, divergence
 from ...predictor import Predictor, Prepared
 from ...preprocessing import to_unit_range, volume_to_slices
@@ -24,18 +24,13 @@ from ...runtime.sources import source_of
 from ...volumes import Source, Volume, read_volume
 from ..planting.anomalies import KINDS, plant
 from ..planting.toy import file_seed
+from .further_methods import FURTHER_METHODS
 from .metrics import average_precision, bootstrap_interval, score_counts
 
-SIZES = {
-    "small": (0.07, 0.107),
-    "medium": (0.107, 0.143),
-    "large": (0.143, 0.18),
-}  # radius, shares of the field of view
-PICTURE = (
-    "slice",
-    "label",
-    "restoration",
-)  # what of a planted case is kept for the page of examples, before the scores
+# Radii of the anomalies, as shares of the field of view.
+SIZES = {"small": (0.07, 0.107), "medium": (0.107, 0.143), "large": (0.143, 0.18)}
+# What of a planted case is kept for the page of examples, before the scores.
+PICTURE = ("slice", "label", "restoration")
 
 
 @dataclass(frozen=True)
@@ -76,15 +71,16 @@ def make(case: Case, source: Source | Path, predictor: Predictor) -> tuple[Volum
     return dataclasses.replace(volume, data=data), mask
 
 
-# --- the ways of scoring ---------------------------------------------------------------------------------------------
+# --- the methods -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A volume's scores by several ways.
+    """A volume's scores by several methods.
 
-    pixel: maps (N, ., .) in [0, 1], for `Predictor.to_volume`. sample: numbers, higher for more anomalous. restored: the mean of
-    the restorations, or the reconstruction where there are none, (N, S, S).
+    pixel: maps (N, ., .) in [0, 1] by method, for `Predictor.to_volume`.
+    sample: numbers by method, higher for more anomalous.
+    restored: the mean of the restorations, or the reconstruction where there are none, (N, S, S).
     """
 
     pixel: dict[str, Tensor]
@@ -92,45 +88,58 @@ class Scores:
     restored: Tensor
 
 
-Ways = Callable[[Predictor, Prepared], Scores]
+Scoring = Callable[[Predictor, Prepared], Scores]
 
 
-def model_ways(predictor: Predictor, prepared: Prepared) -> Scores:
-    """Every way of scoring that the model allows: as published, its parts alone, by rarity where it is calibrated, and by its
-    detector where it has one. Without restorations, only the ways that need none."""
-    tables, undrawn = predictor.model.about.rarity_tables, predictor.evidence(prepared)
-    residual = (undrawn.slices.to(undrawn.decoded) - undrawn.decoded).abs()
-    pixel = {"vq-vae reconstruction": smooth(residual).clamp(0, 1)}
-    sample = {"paper": SAMPLE_WAYS["paper"](undrawn), "top": top_score(undrawn.nll)}
-    evidence = undrawn
+def model_scores(predictor: Predictor, prepared: Prepared) -> Scores:
+    """Scores by every method that the model has all for: those that are registered, and FURTHER_METHODS.
+
+    A method that looks at restorations and needs none is there twice, with and "without sampling". Where the predictor draws no
+    restorations, only what needs none is there.
+    """
+    undrawn, drawn = predictor.evidence(prepared), None
     if predictor.restorations:
-        evidence = undrawn.with_restorations(predictor.restore(prepared, undrawn.codes))
-        pixel["paper"] = PIXEL_WAYS["paper"](evidence)
-    if tables:
-        groups = {f"rarity of {name}": {name: maps} for name, maps in evidence.smoothed.items()}
-        groups["rarity without sampling"] = {
-            name: maps for name, maps in evidence.smoothed.items() if name != "restoration"
-        }
-        if predictor.restorations:
-            groups["rarity"] = evidence.smoothed
-        for name, members in groups.items():
-            rare = combined_rarity(members, tables)
-            pixel[name], sample[name] = soften(rare), top_mean(rare)
-    if predictor.model.detector is not None:
-        ways = {"learned without sampling": undrawn}
-        if predictor.restorations:
-            ways = {"learned": evidence} | ways
-        for name, part in ways.items():
-            pixel[name], sample[name] = PIXEL_WAYS["learned"](part), SAMPLE_WAYS["learned"](part)
-    return Scores(pixel, sample, undrawn.decoded if evidence.restored is None else evidence.restored)
+        drawn = undrawn.with_restorations(predictor.restore(prepared, undrawn.codes))
+    pixel: dict[str, Tensor] = {}
+    sample: dict[str, float] = {}
+    for method in compared_methods():
+        if not method.fits(undrawn.about):
+            continue
+        if "pixel" in method.scores:
+            pixel |= {name: method.pixel(e) for name, e in _seen_by(method, "pixel", undrawn, drawn).items()}
+        if "sample" in method.scores:
+            sample |= {
+                name: method.sample(e) for name, e in _seen_by(method, "sample", undrawn, drawn).items()
+            }
+    restored = None if drawn is None else drawn.restored
+    return Scores(pixel, sample, undrawn.decoded if restored is None else restored)
 
 
-def vae_ways(vae: VAE) -> Ways:
-    """The VAE's |slice - reconstruction|, smoothed as the published scores are; for samples its mean, or the mean
-    negative ELBO of a slice."""
+def compared_methods() -> list[Method]:
+    """All methods that `model_scores` knows."""
+    return [*table_of_methods.METHODS.values(), *FURTHER_METHODS]
+
+
+def _seen_by(method: Method, task: str, undrawn: Evidence, drawn: Evidence | None) -> dict[str, Evidence]:
+    """The evidence that a method's score of a task is made of, by the name that the score has in the table.
+
+    undrawn, drawn: the evidence without restorations and with; None where none are drawn.
+    """
+    if task not in method.reads_restorations:
+        return {method.name: undrawn}
+    seen = {} if drawn is None else {method.name: drawn}
+    return seen if method.needs_restorations else seen | {f"{method.name} without sampling": undrawn}
+
+
+def vae_scores(vae: VAE) -> Scoring:
+    """Scores by a VAE, whatever the predictor's model: |slice - reconstruction|, smoothed as the published scores are.
+
+    For samples its mean, and the mean negative ELBO of a slice. This is no `Method`: all scores come of one pass of another
+    network.
+    """
 
     @torch.inference_mode()
-    def ways(predictor: Predictor, prepared: Prepared) -> Scores:
+    def scoring(predictor: Predictor, prepared: Prepared) -> Scores:
         parts, losses = [], []
         for slices, position in zip(prepared.slices.cpu().split(16), prepared.position.split(16)):
             mean, log_variance = vae.encode(slices, position)
@@ -144,23 +153,25 @@ def vae_ways(vae: VAE) -> Ways:
             decoded,
         )
 
-    return ways
+    return scoring
 
 
-def measure(case: Case, source: Source | Path, predictor: Predictor, ways: Ways) -> dict[str, np.ndarray]:
-    """A case's outcome: `pixel` (ways, 2, values) counts of `score_counts`, `sample` (ways,), their names, `picture`."""
+def measure(
+    case: Case, source: Source | Path, predictor: Predictor, scoring: Scoring
+) -> dict[str, np.ndarray]:
+    """A case's outcome: `pixel` (methods, 2, values) counts of `score_counts`, `sample` (methods,), their names, `picture`."""
     volume, mask = make(case, source, predictor)
     prepared = predictor.prepare(volume)
-    scores = ways(predictor, prepared)
+    scores = scoring(predictor, prepared)
     counts = [
         score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask)
         for maps in scores.pixel.values()
     ]
     outcome = {
         "pixel": np.stack(counts),
-        "pixel_ways": np.array(list(scores.pixel)),
+        "pixel_methods": np.array(list(scores.pixel)),
         "sample": np.array(list(scores.sample.values())),
-        "sample_ways": np.array(list(scores.sample)),
+        "sample_methods": np.array(list(scores.sample)),
     }
     if case.kind is not None:
         label = volume_to_slices(
@@ -175,7 +186,7 @@ def measure(case: Case, source: Source | Path, predictor: Predictor, ways: Ways)
 
 
 def _picture(prepared: Prepared, label: Tensor, scores: Scores) -> np.ndarray:
-    """The slice with most of the anomaly: PICTURE and each way's pixel scores, float16 (., S, S)."""
+    """The slice with most of the anomaly: PICTURE and each method's pixel scores, float16 (., S, S)."""
     i, side = int(label.sum((1, 2)).argmax()), label.shape[-1]
     maps = [
         torch.nn.functional.interpolate(m[i][None, None].float().cpu(), (side, side), mode="bilinear")[0, 0]
@@ -187,13 +198,13 @@ def _picture(prepared: Prepared, label: Tensor, scores: Scores) -> np.ndarray:
 # --- all cases, and the table ----------------------------------------------------------------------------------------
 
 
-def run_case(case: Case, source: Source | Path, predictor: Predictor, ways: Ways, folder: Path) -> None:
+def run_case(case: Case, source: Source | Path, predictor: Predictor, scoring: Scoring, folder: Path) -> None:
     """Measure a case into `folder`/NAME.npz, unless it is there."""
     file = folder / f"{case.name}.npz"
     if file.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    outcome: dict[str, Any] = measure(case, source, predictor, ways)
+    outcome: dict[str, Any] = measure(case, source, predictor, scoring)
     with write_whole(file) as out:
         np.savez_compressed(out, **outcome)
 
@@ -207,31 +218,33 @@ def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list
     return outcomes
 
 
-Table = dict[str, dict[str, dict[str, Any]]]  # by task, way and figure; see `table`
+# By task, method and figure; see `table`.
+Table = dict[str, dict[str, dict[str, Any]]]
 
 
 def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
-    """By task and way: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
-    alone; for samples, against all healthy volumes) and `sizes`, likewise. Ways from all `folders`.
+    """By task and method: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
+    alone; for samples, against all healthy volumes) and `sizes`, likewise. Methods from all `folders`.
 
     Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
     """
     stored = {
-        case: load_case(case, folders, ("pixel", "pixel_ways", "sample", "sample_ways")) for case in cases
+        case: load_case(case, folders, ("pixel", "pixel_methods", "sample", "sample_methods"))
+        for case in cases
     }
     volumes = sorted({case.volume for case in cases})
     times = (len(cases) - len(volumes)) // len(volumes)
     result: Table = {"pixel": {}, "sample": {}}
-    for task, ways in result.items():
+    for task, methods in result.items():
         for f in range(len(folders)):
-            for i, way in enumerate(stored[cases[0]][f][f"{task}_ways"].tolist()):
+            for i, name in enumerate(stored[cases[0]][f][f"{task}_methods"].tolist()):
                 counts = _counts_by_case({case: outcomes[f][task][i] for case, outcomes in stored.items()})
                 weighted = {case: c * (times if case.kind is None else 1) for case, c in counts.items()}
                 of_volume = np.stack(
                     [sum(c for case, c in weighted.items() if case.volume == v) for v in volumes]
                 )
                 low, high = bootstrap_interval(of_volume, resamples, seed=0)
-                ways[way] = {
+                methods[name] = {
                     "ap": float(average_precision(*of_volume.sum(0))),
                     "low": low,
                     "high": high,
@@ -242,30 +255,30 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
                     healthy = [
                         float(outcomes[f][task][i]) for case, outcomes in stored.items() if case.kind is None
                     ]
-                    ways[way]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
+                    methods[name]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
     return result
 
 
 def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """By way of scoring samples, for each pair of sources: how well their healthy volumes can be told apart by score, as the
+    """By method of scoring samples, for each pair of sources: how well their healthy volumes can be told apart by score, as the
     area under the curve of the better direction: 0.5 for not at all, 1 for entirely."""
     healthy = [case for case in cases if case.kind is None]
     sources = sorted({source_of(case.volume) for case in healthy})
     result: dict[str, dict[str, float]] = {}
     for f in range(len(folders)):
-        outcomes = {case: load_case(case, folders, ("sample", "sample_ways"))[f] for case in healthy}
-        for i, way in enumerate(outcomes[healthy[0]]["sample_ways"].tolist()):
+        outcomes = {case: load_case(case, folders, ("sample", "sample_methods"))[f] for case in healthy}
+        for i, name in enumerate(outcomes[healthy[0]]["sample_methods"].tolist()):
             scores = {
                 s: [outcomes[c]["sample"][i] for c in healthy if source_of(c.volume) == s] for s in sources
             }
             for one, other in itertools.combinations(sources, 2):
                 above = np.mean([(a > b) + (a == b) / 2 for a in scores[one] for b in scores[other]])
-                result.setdefault(way, {})[f"{one} and {other}"] = float(max(above, 1 - above))
+                result.setdefault(name, {})[f"{one} and {other}"] = float(max(above, 1 - above))
     return result
 
 
 def _counts_by_case(outcomes: dict[Case, np.ndarray]) -> dict[Case, np.ndarray]:
-    """One way's (2, values) counts of each case: voxels' as they are; samples' from each case's one score."""
+    """One method's (2, values) counts of each case: voxels' as they are; samples' from each case's one score."""
     if next(iter(outcomes.values())).ndim:
         return outcomes
     values, place = np.unique(list(outcomes.values()), return_inverse=True)
@@ -292,18 +305,18 @@ def _parts(counts: dict[Case, np.ndarray], field: str, task: str) -> dict[str, f
 def to_markdown(result: Table) -> str:
     """The table as Markdown, one for each task, best first."""
     lines = []
-    for task, ways in result.items():
-        kinds = list(next(iter(ways.values()))["kinds"])
+    for task, methods in result.items():
+        kinds = list(next(iter(methods.values()))["kinds"])
         more = ["healthy: lowest, median, highest"] if task == "sample" else []
         lines += [
             f"| {task} task | AP | 95% interval | {' | '.join([*kinds, *more])} |",
             "|---" * (len(kinds + more) + 3) + "|",
         ]
-        for way, row in sorted(ways.items(), key=lambda item: -item[1]["ap"]):
+        for name, row in sorted(methods.items(), key=lambda item: -item[1]["ap"]):
             columns = [f"{row['kinds'][kind]:.2f}" for kind in kinds]
             columns += [", ".join(f"{value:.3g}" for value in row["healthy"])] if more else []
             lines.append(
-                f"| {way} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {' | '.join(columns)} |"
+                f"| {name} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {' | '.join(columns)} |"
             )
         lines.append("")
     return "\n".join(lines)

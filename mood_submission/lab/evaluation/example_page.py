@@ -15,20 +15,20 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 def examples(cases: Sequence[Case], folders: Sequence[Path], out: Path) -> None:
     """A page with one row a kind of anomaly, its largest case: the slice, its restoration (the mean of them), and each
-    way's pixel scores, one scale a way; the anomaly is outlined."""
+    method's pixel scores, one scale a method; the anomaly is outlined."""
     rows: dict[str, Case] = {}
     for size in SIZES:
         rows |= {case.kind: case for case in cases if case.kind is not None and case.size == size}
     pictures: dict[str, dict[str, np.ndarray]] = {}
     for kind in (kind for kind in KINDS if kind in rows):
         pictures[kind] = {}
-        outcomes = load_case(rows[kind], folders, ("pixel_ways", "picture"))
+        outcomes = load_case(rows[kind], folders, ("pixel_methods", "picture"))
         for stored in outcomes[::-1]:  # where two folders have one name, the first folder's picture stays
             pictures[kind] |= dict(
-                zip([*PICTURE, *stored["pixel_ways"].tolist()], stored["picture"].astype(np.float32))
+                zip([*PICTURE, *stored["pixel_methods"].tolist()], stored["picture"].astype(np.float32))
             )
-    ways = [name for name in next(iter(pictures.values())) if name not in PICTURE]
-    columns = ["slice", "restoration", *ways]
+    methods = [name for name in next(iter(pictures.values())) if name not in PICTURE]
+    columns = ["slice", "restoration", *methods]
     brightest = {name: max(float(p[name].max()) for p in pictures.values()) or 1 for name in columns}
     figure, axes = plt.subplots(
         len(pictures), len(columns), figsize=(1.6 * len(columns), 1.65 * len(pictures)), squeeze=False

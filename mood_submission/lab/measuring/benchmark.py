@@ -10,10 +10,11 @@ import torch
 from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
+from ...about import About
 from ...model import Model
-from ...model_file import About
 from ...networks.pixelsnail import PixelSNAILSettings
 from ...networks.vqvae import VQVAESettings
+from ...output.predictions import predict_file
 from ...predictor import Predictor, Prepared
 from ...preprocessing import Preprocessing
 from ...restoration.plain import replace_unlikely
@@ -22,7 +23,8 @@ from ...runtime.precision import exact_float32
 from ...runtime.stopwatch import Stopwatch
 from ...volumes import read_volume, write_volume
 
-REPLACED = 0.1  # share of a slice's codes that are above its threshold where nothing is to be skipped
+# The share of a slice's codes that are above its threshold where nothing is to be skipped.
+REPLACED = 0.1
 
 
 def peak_rss_mb() -> float:
@@ -69,7 +71,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     }
     thresholds = nll.flatten(1).quantile(1 - REPLACED, dim=1)
     with clock.step("sampling_s"):
-        restored = _restore(predictor, prepared, codes, thresholds)
+        restored = predictor.restore(prepared, codes, threshold=thresholds)
     with clock.step("sampling_decode_s"):
         predictor.evidence(prepared, restored).decode_restorations()
     above = (nll > thresholds[:, None, None]).flatten(1)
@@ -79,7 +81,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
         result["peak_device_mb"] = torch.cuda.max_memory_allocated(model.device) / 1e6
     places = min(places, codes[0].numel())
     result |= {"places": codes[0].numel(), "naive_places": places, "rows": restored[:, :, 0, 0].numel()}
-    _floor_and_naive(predictor, prepared, codes, thresholds, places, clock)
+    _floor_and_naive(predictor, prepared, codes, thresholds=thresholds, places=places, clock=clock)
     seconds = clock.seconds
     seconds["naive_s"] = seconds.pop("naive_places_s") / places * codes[0].numel()
     for kind in ("", "healthy_"):
@@ -96,7 +98,8 @@ def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
         return
     prepared, codes, _, _ = _predict(predictor, path, out, clock)
     for _ in range(2):
-        predictor.evidence(prepared, _restore(predictor, prepared, codes, 0.0)).decode_restorations()
+        restored = predictor.restore(prepared, codes, threshold=0.0)
+        predictor.evidence(prepared, restored).decode_restorations()
 
 
 def _predict(
@@ -113,7 +116,7 @@ def _predict(
     with clock.step("nll_s"):
         nll = evidence.nll
     with clock.step("healthy_sampling_s"):
-        restored = _restore(predictor, prepared, codes, predictor.model.about.pixel_threshold)
+        restored = predictor.restore(prepared, codes)
     evidence = evidence.with_restorations(restored)
     with clock.step("decode_s"):
         evidence.decode_restorations()
@@ -124,12 +127,6 @@ def _predict(
     return prepared, codes, nll, restored
 
 
-def _restore(predictor: Predictor, prepared: Prepared, codes: Tensor, threshold: float | Tensor) -> Tensor:
-    height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
-    return predictor.model.restore(codes, prepared.position, uniforms, threshold)
-
-
 def _changed(restored: Tensor, codes: Tensor) -> float:
     return float((restored != codes[:, None]).float().mean())
 
@@ -137,13 +134,17 @@ def _changed(restored: Tensor, codes: Tensor) -> float:
 @torch.inference_mode()
 @exact_float32()
 def _floor_and_naive(
-    predictor: Predictor, prepared: Prepared, codes: Tensor, thresholds: Tensor, places: int, clock: Stopwatch
+    predictor: Predictor,
+    prepared: Prepared,
+    codes: Tensor,
+    *,
+    thresholds: Tensor,
+    places: int,
+    clock: Stopwatch,
 ) -> None:
     """Time one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
     model, copies = predictor.model, predictor.restorations
-    height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
-    uniforms = uniforms.flatten(0, 1).to(codes.device)
+    uniforms = predictor.uniforms_of(prepared, codes).flatten(0, 1).to(codes.device)
     rows, thresholds = codes.repeat_interleave(copies, dim=0), thresholds.repeat_interleave(copies)
     position = prepared.position.to(codes.device, model.dtype).repeat_interleave(copies, dim=0)
     batches = torch.arange(len(rows), device=codes.device).split(model.affordable_slices())
@@ -197,7 +198,7 @@ def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) 
     predictions = out / "predictions"
     predictions.mkdir()
     with clock.step("io_s"):
-        predictor.predict_file(path, "pixel", predictions)
+        predict_file(predictor, path, "pixel", predictions)
     with clock.step("pipeline_s"):
         failed = [
             outcome

@@ -1,18 +1,17 @@
 """From healthy volumes to what is usual and what is rare among them: fills in what a model file says of that."""
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ...about import About
 from ...evidence.evidence import Evidence
 from ...findings.objects import least_voxels
 from ...findings.thresholds import HealthyVoxels
-from ...methods.rarity import EVIDENCE, rarity_table
-from ...methods.table import PIXEL_WAYS, SAMPLE_WAYS
-from ...model_file import About
+from ...methods import table
+from ...methods.base import Method
 from ...predictor import Predictor, Prepared
 from ...volumes import Source, read_volume
 
@@ -20,29 +19,33 @@ from ...volumes import Source, read_volume
 def calibrate(
     predictor: Predictor, sources: Iterable[Source | Path], progress: Callable[[], object] = lambda: None
 ) -> About:
-    """The model's description with all that healthy volumes tell: `rarity_tables`, `usual`, `healthy_voxels` and
-    `healthy_samples`. The volumes should be ones that it was not trained on, of all sources that it is for; the predictor's
-    slices and restorations those of later use. Without restorations the rarity tables stay as they are, and only what needs none
-    is measured.
+    """The model's description with all that healthy volumes tell.
 
-    With restorations its pixel method becomes "rarity". Raises VolumeError for a file that is no volume, ValueError for no volumes.
+    What is measured: what each method stores (`Method.calibrated`), `usual`, `healthy_voxels` and `healthy_samples`. Without
+    restorations, methods that need some stay as they are.
+    predictor: its slices and restorations are those of later use.
+    paths: healthy volumes that the model was not trained on, of all sources that it is for.
+    progress: called after each volume.
+    Raises VolumeError for a file that is no volume, ValueError for no volumes.
     """
     measured: list[tuple[Prepared, Evidence]] = []
     for source in sources:
         prepared = predictor.prepare(read_volume(source))
-        with predictor.alone():
+        with predictor.same_bits_for_any_threads():
             evidence = predictor.complete_evidence(prepared, "pixel")
-            _compute(evidence)  # now, while the progress is told
+            _compute(evidence)
         measured.append((prepared, evidence))
         progress()
     if not measured:
         raise ValueError("expected healthy volumes to calibrate on, found none")
-    bulks = [evidence.bulk() for _, evidence in measured]
-    usual = {name: [min(b[name] for b in bulks), max(b[name] for b in bulks)] for name in bulks[0]}
+    usual_values = [evidence.usual_values() for _, evidence in measured]
+    usual = {
+        kind: [min(values[kind] for values in usual_values), max(values[kind] for values in usual_values)]
+        for kind in usual_values[0]
+    }
     about = dataclasses.replace(predictor.model.about, usual=usual)
-    if predictor.restorations:
-        tables = {name: _table([evidence for _, evidence in measured], name) for name in EVIDENCE}
-        about = dataclasses.replace(about, rarity_tables=tables, pixel_method="rarity")
+    for method in _measurable(predictor):
+        about = method.calibrated(about, [evidence for _, evidence in measured])
     about = _with_healthy_scores(about, predictor, measured)
     calibration = {
         "volumes": len(measured),
@@ -50,52 +53,49 @@ def calibrate(
         "restorations": predictor.restorations,
         "precision": predictor.model.precision,
     }
-    # what was measured without restorations does not stand in the place of how the rarity tables were made
+    # What was measured without restorations does not replace how tables that need restorations were made.
     name = "calibration" if predictor.restorations else "healthy_scores"
     return dataclasses.replace(about, training=about.training | {name: calibration})
 
 
-def _table(evidence: list[Evidence], name: str) -> list[float]:
-    return rarity_table(np.concatenate([e.smoothed[name].cpu().numpy().ravel() for e in evidence]))
+def _measurable(predictor: Predictor) -> list[Method]:
+    """The methods that have all the restorations that they need."""
+    return [
+        method for method in table.METHODS.values() if predictor.restorations or not method.needs_restorations
+    ]
 
 
 def _compute(evidence: Evidence) -> None:
-    """Have all parts of the evidence computed that `calibrate` looks at."""
+    """Have the parts of the evidence computed that take time, while the progress is told."""
     evidence.nll, evidence.smoothed  # noqa: B018
     if evidence.model.detector is not None:
-        _detected(evidence).logits  # noqa: B018
+        evidence.without_restorations().logits  # noqa: B018
 
 
-def _detected(evidence: Evidence) -> Evidence:
-    """The evidence as the detector sees it by default: without restorations where it was made for none."""
-    settings = evidence.about.detector
-    return evidence if settings is not None and settings.restorations else evidence.without_restorations()
+def _as_by_default(method: Method, evidence: Evidence) -> Evidence:
+    """The evidence as the method's pixel scores see it by default: without restorations where it draws none."""
+    return evidence if method.restorations(evidence.about) else evidence.without_restorations()
 
 
 def _with_healthy_scores(
     about: About, predictor: Predictor, measured: list[tuple[Prepared, Evidence]]
 ) -> About:
-    """The description with the scores of the healthy volumes, by every way that model and restorations allow."""
-    model = copy.copy(predictor.model)
-    model.about = about  # whose rarity tables are there now
-    for _, evidence in measured:
-        evidence.model = model
+    """The description with the scores of the healthy volumes, by every method that model and restorations allow."""
     least = [least_voxels(prepared.spacing) for prepared, _ in measured]
-    seen = {
-        way: [evidence for _, evidence in measured] for way in ("paper", "rarity") if predictor.restorations
-    }
-    if model.detector is not None:
-        seen["learned"] = [_detected(evidence) for _, evidence in measured]
+    calibrated = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
     voxels, samples = dict(about.healthy_voxels), dict(about.healthy_samples)
-    for way, of_volumes in seen.items():
-        scores = [
-            predictor.to_volume(prepared, PIXEL_WAYS[way](evidence)).astype(np.float16)
-            for (prepared, _), evidence in zip(measured, of_volumes)
-        ]
-        voxels[way] = HealthyVoxels.of(scores, least)
-    for way in ("paper", "top"):
-        seen[way] = [evidence for _, evidence in measured]
-    for way, of_volumes in seen.items():
-        if way in SAMPLE_WAYS:
-            samples[way] = sorted(round(SAMPLE_WAYS[way](evidence), 6) for evidence in of_volumes)
+    for method in table.methods("pixel"):
+        if method.fits(about) and method in _measurable(predictor):
+            scores = [
+                predictor.to_volume(prepared, method.pixel(_as_by_default(method, evidence))).astype(
+                    np.float16
+                )
+                for prepared, evidence in calibrated
+            ]
+            voxels[method.name] = HealthyVoxels.of(scores, least)
+    for method in table.methods("sample"):
+        if method.fits(about):
+            # The sample task draws nothing.
+            scored = (method.sample(evidence.without_restorations()) for _, evidence in calibrated)
+            samples[method.name] = sorted(round(score, 6) for score in scored)
     return dataclasses.replace(about, healthy_voxels=voxels, healthy_samples=samples)

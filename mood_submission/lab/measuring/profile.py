@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...evidence.evidence import Evidence
-from ...evidence.normalised import volume_logits
-from ...predictor import Predictor, Prepared
+from ...evidence.normalised import NormalisedEvidence, volume_logits
+from ...output.predictions import predict_file
+from ...predictor import Predictor
 from ...runtime.stopwatch import Stopwatch
 from ...volumes import read_volume, write_volume
 
-SIDE, TRIES = 2048, 5  # of the matrices that the machine's speed is measured with
+# Of the matrices that the machine's speed is measured with.
+SIDE, TRIES = 2048, 5
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def matrix_speed(device: torch.device) -> float:
 def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     """Predict a volume once as a warm-up and once stage by stage, both tasks in one. out: folder to write the prediction to."""
     stages, clock = [], Stopwatch(predictor.model.device)
-    predictor.predict_file(path, "pixel", out)
+    predict_file(predictor, path, "pixel", out)
 
     def timed(name: str, work: Callable[[], object], gflop: float = 0.0) -> object:
         with clock.step(name):
@@ -66,7 +68,9 @@ def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     timed("decode", lambda: evidence.decoded, count * of_slice["decode"])
     if predictor.restorations:
         copies = count * predictor.restorations
-        restored = timed("sample", lambda: _restored(predictor, prepared, evidence), copies * of_slice["NLL"])
+        restored = timed(
+            "sample", lambda: predictor.restore(prepared, evidence.codes), copies * of_slice["NLL"]
+        )
         assert isinstance(restored, Tensor)
         evidence = evidence.with_restorations(restored)
         timed("decode restorations", evidence.decode_restorations, copies * of_slice["decode"])
@@ -79,13 +83,6 @@ def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     timed("to the volume's grid", lambda: predictor.to_volume(prepared, scores))
     timed("write", lambda: write_volume(out / prepared.source.output_name, whole, prepared.grid))
     return stages
-
-
-def _restored(predictor: Predictor, prepared: Prepared, evidence: Evidence) -> Tensor:
-    model, codes = predictor.model, evidence.codes
-    height, width = codes.shape[1:]
-    uniforms = predictor.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
-    return model.restore(codes, prepared.position, uniforms, model.about.pixel_threshold)
 
 
 def slice_gflop(predictor: Predictor, evidence: Evidence) -> dict[str, float]:
@@ -101,7 +98,8 @@ def slice_gflop(predictor: Predictor, evidence: Evidence) -> dict[str, float]:
     }
     if model.detector is not None:
         decoded, nll = model.decode(codes, first[1]), model.nll(codes, first[1])
-        work["detect"] = lambda: volume_logits(model, first[0], decoded, decoded, nll, first[1])
+        maps = NormalisedEvidence.of(first[0], decoded, decoded, nll, first[1])
+        work["detect"] = lambda: volume_logits(model, maps)
     counted = {}
     for name, run in work.items():
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ...methods.paper import top_score
-from ...model import Model, load_model, networks_sha256
+from ...methods.top import top_score
+from ...model import Model
+from ...model_file import load_model, networks_sha256
 from ...networks.detector import Detector, DetectorSettings
 from ...networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ...networks.vae import VAE, VAESettings

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...evidence.normalised import NormalisedEvidence, at_size
-from ...model import Model, networks_sha256
+from ...model import Model
+from ...model_file import networks_sha256
 from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole

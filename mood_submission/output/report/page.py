@@ -7,9 +7,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from ...about import About
 from ...findings.objects import FALSE_BY_DEFAULT
 from ...findings.thresholds import FALSE_ALARMS, HealthyVoxels, false_alarm_score
-from ...model_file import About
 from ...runtime.files import write_text
 from ...runtime.names import shown
 from .collect import Entry, Sources, collect

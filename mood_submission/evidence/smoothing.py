@@ -1,0 +1,70 @@
+"""Gaussian smoothing of a volume's maps in 3D, and the mean of what is highest in them."""
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..networks.detector import DetectorSettings
+from ..runtime.precision import exact_float32
+
+# The share of a volume's places that `top_mean` is the mean of.
+TOP_SHARE = 5e-4
+# Standard deviations of the smoothing of evidence by kind: of the number of slices, and of the slices' side.
+ALONG = 0.04
+IN_PLANE = {"restoration": 0.03, "reconstruction": 0.03, "likelihood": 0.05}
+
+
+@exact_float32()
+def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
+    """A Gaussian filter along an axis, as one matrix product. Beyond the border lies the nearest value.
+
+    maps: any shape, floating point.
+    axis: which axis of `maps`.
+    sigma: standard deviation in places, above 0.
+    Returns a tensor of the same shape.
+    """
+    matrix = ndimage.gaussian_filter1d(np.eye(maps.shape[axis]), sigma, axis=0, mode="nearest")
+    smoothed: Tensor = torch.tensordot(torch.from_numpy(matrix).to(maps), maps, dims=([1], [axis]))
+    return smoothed.movedim(0, axis)
+
+
+def smooth_evidence(kind: str, maps: Tensor, size: int) -> Tensor:
+    """Evidence on a grid of another size, smoothed in 3D.
+
+    kind: one of `rareness.EVIDENCE`, which says how far it is smoothed.
+    maps: (N, H, H), a volume's slices in order. Finer maps are averaged (H a multiple of size), coarser ones interpolated.
+    size: side of the result.
+    Returns (N, size, size).
+    """
+    if maps.shape[-1] > size:
+        maps = F.avg_pool2d(maps[:, None], maps.shape[-1] // size)[:, 0]
+    elif maps.shape[-1] < size:
+        maps = F.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    for axis, sigma in ((0, ALONG * len(maps)), (1, IN_PLANE[kind] * size), (2, IN_PLANE[kind] * size)):
+        maps = smooth_along(maps, axis, sigma)
+    return maps
+
+
+def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
+    """A detector's logits smoothed in 3D: what lies alone goes, what coheres stays.
+
+    logits: (N, H, W), a volume's slices in order.
+    settings: say how far to smooth.
+    Returns (N, H, W).
+    """
+    for axis, share in enumerate((settings.along, settings.in_plane, settings.in_plane)):
+        if share > 0:
+            logits = smooth_along(logits, axis, share * logits.shape[axis])
+    return logits
+
+
+def top_mean(maps: Tensor, share: float = TOP_SHARE) -> float:
+    """The mean of a volume's highest places.
+
+    maps: any shape.
+    share: of the places that are the highest, at least one place.
+    """
+    count = max(1, round(share * maps.numel()))
+    return float(maps.flatten().topk(count).values.double().mean())
