@@ -205,6 +205,8 @@ def test_what_is_no_volume_is_one_line(tmp_path, kind):
         (b"DimSize = 5", b"DimSize = five"),
         (b"TransformMatrix = 1", b"TransformMatrix = 1e38"),
         (b"TransformMatrix = 1 0 0 0 1", b"TransformMatrix = 1 0 1e38 0 1"),
+        (b"ElementDataFile = LOCAL", b"ElementDataFile = a%s%n%s.raw"),
+        (b"ElementDataFile = LOCAL", b"ElementDataFile = \x1bLOCAL"),
     ],
 )
 def test_headers_that_libraries_crash_at_are_one_line(tmp_path, was, becomes):

@@ -130,11 +130,17 @@ def _reader(path: Path) -> tuple[Any, Grid]:
 
 def _check_text(path: Path) -> None:
     """Raises VolumeError for a MetaImage header that its library would end the process at: one that is no text, whose number
-    of axes it has no room for, or with words where it makes room for numbers."""
+    of axes it has no room for, with words where it makes room for numbers, or whose data file it would take for a format to
+    print by."""
     if _io(path) != "MetaImageIO":
         return
     with open(path, "rb") as file:
-        text = file.read(MOST_TEXT).split(b"ElementDataFile", 1)[0]
+        text, _, rest = file.read(MOST_TEXT).partition(b"ElementDataFile")
+    data_file = rest.splitlines()[0].lstrip(b" \t=:") if rest else b""
+    if not re.fullmatch(rb"[^%\x00-\x1f\x7f]*(%0?\d{0,2}d[^%\x00-\x1f\x7f]*)?", data_file):
+        raise VolumeError(
+            f"{path}: expected the name of a data file, found {data_file[:60].decode('ascii', 'replace')!r}"
+        )
     if re.search(rb"[\x00-\x08\x0e-\x1f]", text):
         raise VolumeError(f"{path}: expected a readable MetaImage volume, found a header that is no text")
     for said in re.findall(rb"NDims[ \t]*[=:]?([^\r\n]*)", text):
