@@ -95,7 +95,7 @@ def plant_store(
 ) -> int:
     """Fill a store for `train_detector`: `count` volumes in all, or for the run's minutes. shard: see `fill_store`. Returns
     how many were made."""
-    model = load_model(model_file, run.device)
+    model = load_model(model_file, run.device, precision="bf16")
     splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
     planter = Planter(splits["train"], model, settings, _names_by_number(run))
@@ -127,7 +127,7 @@ def train_detector(
         raise RunError(
             f"--unseen: expected one of {', '.join(VALIDATION.kinds)} at least, found {', '.join(unseen)}"
         )
-    model = load_model(model_file, run.device)
+    model = load_model(model_file, run.device, precision="bf16")
     splits, names = _splits(run, torch.device("cpu"))
     _check_volumes(run, names, model, model_file)
     held_out = folder / "validation"
