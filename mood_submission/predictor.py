@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .evidence.evidence import Evidence
-from .evidence.normalised import at_size
 from .findings.objects import Finding, find
 from .methods.rarity import EVIDENCE, rarity
 from .methods.table import PIXEL_WAYS, SAMPLE_WAYS
 from .model import Model
 from .model_file import ModelError
+from .networks.layers import at_size
 from .preprocessing import (
     Frame,
     View,

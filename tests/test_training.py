@@ -168,7 +168,7 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
     assert mood("train", *base, "--out", whole, "--steps", 8).returncode == 0
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
-        "from mood_submission.training import trainer\n"
+        "from mood_submission.lab.training import trainer\n"
         "inner = trainer.Trainer._step\n"
         "def step(self, *a):\n"
         "    if self.step == 4: self.save(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -210,7 +210,7 @@ def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     words = ("vqvae --region brain --data", cache, "--out", tmp_path, "--device cpu --resume", *TINY_VQVAE)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from mood_submission.training import trainer\n"
+        "from mood_submission.lab.training import trainer\n"
         "from functools import partialmethod\n"
         "trainer.Trainer.train = partialmethod(trainer.Trainer.train, save_seconds=0)\n"
         f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
@@ -372,6 +372,6 @@ def test_training_imports_neither_nibabel_nor_simpleitk():
     code = (
         "import sys; sys.modules['nibabel'] = sys.modules['SimpleITK'] = None\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import mood_submission.training.run, mood_submission.training.plots"
+        "import mood_submission.lab.training.run, mood_submission.lab.training.plots"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

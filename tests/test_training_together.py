@@ -103,7 +103,7 @@ def test_processes_end_without_the_shutdown_in_which_threads_of_gloo_abort(statu
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, sys, torch\n"
-        "from mood_submission.training.group import Group\n"
+        "from mood_submission.lab.training.group import Group\n"
         "group = Group.from_environment()\n"
         "atexit.register(print, 'shutdown')\n"
         "group.average([torch.ones(3)])\n"

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..model import Model, load_model
@@ -238,7 +237,7 @@ def predict(args: argparse.Namespace) -> int:
         prepare_output(args.output, args.input)
         one_of_several = ranks is not None or args.shard is not None
         processes = 1 if one_of_several else how_many(args.processes, args.device, len(files))
-        device = "cpu" if processes > 1 else args.device or device_of(ranks)
+        device = "cpu" if processes > 1 else args.device or (None if ranks is None else ranks.device)
         model = load_model(args.weights or args.region, device, precision=args.precision)
         predictor = Predictor(
             model,
@@ -314,13 +313,6 @@ def predict(args: argparse.Namespace) -> int:
             ) as error:  # no reason to lose the page, or to call predictions failed
                 say(f"{args.report}: expected the reports of {ranks.count} processes, found: {error}")
     return write_html(args, model, told) or status if args.html else status
-
-
-def device_of(ranks: Ranks | None) -> str | None:
-    """Each process of torchrun has a GPU of its own, where there are GPUs."""
-    if ranks is None or not torch.cuda.is_available():
-        return None
-    return f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 
 def described(outcome: Outcome) -> str:

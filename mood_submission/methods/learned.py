@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 
 from ..networks.detector import DetectorSettings
-from .smoothing import smooth_along, top_mean
+from .smoothing import TOP_SHARE, smooth_along, top_mean
 
 LOGIT_SCALE = (
     4.0  # divides smoothed logits before the logistic function, so that float16 tells high scores apart
 )
-TOP_SHARE = 5e-4  # of a volume's places whose mean is the sample score
 
 
 def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:

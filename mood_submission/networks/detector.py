@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import at_size
+
 CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
 FINE = 8  # channels at the slice's own resolution
 NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
@@ -120,20 +122,9 @@ class Detector(nn.Module):
             kept.append(x)
             x = F.max_pool2d(x, 2, ceil_mode=True)
             if level == self.nll_level:
-                x = torch.cat([x, at_size_channels(nll.to(x.dtype), x.shape[-2:])], 1)
+                x = torch.cat([x, at_size(nll.to(x.dtype), x.shape[-2:])], 1)
             x = down(x)
         x = self.drop(x)
         for across, beside, up in zip(kept[::-1], self.beside[::-1], self.up[::-1]):
-            x = up(beside(torch.cat([across, at_size_channels(x, across.shape[-2:])], 1)))
-        return self.head(torch.cat([self.fine(maps), at_size_channels(self.last(x), maps.shape[-2:])], 1))[
-            :, 0
-        ]
-
-
-def at_size_channels(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Maps (B, C, h, w) at another size, linear."""
-    return (
-        maps
-        if maps.shape[-2:] == tuple(size)
-        else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
-    )
+            x = up(beside(torch.cat([across, at_size(x, across.shape[-2:])], 1)))
+        return self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))[:, 0]

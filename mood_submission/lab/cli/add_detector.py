@@ -6,16 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ...cli.options import restorations_option, share
 from ...model import Model, load_model, networks_sha256
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
 from ...networks.detector import Detector, DetectorSettings
+from ...runtime.precision import DTYPES, STORED
 from ..training.mean import mean_detector
 from ..training.run import RunError, load_detector
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def _but_learned(measured: dict) -> dict:
@@ -72,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=STORED,
         default="float32",
         help="how its parameters are stored (default: "
         "float32: variances of its batch norms may be too large for float16)",

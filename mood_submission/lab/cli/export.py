@@ -10,9 +10,8 @@ import torch
 
 from ...model_file import SAMPLE_METHODS, About, save_model
 from ...preprocessing import Preprocessing
+from ...runtime.precision import DTYPES, STORED
 from ..training.run import RunError, load_prior, load_vqvae
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def holding(runs: list[Path], name: str) -> Path:
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="model file to write"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)"
+        "--dtype", choices=STORED, default="float16", help="how parameters are stored (default: float16)"
     )
     parser.add_argument(
         "--sample-method",

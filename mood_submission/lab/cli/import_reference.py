@@ -15,8 +15,7 @@ from ...networks.checkpoint_names import PublishedCheckpointError, convert_prior
 from ...networks.pixelsnail import PixelSNAIL
 from ...networks.vqvae import VQVAE
 from ...preprocessing import Preprocessing
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+from ...runtime.precision import DTYPES
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:

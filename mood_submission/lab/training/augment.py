@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .blur import blur
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -65,18 +67,8 @@ def augment_intensity(
     device, b = slices.device, len(slices)
     rand = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, generator=generator, device=device)  # noqa: E731
     picked = lambda: rand(0, 1) < a.share  # noqa: E731
-    x = torch.where(picked(), _blur(slices, rand(0, a.blur)), slices)
+    x = torch.where(picked(), blur(slices, rand(0, a.blur)), slices)
     x = torch.where(picked(), x * rand(1 - a.contrast, 1 + a.contrast) + rand(-a.brightness, a.brightness), x)
     noise = torch.randn(slices.shape, generator=generator, device=device) * rand(0, a.noise)
     x = torch.where(picked(), x + noise, x)
     return torch.where(background, slices, x)
-
-
-def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
-    """Gaussian blur with a width of its own for each slice, sigma (B, 1, 1) in pixels."""
-    offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].clamp_min(1e-3).square()))
-    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, 2 * half + 1)
-    x = F.pad(slices[None], (half, half, half, half), mode="replicate")  # slices as channels
-    x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
-    return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]

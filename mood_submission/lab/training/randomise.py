@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...preprocessing.tone import open_air
+from .blur import blur
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     x = _ct(x, air, r, draw, threshold)
     x = torch.where(draw.often(r.share), _bent(x.clamp_min(0), r, draw), x)
     x = torch.where(draw.often(r.share), x * (draw.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
-    soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
+    soft = blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
     amount = torch.where(
         draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen)
     )  # -1: as soft as `soft`
@@ -186,7 +187,7 @@ def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> 
     if r.lines:
         x = torch.where(draw.often(r.share / 2), x + _ripples(size, r, draw), x)
     white = draw.white(size)
-    grain = torch.where(draw.often(0.5), white, 2.2 * _blur(white, draw.uniform(0.5, 1.0)))
+    grain = torch.where(draw.often(0.5), white, 2.2 * blur(white, draw.uniform(0.5, 1.0)))
     x = torch.where(draw.often(r.share), x + grain * draw.uniform(0, r.noise), x)
     return torch.where(air, 0, x.clamp(threshold if r.floor else 0, 1))
 
@@ -258,13 +259,3 @@ def _ripples(size: int, r: Randomisation, draw: Draw) -> Tensor:
     hill = torch.exp(-(((axis / size - draw.uniform(0, 1)[:, 0]) / 0.3) ** 2))
     wave = (wave * hill)[:, None] * draw.uniform(0, r.lines)
     return torch.where(draw.often(0.5), wave, wave.transpose(1, 2))
-
-
-def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
-    """Gaussian blur, sigma (B, 1, 1) or (1, 1, 1) in pixels."""
-    offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].square()))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).expand(len(slices), -1)
-    x = F.pad(slices[None], (half, half, half, half), mode="replicate")
-    x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
-    return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]

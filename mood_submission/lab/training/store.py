@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...evidence.evidence import Evidence
-from ...evidence.normalised import NormalisedEvidence, at_size
+from ...evidence.normalised import NormalisedEvidence
 from ...model import Model, networks_sha256
+from ...networks.layers import at_size
 from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole
