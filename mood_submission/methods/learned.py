@@ -25,13 +25,14 @@ def soften_logits(logits: Tensor) -> Tensor:
     return (logits / LOGIT_SCALE).sigmoid()
 
 
-def sample_of(logits: Tensor, bulk: float = 0.0, spread: float = 0.0) -> float:
+def sample_of(logits: Tensor, ordinary_quantile: float = 0.0, ordinary_spread_quantile: float = 0.0) -> float:
     """The sample score, 0 .. 1, of a volume's smoothed logits (N, H, W): of the mean of the highest TOP_SHARE of them.
 
-    bulk, spread: see `DetectorSettings`.
+    ordinary_quantile, ordinary_spread_quantile: see `DetectorSettings`.
     """
     highest = top_mean(logits, TOP_SHARE)
-    if bulk:
-        usual, low = np.quantile(logits[:, ::2, ::2].cpu().numpy(), (bulk, spread))
-        highest -= float(2 * usual - low if spread else usual)
+    if ordinary_quantile:
+        quantiles = (ordinary_quantile, ordinary_spread_quantile)
+        usual, low = np.quantile(logits[:, ::2, ::2].cpu().numpy(), quantiles)
+        highest -= float(2 * usual - low if ordinary_spread_quantile else usual)
     return float(torch.tensor(highest / LOGIT_SCALE, dtype=torch.float64).sigmoid())

@@ -47,7 +47,9 @@ def sample_learned(evidence: Evidence) -> float:
     """Where the detector is surest."""
     settings = evidence.about.detector
     return (
-        sample_of(evidence.logits, settings.bulk, settings.spread) if settings else sample_of(evidence.logits)
+        sample_of(evidence.logits, settings.ordinary_quantile, settings.ordinary_spread_quantile)
+        if settings
+        else sample_of(evidence.logits)
     )
 
 

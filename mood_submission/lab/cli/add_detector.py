@@ -100,18 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
     )
     parser.add_argument(
-        "--bulk",
+        "--ordinary-quantile",
         type=share,
         metavar="QUANTILE",
-        help="sample scores are told from where a volume's logits lie above this quantile of its own; 0: as they are "
-        f"(default: {DetectorSettings.bulk})",
+        help="a volume's logits are ordinary up to this quantile of its own; sample scores tell how far the highest lie above "
+        f"it. 0: the logits as they are (default: {DetectorSettings.ordinary_quantile})",
     )
     parser.add_argument(
-        "--spread",
+        "--ordinary-spread-quantile",
         type=share,
         metavar="QUANTILE",
-        help="with --bulk: from as far above that quantile as it lies above this lower one, so that scans whose logits "
-        f"spread wide do not score high either; 0: from that quantile (default: {DetectorSettings.spread})",
+        help="a lower quantile: from it to --ordinary-quantile ordinary logits spread, and sample scores leave out that width "
+        f"too. 0: they do not (default: {DetectorSettings.ordinary_spread_quantile})",
     )
     args = parser.parse_args(argv)
     try:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             trained = trained | {"mean_with": others}
         chosen = {
             name: value
-            for name in ("along", "in_plane", "restorations", "bulk", "spread")
+            for name in ("along", "in_plane", "restorations", "ordinary_quantile", "ordinary_spread_quantile")
             if (value := getattr(args, name)) is not None
         }
         detector.settings = dataclasses.replace(detector.settings, **chosen)

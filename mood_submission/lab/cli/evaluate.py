@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.cases:
             details.write_cases(args.cases)
         if args.curves:
-            details.draw_curves(args.curves)
+            details.plot_curves(args.curves)
     except (ValueError, OSError) as error:
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -38,7 +38,7 @@ def load_row(source: Path, predicted: Path, labels: Path | None) -> Row:
     return Row({name: array[:, ::-1, z].T for name, array in arrays.items()}, z)
 
 
-def draw(rows: dict[str, Row], out: Path) -> None:
+def plot(rows: dict[str, Row], out: Path) -> None:
     """A row of pictures for each volume, by name, as a PNG file."""
     import matplotlib
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
         rows = {volume_name(file): load_row(file, args.predicted, labels) for file in files}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(rows, args.out)
+        plot(rows, args.out)
     except (VolumeError, OSError) as error:
         print(f"mood-submission show: {error}", file=sys.stderr)
         return 1

@@ -230,7 +230,7 @@ class Details:
         with write_whole(file) as out:
             out.write(text.getvalue().encode())
 
-    def draw_curves(self, file: Path) -> None:
+    def plot_curves(self, file: Path) -> None:
         """A picture of the precision-recall curve and the ROC curve of all cases together."""
         import matplotlib
 

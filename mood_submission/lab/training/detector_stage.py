@@ -11,7 +11,7 @@ from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
 from ...networks.detector import Detector, DetectorSettings
 from ..evaluation.metrics import average_precision, score_counts
-from .patches import Drawing, Drawn, DrawnAhead
+from .patches import BatchesAhead, PatchBatches, PatchSettings
 from .stage import Stage, autocast
 from .store import Store
 
@@ -36,7 +36,7 @@ class DetectorStage(Stage[Store, Detector]):
         self,
         settings: DetectorSettings,
         precision: str,
-        drawing: Drawing | None = None,
+        patches: PatchSettings | None = None,
         dice: float = 0.5,
         refresh_every: int = 50,
         workers: int = 0,
@@ -45,9 +45,9 @@ class DetectorStage(Stage[Store, Detector]):
         """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none.
         unseen: kinds of anomaly that are not trained on; the detector is then judged by these."""
         self.model, self.precision = Detector(settings), precision
-        self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
+        self.patches, self.dice, self.refresh_every = patches or PatchSettings(), dice, refresh_every
         self.store: Store | None = None  # what the last batch was drawn from
-        self.ahead: DrawnAhead | None = None
+        self.ahead: BatchesAhead | None = None
         self.workers, self.unseen = workers, unseen
         if unseen:
             self.judged_by = "unseen_ap"
@@ -59,7 +59,7 @@ class DetectorStage(Stage[Store, Detector]):
         if self.store is not data:
             context = self.model.settings.context
             self.store = data
-            self.ahead = DrawnAhead(Drawn(data, len(index), context, self.drawing), self.workers)
+            self.ahead = BatchesAhead(PatchBatches(data, len(index), context, self.patches), self.workers)
         assert self.ahead is not None
         device = next(self.model.parameters()).device
         batch = self.ahead.batch(generator.initial_seed())
