@@ -16,9 +16,9 @@ from sklearn.metrics import average_precision_score
 from mood_submission import Predictor, load_model
 from mood_submission.evidence.normalised import volume_logits
 from mood_submission.lab.training.cache import build_cache, load_cache
+from mood_submission.lab.training.checkpoints import load_detector
 from mood_submission.lab.training.detector_stage import DetectorStage, dice
 from mood_submission.lab.training.mean import mean_detector
-from mood_submission.lab.training.run import load_detector
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.methods.learned import LOGIT_SCALE, TOP_SHARE, sample_of, smooth_logits, soften_logits
 from mood_submission.model import networks_sha256

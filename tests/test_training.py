@@ -23,9 +23,10 @@ from mood_submission.lab.training.cache import (
     load_cache,
     split_names,
 )
-from mood_submission.lab.training.run import load_prior, load_vae, load_vqvae
-from mood_submission.lab.training.stages import VQVAEStage, nll_percentiles
+from mood_submission.lab.training.checkpoints import load_prior, load_vae, load_vqvae
+from mood_submission.lab.training.prior_stage import nll_percentiles
 from mood_submission.lab.training.trainer import Budget, Schedule
+from mood_submission.lab.training.vqvae_stage import VQVAEStage
 from mood_submission.networks.vae import divergence
 from mood_submission.networks.vqvae import VQVAESettings
 from mood_submission.preprocessing import (

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, mood, words_of, write_two_sources
 
 from mood_submission.lab.training.cache import build_cache
-from mood_submission.lab.training.trainer import load_checkpoint
+from mood_submission.lab.training.checkpoints import load_checkpoint
 from mood_submission.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.slow

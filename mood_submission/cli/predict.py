@@ -25,20 +25,16 @@ from ..running.run_folder import Outcome, predict_files
 from ..running.skull_strip import FOLDER, WHEN, SkullStrip
 from ..running.work_sharing import Ranks, shard
 from ..runtime.contract import BOTH, TASKS
-from ..runtime.stopping import ask_to_stop, check_stopped
-from ..volumes import FORMATS, VolumeError, survey
-from .options import (
-    add_device,
-    add_precision,
-    add_region,
-    add_weights,
+from ..runtime.option_types import (
     json_option,
-    processes_option,
     restorations_option,
     seconds_option,
     shard_option,
     slices_option,
 )
+from ..runtime.stopping import ask_to_stop, check_stopped
+from ..volumes import FORMATS, VolumeError, survey
+from .options import add_device, add_precision, add_region, add_weights, processes_option
 from .output import Progress, quiet, say
 
 

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cli.options import restorations_option, share
 from ...model import Model, load_model, networks_sha256
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
 from ...networks.detector import Detector, DetectorSettings
+from ...runtime.option_types import restorations_option, share
 from ...runtime.precision import DTYPES, STORED
+from ..training.checkpoints import RunError, load_detector
 from ..training.mean import mean_detector
-from ..training.run import RunError, load_detector
 
 
 def _but_learned(measured: dict) -> dict:

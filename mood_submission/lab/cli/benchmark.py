@@ -11,18 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ...cli.options import (
-    add_device,
-    add_precision,
-    add_region,
-    add_weights,
-    positive,
-    restorations_option,
-    slices_option,
-)
+from ...cli.options import add_device, add_precision, add_region, add_weights
 from ...model import load_model
 from ...model_file import ModelError
 from ...predictor import Predictor
+from ...runtime.option_types import positive, restorations_option, slices_option
 from ...volumes import VolumeError
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..measuring.profile import matrix_speed, profile, table

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ...cli.options import add_device, add_names_file, add_region, add_scoring, add_weights, positive
+from ...cli.options import add_device, add_names_file, add_region, add_scoring, add_weights
 from ...cli.output import Progress
 from ...model import Model, load_model
 from ...model_file import WEIGHTS, About, rewrite_about
 from ...predictor import Predictor
 from ...runtime.integrity import content_sha256
+from ...runtime.option_types import positive
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_of
 from ...volumes import VolumeError, named_volumes
@@ -209,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = plan(list(files), args.planted, args.seed)
         ways: dict[Path, Ways] = {args.out / "cases": model_ways}
         if args.vae:
-            from ..training.run import load_vae
+            from ..training.checkpoints import load_vae
 
             ways[args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"] = vae_ways(load_vae(args.vae)[0])
         args.out.mkdir(parents=True, exist_ok=True)

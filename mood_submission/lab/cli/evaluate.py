@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...cli.options import at_least
 from ...runtime.contract import TASKS
+from ...runtime.option_types import at_least
 from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 

@@ -11,7 +11,7 @@ import torch
 from ...model_file import SAMPLE_METHODS, About, save_model
 from ...preprocessing import Preprocessing
 from ...runtime.precision import DTYPES, STORED
-from ..training.run import RunError, load_prior, load_vqvae
+from ..training.checkpoints import RunError, load_prior, load_vqvae
 
 
 def holding(runs: list[Path], name: str) -> Path:

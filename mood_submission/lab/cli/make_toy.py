@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...cli.options import add_names_file, add_region, at_least, share
+from ...cli.options import add_names_file, add_region
+from ...runtime.option_types import at_least, share
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_toy

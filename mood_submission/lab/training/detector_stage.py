@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,18 @@ from torch.nn import functional as F
 
 from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
-from ...networks.detector import Detector, DetectorSettings
+from ...model import networks_sha256
+from ...networks.detector import CONTEXT, Detector, DetectorSettings
+from ...runtime.option_types import positive
+from ...runtime.options import option
 from ..evaluation.metrics import average_precision, score_counts
+from ..planting.varied import TRAINING_KINDS
+from .checkpoints import RunError, add_to_about
 from .patches import BatchesAhead, PatchBatches, PatchSettings
+from .plant import check_volumes, planting_model
+from .run import Run, RunOptions
 from .stage import Stage, autocast
-from .store import Store
+from .store import VALIDATION, Planter, Store, fill_store, store_settings, stored_files
 
 
 @torch.no_grad()
@@ -22,6 +31,91 @@ def expect_rarely(head: nn.Sequential, logit: float) -> None:
     last = head[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     last.bias.fill_(logit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """Options of `train detector`."""
+
+    run: RunOptions
+    model: Path = option(
+        "model file with the VQ-VAE and the prior that the detector is for", metavar="FILE.safetensors"
+    )
+    widths: tuple[int, ...] = option("widths of the levels", default=DetectorSettings.widths)
+    store: Path = option(
+        "the planted volumes that 'mood-submission train plant' puts there, before or meanwhile",
+        metavar="FOLDER",
+    )
+    context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
+    most: int = option("newest volumes that are held in memory", type=positive, default=400)
+    patches: PatchSettings
+    unseen: tuple[str, ...] = option(
+        "kinds of anomaly that are not trained on; the best detector is the one that finds these best",
+        choices=TRAINING_KINDS,
+        metavar="KIND",
+        default=(),
+    )
+    validations: int = option("how often to validate, evenly over the training", type=positive, default=12)
+    workers: int = option(
+        "processes that draw batches ahead; the batches are the same with any number", metavar="N", default=0
+    )
+
+
+def train_detector(options: DetectorOptions) -> None:
+    """Train a detector on a store, which may go on growing; leaves detector.pt, detector.csv and detector_curves.png in the
+    run's folder. Validated on the benchmark's anomalies in the held-out volumes, planted in the store's folder "validation"
+    where they are not yet. Raises RunError where validation shows none of the unseen kinds."""
+    from . import plots
+
+    if options.unseen and not set(options.unseen) & set(VALIDATION.kinds):
+        raise RunError(
+            f"--unseen: expected one of {', '.join(VALIDATION.kinds)} at least, found {', '.join(options.unseen)}"
+        )
+    run = Run(options.run, slices_on=torch.device("cpu"))
+    planted = _planted_with(options, run)
+    data = {
+        "train": Store(options.store, options.most, options.unseen),
+        "validation": Store(options.store / "validation"),
+    }
+    if not len(data["train"]):
+        raise RunError(
+            f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
+        )
+    settings = DetectorSettings(options.widths, options.run.dropout, context=options.context)
+    stage = DetectorStage(
+        settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen
+    )
+    about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
+    trainer = run.trainer(stage, about, data)
+    trainer.train(validations=options.validations)
+    if run.group.first:
+        add_to_about(trainer.file, {"planted_volumes": len(stored_files(options.store))})
+        plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
+
+
+def _planted_with(options: DetectorOptions, run: Run) -> dict:
+    """Plant what the detector is validated on, and tell what the store was planted with, without the unseen kinds.
+
+    Raises RunError where the store was planted with other networks than the model's, or in other volumes.
+    """
+    model = planting_model(options.model, run.device)
+    check_volumes(run.slices, model, options.model)
+    if run.group.first:
+        data = run.slices["validation"]
+        count = len(data.volume.unique())
+        fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
+    run.group.wait()
+    if not stored_files(options.store):
+        return {}
+    planted = store_settings(options.store)
+    if planted["networks"] != networks_sha256(model):
+        raise RunError(
+            f"{options.store}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others"
+        )
+    if options.unseen:
+        seen = [kind for kind in planted["kinds"] if kind not in options.unseen]
+        planted |= {"kinds": seen, "unseen": list(options.unseen)}
+    return planted
 
 
 class DetectorStage(Stage[Store, Detector]):

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...evidence.normalised import Box, NormalisedEvidence, places
 from ...networks.detector import residual_channels
+from ...runtime.option_types import share
+from ...runtime.options import option
 from .store import Store, StoredVolume
 
 REACH = 4  # slices from an anomaly that lie near it
@@ -26,9 +28,8 @@ class PatchSettings:
     patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
     others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
     warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
-    weaker_evidence: share of patches whose residuals and NLL are made less telling. On volumes that the VQ-VAE and the prior
-    were trained on both are smaller than on new ones, so a detector would trust them too much.
-    other_tones: share of patches that are shown in other greys and with more grain, as other scanners would show them.
+    weaker_evidence, other_tones: shares of patches that are changed so. On volumes that the VQ-VAE and the prior were trained
+    on residuals and NLL are smaller than on new ones, so a detector would trust them too much.
     """
 
     patch: float = 0.65
@@ -36,8 +37,16 @@ class PatchSettings:
     near: float = 0.9
     strides: tuple[int, ...] = (1, 1, 1, 2)
     warped: float = 0.6
-    weaker_evidence: float = 0.0
-    other_tones: float = 0.0
+    weaker_evidence: float = option(
+        "share of patches whose residuals and NLL are made less telling; helps where volumes to train on are few",
+        type=share,
+        default=0.0,
+    )
+    other_tones: float = option(
+        "share of patches that are shown in other greys and with more grain, as other scanners would show them",
+        type=share,
+        default=0.0,
+    )
 
 
 class Batch(NamedTuple):

@@ -23,6 +23,8 @@ from ...networks.layers import at_size
 from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole
+from ...runtime.option_types import positive, share
+from ...runtime.options import option
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_shares
 from ..planting.anomalies import KINDS, plant
@@ -43,13 +45,13 @@ class PlantingSettings:
     restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
     """
 
-    variants: int = 3
-    kinds: tuple[str, ...] = TRAINING_KINDS
+    variants: int = option("of each volume, with anomalies", type=positive, default=3)
+    kinds: tuple[str, ...] = option("kinds of anomaly", choices=TRAINING_KINDS, default=TRAINING_KINDS)
     benchmark: bool = False
-    restored: float = 0.0
-    restorations: int = 2
+    restored: float = option("share of volumes that are restored too", type=share, default=0.0)
+    restorations: int = option("of each slice of these", type=positive, default=2)
     short: int = 24
-    seed: int = 0
+    seed: int = option("of what is planted where", default=0)
 
 
 class Planter:
