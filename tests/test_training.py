@@ -18,9 +18,9 @@ from mood_submission import load_model
 from mood_submission.lab.training.augment import Augmentation, augment_geometry, augment_intensity
 from mood_submission.lab.training.cache import (
     CacheError,
-    _mapped_slices,
     build_cache,
     load_cache,
+    pixels_of,
     split_names,
 )
 from mood_submission.lab.training.checkpoints import load_prior, load_vae, load_vqvae
@@ -284,19 +284,35 @@ def test_what_is_not_a_cache_is_named(tmp_path):
             load_cache(tmp_path / name)
 
 
-def test_slices_are_read_from_the_file_and_older_caches_are_read_too(cache, tmp_path):
+def test_slices_stay_in_their_file_and_older_caches_are_read_too(cache, tmp_path, monkeypatch):
     with np.load(cache) as stored:
-        arrays = dict(stored)
-    older = tmp_path / "older.npz"
-    np.savez_compressed(older, **{name: value for name, value in arrays.items() if name != "filled"})
-    assert isinstance(_mapped_slices(cache), np.memmap) and _mapped_slices(older) is None
-    splits = load_cache(cache)[0]
+        arrays = dict(stored) | {"slices": np.load(pixels_of(cache))}
+    older = {name: value for name, value in arrays.items() if name != "filled"}
+    np.savez_compressed(tmp_path / "oldest.npz", **older)
+    np.savez(tmp_path / "older.npz", **arrays)
+    with monkeypatch.context() as patch:
+        modes = []
+        load = np.load
+        patch.setattr(np, "load", lambda *a, **k: modes.append(k.get("mmap_mode")) or load(*a, **k))
+        splits = load_cache(cache)[0]
+        assert modes == [None, "c"]
     assert len({data.slices.data_ptr() for data in splits.values()}) == 1  # nothing is copied
     for split, data in splits.items():
-        before = load_cache(older)[0][split]
-        index = torch.arange(len(data))
-        assert torch.equal(data.raw(index), before.raw(index)) and torch.equal(data.filled, before.filled)
-        assert data.order(4, 1)(3).tolist() == before.order(4, 1)(3).tolist()
+        for file in ("oldest.npz", "older.npz"):
+            before = load_cache(tmp_path / file)[0][split]
+            index = torch.arange(len(data))
+            assert torch.equal(data.raw(index), before.raw(index)) and torch.equal(data.filled, before.filled)
+            assert data.order(4, 1)(3).tolist() == before.order(4, 1)(3).tolist()
+
+
+def test_a_cache_is_refused_beside_another_s_slices_and_without_its_own(cache, tmp_path):
+    file = tmp_path / "slices.npz"
+    shutil.copy(cache, file)
+    with pytest.raises(CacheError, match="slices.npy: expected a slice cache, found no such file"):
+        load_cache(file)
+    np.save(pixels_of(file), np.load(pixels_of(cache))[:-1])
+    with pytest.raises(CacheError, match="slices.npy: expected the .* slices of slices.npz"):
+        load_cache(file)
 
 
 def test_a_broken_volume_is_named_and_left_out_of_the_cache(healthy, tmp_path):

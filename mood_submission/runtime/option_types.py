@@ -73,8 +73,15 @@ def seconds_option(text: str) -> float:
     return value
 
 
-def json_option(text: str) -> Path:
-    """A file whose name ends in .json."""
-    if not text.lower().endswith(".json"):  # so that no slip of the hand writes it over a volume
-        raise argparse.ArgumentTypeError(f"expected a name ending in .json, found {text!r}")
-    return Path(text)
+def ending_in(ending: str) -> Callable[[str], Path]:
+    """The type of a file whose name ends so: no slip of the hand then writes it over a file of another kind."""
+
+    def parse(text: str) -> Path:
+        if not text.lower().endswith(ending):
+            raise argparse.ArgumentTypeError(f"expected a name ending in {ending}, found {text!r}")
+        return Path(text)
+
+    return parse
+
+
+json_option = ending_in(".json")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...runtime.option_types import ending_in
 from ...runtime.options import DefaultsShown, add_options, option, options_of
 from ..training.detector_stage import DetectorOptions, train_detector
 from ..training.group import Group
@@ -24,7 +25,13 @@ class CacheOptions:
     """Options of `train cache`."""
 
     data: DataOptions
-    out: Path = option("cache file to write", "-o", "--out", metavar="FILE.npz")
+    out: Path = option(
+        "cache file to write; the slices themselves come to lie beside it, in FILE.npy",
+        "-o",
+        "--out",
+        metavar="FILE.npz",
+        type=ending_in(".npz"),
+    )
 
 
 def _cache(options: CacheOptions) -> None:

@@ -77,10 +77,6 @@ def train_detector(options: DetectorOptions) -> None:
         "train": Store(options.store, options.most, options.unseen),
         "validation": Store(options.store / "validation"),
     }
-    if not len(data["train"]):
-        raise RunError(
-            f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
-        )
     settings = DetectorSettings(options.widths, options.run.dropout, context=options.context)
     stage = DetectorStage(
         settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen
@@ -96,7 +92,7 @@ def train_detector(options: DetectorOptions) -> None:
 def _planted_with(options: DetectorOptions, run: Run) -> dict:
     """Plant what the detector is validated on, and tell what the store was planted with, without the unseen kinds.
 
-    Raises RunError where the store was planted with other networks than the model's, or in other volumes.
+    Raises RunError where the store is empty, or was planted with other networks than the model's, or in other volumes.
     """
     model = planting_model(options.model, run.device)
     check_volumes(run.slices, model, options.model)
@@ -106,7 +102,9 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
         fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
     run.group.wait()
     if not stored_files(options.store):
-        return {}
+        raise RunError(
+            f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
+        )
     planted = store_settings(options.store)
     if planted["networks"] != networks_sha256(model):
         raise RunError(
