@@ -80,3 +80,18 @@ def test_a_file_s_name_ends_as_it_must():
     assert ending_in(".npz")("a/B.NPZ") == Path("a/B.NPZ")
     with pytest.raises(argparse.ArgumentTypeError, match="expected a name ending in .npz, found 'a.nii'"):
         ending_in(".npz")("a.nii")
+
+
+def test_a_name_without_dashes_is_a_word_at_its_place():
+    @dataclass(frozen=True, kw_only=True)
+    class Words:
+        source: Path = option("from", "source", metavar="FROM")
+        most: tuple[int, ...] = option("of these", "most")
+        out: Path | None = option("to", default=None)
+
+    made = argparse.ArgumentParser()
+    add_options(made, Words)
+    found = options_of(Words, made.parse_args(["a", "1", "2"]))
+    assert found == Words(source=Path("a"), most=(1, 2))
+    with pytest.raises(SystemExit):
+        made.parse_args(["a"])

@@ -18,7 +18,7 @@ def option(
 ) -> Any:
     """A field that is an option.
 
-    names: of the option; by default the field's own, with dashes. default: without one the option must be given.
+    names: of the option; by default the field's own, with dashes. One without dashes makes it a word at its place. default: without one the option must be given.
     one_of: of the fields with the same word here exactly one must be given. more: what argparse takes for it, such as
     choices, metavar or type. The field's type says the rest: a bool is a flag, a tuple takes one value or more.
     """
@@ -47,7 +47,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) ->
             names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
             default = defaults.get(field.name, field.default)
             has_one = {"required": not word} if default is dataclasses.MISSING else {"default": default}
-            how = {"dest": field.name} | has_one | _of_type(hint) | field.metadata["option"]
+            if not names[0].startswith("-"):  # it has its place among the words, and a name of its own
+                names, has_one = (field.name,), {}
+            else:
+                has_one |= {"dest": field.name}
+            how = has_one | _of_type(hint) | field.metadata["option"]
             (groups[word] if word else parser).add_argument(*names, **how)
 
 
