@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .blur import blur
+from .resample import affine_of, blur, warp
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,18 @@ class Augmentation:
     share: float = 0.5  # of slices that get each of brightness and contrast, noise, blur
 
 
-def sampling_grid(count: int, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
-    """(count, size, size, 2) places in [-1, 1] to sample the cached slices at: affine plus smooth displacement."""
-    device = generator.device
-    rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)  # noqa: E731
-    angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
-    zoom = 1 / (
-        1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0])
-    )  # a larger picture samples a smaller field
-    mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
-    theta = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)],
-        1,
-    )  # (count, 2, 3)
-    grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)
-    points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
-    bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
-    return grid + bend.movedim(1, -1)
-
-
 def augment_geometry(slices: Tensor, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
     """Cached slices (B, S, S) in [0, 1] -> deformed slices (B, size, size) in [0, 1]; zeros come in from outside."""
-    grid = sampling_grid(len(slices), size, a, generator)
-    return F.grid_sample(slices[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[
-        :, 0
-    ]
+    device, count = generator.device, len(slices)
+    rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)  # noqa: E731
+    angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
+    # a larger picture samples a smaller field
+    zoom = 1 / (1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0]))
+    mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
+    shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
+    points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
+    bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
+    return warp(slices, size, affine_of(angle, zoom, mirror, shift.unbind(1)), bend.movedim(1, -1))
 
 
 def augment_intensity(

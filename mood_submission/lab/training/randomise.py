@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...preprocessing.tone import open_air
-from .blur import blur
+from .resample import affine_of, blur, warp
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,8 @@ def deform(slices: Tensor, size: int, r: Randomisation, numbers: RandomNumbers) 
     angle = numbers.uniform(-r.degrees, r.degrees)[:, 0, 0] * (math.pi / 180)
     mirror = torch.where(numbers.often(r.flip)[:, 0, 0], -1.0, 1.0)
     shift = [2 * numbers.uniform(-r.shift, r.shift)[:, 0, 0] for _ in range(2)]
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack(
-        [
-            torch.stack([cos * mirror * stretch, -sin, shift[0]], 1),
-            torch.stack([sin * mirror * stretch, cos, shift[1]], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False)
     bend = torch.stack([numbers.field(size, 7) for _ in range(2)], -1) * (2 * r.elastic)
-    return F.grid_sample(
-        slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False
-    )[:, 0]
+    return warp(slices, size, affine_of(angle, zoom, mirror * stretch, shift), bend)
 
 
 def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold: float) -> Tensor:
