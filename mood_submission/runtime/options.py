@@ -14,15 +14,24 @@ Kind = TypeVar("Kind")
 
 
 def option(
-    help_text: str | None, *names: str, default: Any = dataclasses.MISSING, one_of: str = "", **more: Any
+    help_text: str | None,
+    *names: str,
+    default: Any = dataclasses.MISSING,
+    one_of: str = "",
+    not_with: str = "",
+    **more: Any,
 ) -> Any:
     """A field that is an option.
 
     names: of the option; by default the field's own, with dashes. One without dashes makes it a word at its place. default: without one the option must be given.
-    one_of: of the fields with the same word here exactly one must be given. more: what argparse takes for it, such as
+    one_of: of the fields with the same word here exactly one must be given; not_with: at most one. more: what argparse takes for it, such as
     choices, metavar or type. The field's type says the rest: a bool is a flag, a tuple takes one value or more.
     """
-    metadata = {"option": {"help": help_text, **more}, "names": names, "one_of": one_of}
+    metadata = {
+        "option": {"help": help_text, **more},
+        "names": names,
+        "group": (one_of or not_with, bool(one_of)),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,9 +50,9 @@ def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) ->
         if dataclasses.is_dataclass(hint):
             add_options(parser, typing.cast(type, hint), **defaults)
         elif "option" in field.metadata:
-            word = field.metadata["one_of"]
+            word, required = field.metadata["group"]
             if word and word not in groups:
-                groups[word] = parser.add_mutually_exclusive_group(required=True)
+                groups[word] = parser.add_mutually_exclusive_group(required=required)
             names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
             default = defaults.get(field.name, field.default)
             has_one = {"required": not word} if default is dataclasses.MISSING else {"default": default}

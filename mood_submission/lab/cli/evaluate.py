@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,38 @@ import numpy as np
 
 from ...runtime.contract import TASKS
 from ...runtime.option_types import at_least
+from ...runtime.options import DefaultsShown, add_options, option, options_of
 from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="mood-submission evaluate",
-        description=__doc__,
-        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `evaluate`."""
+
+    pred: Path = option("folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)")
+    label: Path = option("toy_label folder, or its pixel or sample subfolder")
+    task: str = option("one score per volume, or one per voxel", choices=TASKS)
+    bootstrap: int = option(
+        "resamples of the volumes for the interval; 0: none", type=at_least(0), default=1000
     )
-    parser.add_argument(
-        "--pred", type=Path, required=True, help="folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)"
+    seed: int = option("seed of the resampling", type=at_least(0), default=0)
+    objects: bool = option(
+        "with --task pixel: count whole objects too, at many scores; reads all files again", default=False
     )
-    parser.add_argument(
-        "--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder"
-    )
-    parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
-    parser.add_argument(
-        "--bootstrap",
-        type=at_least(0),
-        default=1000,
-        help="resamples of the volumes for the interval; 0: none",
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the resampling")
-    parser.add_argument(
-        "--objects",
-        action="store_true",
-        help="with --task pixel: count whole objects too, at many scores; reads all files again",
-    )
-    parser.add_argument(
-        "--findings",
-        type=Path,
+    findings: Path | None = option(
+        "with --task pixel: count the objects that 'predict --findings' wrote there",
         metavar="DIR",
-        help="with --task pixel: count the objects that 'predict --findings' wrote there",
+        default=None,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
-    parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="write a row for every case here")
-    parser.add_argument(
-        "--curves", type=Path, metavar="FILE.png", help="draw precision-recall and ROC curves here"
+    json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
+    cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
+    curves: Path | None = option(
+        "draw precision-recall and ROC curves here", metavar="FILE.png", default=None
     )
-    return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace) -> tuple[Evaluation, Details]:
+def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
     """The challenge's figure and what lies behind it. Raises ValueError, OSError."""
     details = Details.beside(args.label, args.task)
     if args.task == "sample":
@@ -104,7 +92,14 @@ def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="mood-submission evaluate",
+        description=__doc__,
+        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
+        formatter_class=DefaultsShown,
+    )
+    add_options(parser, EvaluateOptions)
+    args = options_of(EvaluateOptions, parser.parse_args(argv))
     try:
         result, details = evaluate(args)
         if args.json:

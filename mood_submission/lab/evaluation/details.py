@@ -119,7 +119,7 @@ class Details:
         if positives and "volume_ml" in record:
             size = next(size for size, most in SIZES_ML.items() if float(record["volume_ml"]) <= most)
         origin = str(record.get("origin", name))
-        case = Judged(name, kind, size, source_of(origin), counts, positives)
+        case = Judged(name, kind, size, source_of(origin), counts, voxels=positives)
         self.cases.append(case)
         return case
 

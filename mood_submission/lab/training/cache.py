@@ -272,13 +272,13 @@ def load_cache(
         chosen = {name: value[rows].to(device) for name, value in arrays.items()}
         moved = device.type != "cpu"  # a split's slices all at once; on the CPU all splits share one array
         splits[split] = SliceData(
-            slices[rows].to(device) if moved else slices,
-            torch.arange(len(rows), device=device) if moved else rows,
-            chosen["position"],
-            chosen["mean"][:, None, None],
-            chosen["std"][:, None, None],
-            chosen["volume"],
-            chosen["filled"],
-            preprocessing,
+            slices=slices[rows].to(device) if moved else slices,
+            rows=torch.arange(len(rows), device=device) if moved else rows,
+            position=chosen["position"],
+            mean=chosen["mean"][:, None, None],
+            std=chosen["std"][:, None, None],
+            volume=chosen["volume"],
+            filled=chosen["filled"],
+            preprocessing=preprocessing,
         )
     return splits, names

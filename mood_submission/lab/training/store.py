@@ -253,15 +253,22 @@ class StoredVolume:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored if name != "kinds"}
             kinds = json.loads(str(stored["kinds"]))
         arrays.setdefault("restoration", arrays["reconstruction"])
-        maps = [arrays[name] for name in ("slices", "reconstruction", "restoration", "nll")]
         variants = []
-        for rows, scales in zip(arrays["rows"], arrays["scales"]):
-            position = torch.zeros(len(maps[0]), 1)
+        for rows, scales in zip(arrays["rows"], arrays["scales"].tolist()):
+            position = torch.zeros(len(arrays["slices"]), 1)
             position[rows] = arrays["position"]
-            slices, decoded, restored, nll = maps
-            residual, usual, high = scales.tolist()
             variants.append(
-                NormalisedEvidence(slices, decoded, restored, nll, position, residual, usual, high, rows)
+                NormalisedEvidence(
+                    slices=arrays["slices"],
+                    reconstruction=arrays["reconstruction"],
+                    restoration=arrays["restoration"],
+                    nll=arrays["nll"],
+                    position=position,
+                    residual=scales[0],
+                    usual=scales[1],
+                    high=scales[2],
+                    rows=rows,
+                )
             )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
 
