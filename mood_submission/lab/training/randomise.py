@@ -71,17 +71,13 @@ MILD = Randomisation(
 BOLD = Randomisation(
     scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
 )
-CT_MILD = Randomisation(
+CT_MILD = replace(
+    MILD,
     scale=0.08,
-    proportions=0.05,
     degrees=6,
     gamma=1.12,
     tone=0.03,
     bias=0.05,
-    noise=0.01,
-    blur=0.6,
-    sharpen=0.3,
-    lines=0.0,
     rim=0,
     cut=0,
     window=0.3,
@@ -169,9 +165,8 @@ def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold
     x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
     x = torch.where(numbers.often(r.share), x * (numbers.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
     soft = blur(x, numbers.uniform(0.3, max(r.blur, 0.3)))
-    amount = torch.where(
-        numbers.often(0.5), numbers.uniform(-1, 0), numbers.uniform(0, r.sharpen)
-    )  # -1: as soft as `soft`
+    # -1: as soft as `soft`
+    amount = torch.where(numbers.often(0.5), numbers.uniform(-1, 0), numbers.uniform(0, r.sharpen))
     x = torch.where(numbers.often(r.share), x + amount * (x - soft), x)
     if r.lines:
         x = torch.where(numbers.often(r.share / 2), x + _ripples(size, r, numbers), x)
@@ -207,9 +202,8 @@ def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, thresh
     """What differs between CT scans: contrast in the bowel and in organs, and the window."""
     if r.filled:
         gas = (x < threshold) & ~air
-        few = gas.float().mean((1, 2), keepdim=True) < 0.03 * (~air).float().mean(
-            (1, 2), keepdim=True
-        )  # else it is fat
+        share = lambda mask: mask.float().mean((1, 2), keepdim=True)  # noqa: E731
+        few = share(gas) < 0.03 * share(~air)  # else it is fat
         bright = (numbers.uniform(0.7, 1.1) + 0.05 * numbers.field(x.shape[-1], 20)).clamp(0, 1)
         x = torch.where(gas & few & numbers.often(r.filled), bright, x)
     if r.phase:

@@ -156,9 +156,8 @@ class Trainer(Generic[Data, Network]):
         before = json.loads(stored["about"])
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
-        if (
-            self.budget.progress(self.step, self.seconds) >= 1
-        ):  # no step is left: they were all taken by that code
+        if self.budget.progress(self.step, self.seconds) >= 1:
+            # no step is left: they were all taken by that code
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
