@@ -25,6 +25,8 @@ class Options:
     rate: float = option("of learning", default=0.5)
     batch_size: int = option("slices", type=positive, default=4)
     again: bool = option("go on", default=False)
+    names: str | None = option("these", default=None, not_with="names")
+    names_file: str | None = option("those", default=None, not_with="names")
     inner: int = 7
 
 
@@ -57,6 +59,7 @@ def test_types_are_the_fields():
         ("--steps 3", "-o/--out"),
         ("-o x", "one of the arguments --minutes --steps"),
         ("-o x --steps 3 --minutes 1", "not allowed with"),
+        ("-o x --steps 1 --names a --names-file b", "not allowed with"),
         ("-o x --steps many", "invalid int value"),
         ("-o x --steps 1 --batch-size 0", "expected a number of at least 1"),
         ("-o x --steps 1 --kinds c", "invalid choice"),

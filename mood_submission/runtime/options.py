@@ -23,9 +23,13 @@ def option(
 ) -> Any:
     """A field that is an option.
 
-    names: of the option; by default the field's own, with dashes. One without dashes makes it a word at its place. default: without one the option must be given.
-    one_of: of the fields with the same word here exactly one must be given; not_with: at most one. more: what argparse takes for it, such as
-    choices, metavar or type. The field's type says the rest: a bool is a flag, a tuple takes one value or more.
+    help_text: as argparse shows it.
+    names: of the option; by default the field's own, with dashes. A name without dashes makes it a word at its place.
+    default: without one the option must be given.
+    one_of: of the fields with the same text here exactly one must be given.
+    not_with: of the fields with the same text here at most one may be given.
+    more: what argparse takes for it, such as choices, metavar or type. The field's type says the rest: a bool is a flag, a
+        tuple takes one value or more.
     """
     metadata = {
         "option": {"help": help_text, **more},
@@ -50,18 +54,23 @@ def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) ->
         if dataclasses.is_dataclass(hint):
             add_options(parser, typing.cast(type, hint), **defaults)
         elif "option" in field.metadata:
-            word, required = field.metadata["group"]
-            if word and word not in groups:
-                groups[word] = parser.add_mutually_exclusive_group(required=required)
-            names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
-            default = defaults.get(field.name, field.default)
-            has_one = {"required": not word} if default is dataclasses.MISSING else {"default": default}
-            if not names[0].startswith("-"):  # it has its place among the words, and a name of its own
-                names, has_one = (field.name,), {}
-            else:
-                has_one |= {"dest": field.name}
-            how = has_one | _of_type(hint) | field.metadata["option"]
-            (groups[word] if word else parser).add_argument(*names, **how)
+            group, must = field.metadata["group"]
+            if group and group not in groups:
+                groups[group] = parser.add_mutually_exclusive_group(required=must)
+            to = groups[group] if group else parser
+            _add(to, field, hint, defaults.get(field.name, field.default))
+
+
+def _add(to: argparse._ActionsContainer, field: dataclasses.Field, hint: Any, default: Any) -> None:
+    """Add the option of a field of that type."""
+    how = _of_type(hint) | field.metadata["option"]
+    names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
+    if not names[0].startswith("-"):
+        to.add_argument(field.name, **how)
+    elif default is dataclasses.MISSING:
+        to.add_argument(*names, dest=field.name, required=True, **how)
+    else:
+        to.add_argument(*names, dest=field.name, default=default, **how)
 
 
 def options_of(kind: type[Kind], args: argparse.Namespace) -> Kind:

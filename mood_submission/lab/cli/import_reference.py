@@ -89,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         import_checkpoints(
-            args.features, args.latent, args.region, args.out, args.stem_padding, DTYPES.get(args.dtype)
+            args.features,
+            args.latent,
+            args.region,
+            args.out,
+            stem_padding=args.stem_padding,
+            dtype=DTYPES.get(args.dtype),
         )
     except PublishedCheckpointError as error:
         print(f"mood-submission import-reference: {error}", file=sys.stderr)
