@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...cli.command import run_command
 from ...model import Model, load_model, networks_sha256
 from ...model_file import PIXEL_METHODS, SAMPLE_METHODS, add_detector
 from ...networks.detector import Detector, DetectorSettings
 from ...runtime.option_types import restorations_option, share
-from ...runtime.options import DefaultsShown, add_options, option, options_of
+from ...runtime.options import option
 from ...runtime.precision import DTYPES, STORED
 from ..training.checkpoints import RunError, load_detector
 from ..training.mean import mean_detector
@@ -136,13 +136,5 @@ def add(options: AddDetectorOptions) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mood-submission add-detector", description=__doc__, formatter_class=DefaultsShown
-    )
-    add_options(parser, AddDetectorOptions)
-    try:
-        print(add(options_of(AddDetectorOptions, parser.parse_args(argv))))
-    except (ValueError, OSError) as error:
-        print(f"mood-submission add-detector: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    parser = argparse.ArgumentParser(prog="mood-submission add-detector", description=__doc__)
+    return run_command(parser, AddDetectorOptions, add, argv)

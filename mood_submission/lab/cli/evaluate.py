@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ...cli.command import run_command
 from ...runtime.contract import TASKS
 from ...runtime.option_types import at_least
-from ...runtime.options import DefaultsShown, add_options, option, options_of
+from ...runtime.options import option
 from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 
@@ -91,29 +91,26 @@ def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
     return lines + [f"  {line}" for line in result.missing]
 
 
+def _told(args: EvaluateOptions) -> str:
+    """What is printed, when all files that were asked for are written."""
+    result, details = evaluate(args)
+    if args.json:
+        figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
+        args.json.write_text(json.dumps(finite(figures), indent=1) + "\n")
+    if args.cases:
+        details.write_cases(args.cases)
+    if args.curves:
+        details.plot_curves(args.curves)
+    return "\n".join(told(result, details, args.bootstrap > 0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mood-submission evaluate",
         description=__doc__,
         epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
-        formatter_class=DefaultsShown,
     )
-    add_options(parser, EvaluateOptions)
-    args = options_of(EvaluateOptions, parser.parse_args(argv))
-    try:
-        result, details = evaluate(args)
-        if args.json:
-            figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
-            args.json.write_text(json.dumps(finite(figures), indent=1) + "\n")
-        if args.cases:
-            details.write_cases(args.cases)
-        if args.curves:
-            details.plot_curves(args.curves)
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    print("\n".join(told(result, details, args.bootstrap > 0)))
-    return 0
+    return run_command(parser, EvaluateOptions, _told, argv)
 
 
 def finite(value: Any) -> Any:

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...cli.command import run_command
 from ...model_file import SAMPLE_METHODS, About, save_model
 from ...preprocessing import Preprocessing
-from ...runtime.options import DefaultsShown, add_options, option, options_of
+from ...runtime.options import option
 from ...runtime.precision import DTYPES, STORED
 from ..training.checkpoints import RunError, load_prior, load_vqvae
 
@@ -38,8 +38,8 @@ def holding(runs: Sequence[Path], name: str) -> Path:
     return found[0]
 
 
-def export(options: ExportOptions) -> About:
-    """Write the model file. Returns what it says of itself. Raises RunError for runs that are not finished."""
+def export(options: ExportOptions) -> str:
+    """Write the model file. Returns a line on what is in it. Raises RunError for runs that are not finished."""
     vqvae, vqvae_about = load_vqvae(holding(options.runs, "vqvae"))
     prior, prior_about = load_prior(holding(options.runs, "prior"))
     if "measured" not in prior_about:
@@ -62,21 +62,11 @@ def export(options: ExportOptions) -> About:
         training=training | notes,
     )
     save_model(options.out, vqvae, prior, about, DTYPES[options.dtype])
-    return about
+    told = ("pixel_threshold", "sample_threshold", "sample_scale", "top_reference")
+    figures = json.dumps({name: getattr(about, name) for name in told})
+    return f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mood-submission export", description=__doc__, formatter_class=DefaultsShown
-    )
-    add_options(parser, ExportOptions)
-    options = options_of(ExportOptions, parser.parse_args(argv))
-    try:
-        about = export(options)
-    except ValueError as error:
-        print(f"mood-submission export: {error}", file=sys.stderr)
-        return 1
-    told = ("pixel_threshold", "sample_threshold", "sample_scale", "top_reference")
-    figures = json.dumps({name: getattr(about, name) for name in told})
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}")
-    return 0
+    parser = argparse.ArgumentParser(prog="mood-submission export", description=__doc__)
+    return run_command(parser, ExportOptions, export, argv)

@@ -1,14 +1,14 @@
 """Make toy cases with planted anomalies and their labels, in the organisers' folder layout."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...cli.command import run_command
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import at_least, share
-from ...runtime.options import DefaultsShown, add_options, option, options_of
+from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_toy
@@ -39,6 +39,16 @@ class ToyOptions:
     )
     healthy_fraction: float = option("share left healthy", type=share, default=0.5)
 
+    def __post_init__(self) -> None:
+        if self.source is None and (self.names or self.names_file):
+            raise argparse.ArgumentError(
+                None, "--names and --names-file choose from the folder given with --from"
+            )
+        if self.source is not None and self.size is not None:
+            raise argparse.ArgumentError(
+                None, "--size is for made-up volumes; with --from volumes keep their own grid"
+            )
+
     def chosen_names(self) -> list[str] | None:
         """Names of the volumes to take; None for all. Raises ValueError for a file without any, OSError for one not there."""
         if self.names_file is None:
@@ -49,43 +59,30 @@ class ToyOptions:
         return names
 
 
-def parse(argv: Sequence[str] | None) -> ToyOptions:
+def make(options: ToyOptions) -> str:
+    """Write the cases. Returns a line on what they are. Raises ValueError, OSError."""
+    records = make_toy(
+        options.region,
+        options.out,
+        volumes=options.volumes,
+        size=options.size,
+        seed=options.seed,
+        source=options.source,
+        kinds=options.kinds,
+        healthy_fraction=options.healthy_fraction,
+        names=options.chosen_names(),
+    )
+    source, planted = options.source, sum(record["kind"] is not None for record in records.values())
+    origins = f"volumes of {source.name}" if source else next(iter(records.values()))["origin"]
+    where = options.out / options.region
+    return f"{len(records)} {options.region} cases ({origins}), {planted} with an anomaly, under {where}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mood-submission make-toy",
         description=__doc__,
         epilog="Writes DATA/REGION/toy/NAME.nii.gz and DATA/REGION/toy_label/{pixel,sample,anomalies.json}. Without "
         "--from, brains are deformed from nilearn's MNI152 template where nilearn is installed, else procedural.",
-        formatter_class=DefaultsShown,
     )
-    add_options(parser, ToyOptions)
-    options = options_of(ToyOptions, parser.parse_args(argv))
-    if options.source is None and (options.names or options.names_file):
-        parser.error("--names and --names-file choose from the folder given with --from")
-    if options.source is not None and options.size is not None:
-        parser.error("--size is for made-up volumes; with --from volumes keep their own grid")
-    return options
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        records = make_toy(
-            args.region,
-            args.out,
-            volumes=args.volumes,
-            size=args.size,
-            seed=args.seed,
-            source=args.source,
-            kinds=args.kinds,
-            healthy_fraction=args.healthy_fraction,
-            names=args.chosen_names(),
-        )
-    except (ValueError, OSError) as error:
-        print(f"make_toy: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    origins = "volumes of " + args.source.name if args.source else next(iter(records.values()))["origin"]
-    planted = sum(record["kind"] is not None for record in records.values())
-    print(
-        f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}"
-    )
-    return 0
+    return run_command(parser, ToyOptions, make, argv)
