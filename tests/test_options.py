@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mood_submission.cli.command import run_command
 from mood_submission.runtime.option_types import ending_in, positive
 from mood_submission.runtime.options import DefaultsShown, add_options, option, options_of
 
@@ -98,3 +99,33 @@ def test_a_name_without_dashes_is_a_word_at_its_place():
     assert found == Words(source=Path("a"), most=(1, 2))
     with pytest.raises(SystemExit):
         made.parse_args(["a"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    number: int = option("a number", "number")
+    most: int | None = option("of these", default=None)
+
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < self.number:
+            raise argparse.ArgumentError(None, "--most is below the number")
+
+
+def root(options: Number) -> str:
+    if options.number < 0:
+        raise ValueError(f"expected a number from 0 on,\nfound {options.number}")
+    return f"{options.number**0.5:g}"
+
+
+def test_a_command_prints_what_it_found_or_what_was_wrong_in_one_line(capsys):
+    def run(*words: str) -> tuple[int, str, str]:
+        try:
+            status = run_command(argparse.ArgumentParser(prog="root"), Number, root, words)
+        except SystemExit as stopped:
+            status = stopped.code
+        return (status, *capsys.readouterr())
+
+    assert run("9") == (0, "3\n", "")
+    assert run("--", "-4") == (1, "", "root: expected a number from 0 on, found -4\n")
+    status, out, err = run("9", "--most", "4")
+    assert (status, out) == (2, "") and err.endswith("root: error: --most is below the number\n")

@@ -1,11 +1,11 @@
 """What most commands do: read their options, act, print one text, and tell what was wrong in one line."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ..runtime.options import DefaultsShown, add_options, options_of
+from .output import say
 
 Kind = TypeVar("Kind")
 
@@ -31,7 +31,7 @@ def run_command(
     try:
         text = act(options)
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"{parser.prog}: {error}")
         return 1
     if text:
         print(text)
