@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def toy(region: str, size: int, folder: Path) -> Path:
     """Make a healthy toy volume in a process of its own, so that its memory does not count here. Returns its file."""
     words = f"--region {region} --volumes 1 --size {size} --healthy-fraction 1 -o".split()
-    here = str(Path(__file__).resolve().parents[2])  # where this package is, installed or not
+    here = str(Path(__file__).resolve().parents[3])  # where this package is, installed or not
     subprocess.run(
         [sys.executable, "-m", "mood_submission", "make-toy", *words, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))},
