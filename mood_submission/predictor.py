@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .about import ModelError
 from .evidence.evidence import USUAL, Evidence
-from .evidence.normalised import at_size
 from .evidence.rareness import rarity
 from .findings.objects import Finding, find
 from .methods.table import method_named
 from .model import Model
+from .networks.layers import at_size
 from .preprocessing import (
     Frame,
     View,

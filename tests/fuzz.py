@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fuzzing import fuzz  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mood_submission.cli.options import positive
 from mood_submission.cli.output import quiet  # noqa: E402
 from mood_submission.lab.measuring.benchmark import FreeNetworks  # noqa: E402
 from mood_submission.predictor import Predictor  # noqa: E402
+from mood_submission.runtime.option_types import positive
 
 FAILS_LOUDLY = {"MALLOC_PERTURB_": "165", "PYTHONMALLOC": "debug"}
 

@@ -13,7 +13,7 @@ from mood_submission import Predictor, load_model
 from mood_submission.lab.evaluation.comparison import SIZES, Case, make, plan, table, to_markdown
 from mood_submission.lab.evaluation.metrics import VALUES, score_counts
 from mood_submission.lab.planting.anomalies import KINDS
-from mood_submission.lab.training.trainer import save_checkpoint
+from mood_submission.lab.training.checkpoints import save_checkpoint
 from mood_submission.model_file import rewrite_about
 from mood_submission.networks.vae import VAE, VAESettings
 

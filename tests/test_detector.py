@@ -18,9 +18,9 @@ from mood_submission.about import ModelError
 from mood_submission.evidence.normalised import NormalisedEvidence, volume_logits
 from mood_submission.evidence.smoothing import TOP_SHARE, smooth_logits
 from mood_submission.lab.training.cache import build_cache, load_cache
+from mood_submission.lab.training.checkpoints import load_detector
 from mood_submission.lab.training.detector_stage import DetectorStage, dice
 from mood_submission.lab.training.mean import mean_detector
-from mood_submission.lab.training.run import load_detector
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.methods.learned import LOGIT_SCALE, sample_of, soften_logits
 from mood_submission.model_file import add_detector, networks_sha256
@@ -442,7 +442,7 @@ def test_what_is_high_all_over_does_not_score_high():
     assert sample_of(logits + 2) > sample_of(logits)
     assert sample_of(logits + 2, 0.9) == pytest.approx(sample_of(logits, 0.9), abs=1e-6)
     assert sample_of(planted, 0.9) > sample_of(logits, 0.9) + 0.1
-    # one scan's logits spread twice as wide as another's: its highest are as far above its own bulk in its own measure
+    # one scan's logits spread twice as wide as another's: its highest are as far above its own ordinary ones in its own measure
     high, low = np.quantile(logits[:, ::2, ::2].numpy(), (0.9, 0.6))
     highest = logits.flatten().sort().values[-5:].mean()  # of 9600
     assert sample_of(logits, 0.9, 0.6) == pytest.approx(
@@ -454,8 +454,10 @@ def test_what_is_high_all_over_does_not_score_high():
     ]
     assert rise[1] < 0.8 * rise[0]
     assert sample_of(planted, 0.9, 0.6) > sample_of(logits, 0.9, 0.6) + 0.1
-    with pytest.raises(ValueError, match="expected a spread below the bulk 0.9, found 0.95"):
-        DetectorSettings(bulk=0.9, spread=0.95)
+    with pytest.raises(
+        ValueError, match="expected an ordinary_spread_quantile below the ordinary_quantile 0.9, found 0.95"
+    ):
+        DetectorSettings(ordinary_quantile=0.9, ordinary_spread_quantile=0.95)
 
 
 def test_both_tasks_in_one_go_score_as_each_alone_with_a_detector_too(detecting, blobs, tmp_path):

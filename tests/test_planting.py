@@ -23,7 +23,14 @@ from mood_submission.lab.planting.varied import (
 )
 from mood_submission.lab.training.cache import CacheError, build_cache, load_cache
 from mood_submission.lab.training.detector_stage import DetectorStage
-from mood_submission.lab.training.patches import Drawing, Drawn, DrawnAhead, _doubted, _toned, draw
+from mood_submission.lab.training.patches import (
+    BatchesAhead,
+    PatchBatches,
+    PatchSettings,
+    _other_tones,
+    _weaker_evidence,
+    cut_patches,
+)
 from mood_submission.lab.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.networks.detector import Detector, DetectorSettings, input_channels, residual_channels
@@ -221,6 +228,13 @@ def test_a_volume_of_air_alone_has_a_box():
     assert detector_logits(Detector(TINY).eval(), evidence, torch.arange(2)).isfinite().all()
 
 
+def test_settings_are_read_under_the_names_that_they_had_in_older_files():
+    older = {"widths": [4, 6], "context": [-1, 0, 1], "bulk": 0.9, "spread": 0.7}
+    settings = DetectorSettings.from_dict(older)
+    assert (settings.ordinary_quantile, settings.ordinary_spread_quantile) == (0.9, 0.7)
+    assert DetectorSettings.from_dict(dataclasses.asdict(settings)) == settings
+
+
 def test_a_context_has_the_slice_itself_in_it():
     with pytest.raises(ValueError, match="context with the slice itself"):
         DetectorSettings(context=(-1, 1))
@@ -303,11 +317,11 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     assert fill_store(planter, tmp_path, 3) == 0 and fill_store(planter, tmp_path, 6, keep=4) == 3
     assert store.refresh()
     assert sorted(store.volumes) == ["000002.npz", "000003.npz", "000004.npz", "000005.npz"]
-    batch = draw(store, 8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    batch = cut_patches(store, 8, CONTEXT, PatchSettings(patch=0.6), torch.Generator().manual_seed(0))
     assert batch.maps.shape == (8, input_channels(CONTEXT), 24, 24) and batch.nll.shape == (8, 5, 3, 3)
     assert batch.label.shape == batch.counts.shape == (8, 24, 24) and batch.place.shape == (8, 2, 24, 24)
     assert batch.label.any() and set(batch.label.unique().tolist()) <= {0.0, 1.0}
-    again = draw(store, 8, CONTEXT, Drawing(patch=0.6), torch.Generator().manual_seed(0))
+    again = cut_patches(store, 8, CONTEXT, PatchSettings(patch=0.6), torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(batch, again))
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
     with pytest.raises(CacheError, match="expected files made with kinds"):
@@ -374,8 +388,8 @@ def test_processes_that_fill_a_store_together_make_what_one_makes(planter, tmp_p
 def test_batches_are_the_same_whoever_draws_them(planter, tmp_path):
     fill_store(planter, tmp_path, 2)
     store = Store(tmp_path)
-    drawn = Drawn(store, 3, CONTEXT, Drawing(patch=0.6))
-    ahead = DrawnAhead(drawn, workers=2)
+    drawn = PatchBatches(store, 3, CONTEXT, PatchSettings(patch=0.6))
+    ahead = BatchesAhead(drawn, workers=2)
 
     def agree(seed: int) -> bool:
         return all(torch.equal(a, b) for a, b in zip(ahead.batch(seed), drawn[seed], strict=True))
@@ -398,8 +412,12 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
         for z in range(len(stored.labels(v)))
     }
     for seed in range(12):
-        patch = draw(
-            store, 1, (0,), Drawing(patch=0.6, strides=(1,), warped=0), torch.Generator().manual_seed(seed)
+        patch = cut_patches(
+            store,
+            1,
+            (0,),
+            PatchSettings(patch=0.6, strides=(1,), warped=0),
+            torch.Generator().manual_seed(seed),
         )
         down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
         at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
@@ -418,16 +436,16 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
     assert found
 
 
-def test_a_doubted_patch_differs_in_its_residuals_and_nll_alone(planter, tmp_path):
+def test_a_patch_with_weaker_evidence_differs_in_its_residuals_and_nll_alone(planter, tmp_path):
     fill_store(planter, tmp_path, 2)
     evidence = next(iter(Store(tmp_path).volumes.values())).variants[1]
     maps, nll = evidence.inputs(torch.tensor([3]), CONTEXT)
     less, as_usual = 0, 0
     for seed in range(20):
-        doubted, other = _doubted(maps, nll, CONTEXT, torch.Generator().manual_seed(seed))
-        changed = (doubted != maps).any(-1).any(-1)[0].nonzero()[:, 0].tolist()
+        weakened, other = _weaker_evidence(maps, nll, CONTEXT, torch.Generator().manual_seed(seed))
+        changed = (weakened != maps).any(-1).any(-1)[0].nonzero()[:, 0].tolist()
         assert changed == [c for c in residual_channels(CONTEXT) if maps[0, c].any()]
-        assert torch.equal(doubted.sign(), maps.sign()) and doubted.abs().max() <= 8
+        assert torch.equal(weakened.sign(), maps.sign()) and weakened.abs().max() <= 8
         less, as_usual = less + int((other - nll).abs().max() > 0.1), as_usual + int(not other.any())
     assert less > 10 and 1 <= as_usual <= 10
     own = CONTEXT.index(0)
@@ -435,14 +453,14 @@ def test_a_doubted_patch_differs_in_its_residuals_and_nll_alone(planter, tmp_pat
     assert torch.equal(maps[:, restored], maps[:, len(CONTEXT) + own])  # the reconstruction stands in
 
 
-def test_a_toned_patch_shows_the_same_in_other_greys(planter, tmp_path):
+def test_a_patch_with_other_tones_shows_the_same_in_other_greys(planter, tmp_path):
     fill_store(planter, tmp_path, 2)
     evidence = next(iter(Store(tmp_path).volumes.values())).variants[1]
     maps, _ = evidence.inputs(torch.tensor([3]), CONTEXT)
     count, own, changes = len(CONTEXT), CONTEXT.index(0), []
     air = maps[:, :count] == 0
     for seed in range(20):
-        toned = _toned(maps, CONTEXT, torch.Generator().manual_seed(seed))
+        toned = _other_tones(maps, CONTEXT, torch.Generator().manual_seed(seed))
         assert torch.equal(toned[:, -1], maps[:, -1])  # where the slice lies
         assert torch.equal(toned[:, :count] == 0, air)
         assert toned[:, residual_channels(CONTEXT)].abs().max() <= 8
@@ -464,8 +482,8 @@ def test_a_warped_patch_is_warped_alike(planter, tmp_path):
             variants.append(dataclasses.replace(evidence, slices=marks + 2))
         store.volumes[name] = dataclasses.replace(stored, variants=variants)
     for seed in range(20):
-        drawing = Drawing(patch=0.8, strides=(1,), warped=1)
-        patch = draw(store, 1, (0,), drawing, torch.Generator().manual_seed(seed))
+        settings = PatchSettings(patch=0.8, strides=(1,), warped=1)
+        patch = cut_patches(store, 1, (0,), settings, torch.Generator().manual_seed(seed))
         label, shown = patch.label[0] > 0, patch.maps[0, 0] - 2 > 0.5
         assert torch.equal(label, shown) and (patch.counts[0][label] == 1).all()
         assert patch.place.abs().max() <= 1 and patch.place.std() > 0.1

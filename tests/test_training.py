@@ -18,14 +18,15 @@ from mood_submission import load_model
 from mood_submission.lab.training.augment import Augmentation, augment_geometry, augment_intensity
 from mood_submission.lab.training.cache import (
     CacheError,
-    _mapped_slices,
     build_cache,
     load_cache,
+    pixels_of,
     split_names,
 )
-from mood_submission.lab.training.run import load_prior, load_vae, load_vqvae
-from mood_submission.lab.training.stages import VQVAEStage, nll_percentiles
+from mood_submission.lab.training.checkpoints import load_prior, load_vae, load_vqvae
+from mood_submission.lab.training.prior_stage import nll_percentiles
 from mood_submission.lab.training.trainer import Budget, Schedule
+from mood_submission.lab.training.vqvae_stage import VQVAEStage
 from mood_submission.networks.vae import divergence
 from mood_submission.networks.vqvae import VQVAESettings
 from mood_submission.preprocessing import (
@@ -168,7 +169,7 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(cache, tmp_path):
     assert mood("train", *base, "--out", whole, "--steps", 8).returncode == 0
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'train.py'\n"
-        "from mood_submission.training import trainer\n"
+        "from mood_submission.lab.training import trainer\n"
         "inner = trainer.Trainer._step\n"
         "def step(self, *a):\n"
         "    if self.step == 4: self.save(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -210,7 +211,7 @@ def test_killed_at_any_moment_it_resumes(cache, tmp_path):
     words = ("vqvae --region brain --data", cache, "--out", tmp_path, "--device cpu --resume", *TINY_VQVAE)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from mood_submission.training import trainer\n"
+        "from mood_submission.lab.training import trainer\n"
         "from functools import partialmethod\n"
         "trainer.Trainer.train = partialmethod(trainer.Trainer.train, save_seconds=0)\n"
         f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'train.py')!r}, run_name='__main__')\n"
@@ -283,19 +284,35 @@ def test_what_is_not_a_cache_is_named(tmp_path):
             load_cache(tmp_path / name)
 
 
-def test_slices_are_read_from_the_file_and_older_caches_are_read_too(cache, tmp_path):
+def test_slices_stay_in_their_file_and_older_caches_are_read_too(cache, tmp_path, monkeypatch):
     with np.load(cache) as stored:
-        arrays = dict(stored)
-    older = tmp_path / "older.npz"
-    np.savez_compressed(older, **{name: value for name, value in arrays.items() if name != "filled"})
-    assert isinstance(_mapped_slices(cache), np.memmap) and _mapped_slices(older) is None
-    splits = load_cache(cache)[0]
+        arrays = dict(stored) | {"slices": np.load(pixels_of(cache))}
+    older = {name: value for name, value in arrays.items() if name != "filled"}
+    np.savez_compressed(tmp_path / "oldest.npz", **older)
+    np.savez(tmp_path / "older.npz", **arrays)
+    with monkeypatch.context() as patch:
+        modes = []
+        load = np.load
+        patch.setattr(np, "load", lambda *a, **k: modes.append(k.get("mmap_mode")) or load(*a, **k))
+        splits = load_cache(cache)[0]
+        assert modes == [None, "c"]
     assert len({data.slices.data_ptr() for data in splits.values()}) == 1  # nothing is copied
     for split, data in splits.items():
-        before = load_cache(older)[0][split]
-        index = torch.arange(len(data))
-        assert torch.equal(data.raw(index), before.raw(index)) and torch.equal(data.filled, before.filled)
-        assert data.order(4, 1)(3).tolist() == before.order(4, 1)(3).tolist()
+        for file in ("oldest.npz", "older.npz"):
+            before = load_cache(tmp_path / file)[0][split]
+            index = torch.arange(len(data))
+            assert torch.equal(data.raw(index), before.raw(index)) and torch.equal(data.filled, before.filled)
+            assert data.order(4, 1)(3).tolist() == before.order(4, 1)(3).tolist()
+
+
+def test_a_cache_is_refused_beside_another_s_slices_and_without_its_own(cache, tmp_path):
+    file = tmp_path / "slices.npz"
+    shutil.copy(cache, file)
+    with pytest.raises(CacheError, match="slices.npy: expected a slice cache, found no such file"):
+        load_cache(file)
+    np.save(pixels_of(file), np.load(pixels_of(cache))[:-1])
+    with pytest.raises(CacheError, match="slices.npy: expected the .* slices of slices.npz"):
+        load_cache(file)
 
 
 def test_a_broken_volume_is_named_and_left_out_of_the_cache(healthy, tmp_path):
@@ -372,6 +389,6 @@ def test_training_imports_neither_nibabel_nor_simpleitk():
     code = (
         "import sys; sys.modules['nibabel'] = sys.modules['SimpleITK'] = None\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import mood_submission.training.run, mood_submission.training.plots"
+        "import mood_submission.lab.training.run, mood_submission.lab.training.plots"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, mood, words_of, write_two_sources
 
 from mood_submission.lab.training.cache import build_cache
-from mood_submission.lab.training.trainer import load_checkpoint
+from mood_submission.lab.training.checkpoints import load_checkpoint
 from mood_submission.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def test_processes_end_without_the_shutdown_in_which_threads_of_gloo_abort(statu
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, sys, torch\n"
-        "from mood_submission.training.group import Group\n"
+        "from mood_submission.lab.training.group import Group\n"
         "group = Group.from_environment()\n"
         "atexit.register(print, 'shutdown')\n"
         "group.average([torch.ones(3)])\n"

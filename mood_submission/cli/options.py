@@ -1,14 +1,12 @@
-"""Options that several commands share, and types of options. A type raises argparse.ArgumentTypeError."""
+"""Options that several commands share."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from ..running.processes import AUTO
 from ..runtime.contract import REGIONS
+from ..runtime.option_types import DEVICE_HELP, positive, restorations_option, slices_option
 from ..runtime.precision import PRECISIONS
-
-DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
 
 
 def add_region(parser: argparse.ArgumentParser) -> None:
@@ -57,79 +55,6 @@ def add_precision(
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=help_text)
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """The type of a whole number from `low` on."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
-        return value
-
-    parse.__name__ = "int"  # argparse names it where the text is no number
-    return parse
-
-
-def shard_option(text: str) -> tuple[int, int]:
-    """Such as 2/5: the second of five parts."""
-    try:
-        number, count = map(int, text.split("/"))
-    except ValueError:
-        number, count = 0, 0
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"expected I/N, such as 2/5, found {text}")
-    return number, count
-
-
 def processes_option(text: str) -> int | str:
     """ "auto", or a whole number of at least 1."""
     return text if text == AUTO else positive(text)
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {value}")
-    return value
-
-
-def slices_option(text: str) -> int | str:
-    """ "all", or a whole number of at least 1."""
-    if text == "all":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 'all' or a number of slices, found {text!r}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
-    return int(text)
-
-
-def restorations_option(text: str) -> int:
-    """A whole number, 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a number of restorations, found {text!r}")
-    return int(text)
-
-
-def seconds_option(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
-    return value
-
-
-def json_option(text: str) -> Path:
-    """A file whose name ends in .json."""
-    if not text.lower().endswith(".json"):  # so that no slip of the hand writes it over a volume
-        raise argparse.ArgumentTypeError(f"expected a name ending in .json, found {text!r}")
-    return Path(text)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..about import ModelError
@@ -30,20 +29,16 @@ from ..running.skull_strip import FOLDER, WHEN, SkullStrip
 from ..running.work_sharing import Ranks, shard
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.names import as_text, shown
-from ..runtime.stopping import ask_to_stop, check_stopped
-from ..volumes import FORMATS, VolumeError, survey
-from .options import (
-    add_device,
-    add_precision,
-    add_region,
-    add_weights,
+from ..runtime.option_types import (
     json_option,
-    processes_option,
     restorations_option,
     seconds_option,
     shard_option,
     slices_option,
 )
+from ..runtime.stopping import ask_to_stop, check_stopped
+from ..volumes import FORMATS, VolumeError, survey
+from .options import add_device, add_precision, add_region, add_weights, processes_option
 from .output import Progress, quiet, say
 
 
@@ -256,7 +251,7 @@ def predict(args: argparse.Namespace) -> int:
         prepare_output(args.output, args.input)
         one_of_several = ranks is not None or args.shard is not None
         processes = 1 if one_of_several else how_many(args.processes, args.device, len(files))
-        device = "cpu" if processes > 1 else args.device or device_of(ranks)
+        device = "cpu" if processes > 1 else args.device or (None if ranks is None else ranks.device)
         model = load_model(args.weights or args.region, device, precision=args.precision)
         predictor = Predictor(
             model,
@@ -331,13 +326,6 @@ def predict(args: argparse.Namespace) -> int:
             ) as error:  # no reason to lose the page, or to call predictions failed
                 say(f"{args.report}: expected the reports of {ranks.count} processes, found: {error}")
     return write_html(args, model, told) or status if args.html else status
-
-
-def device_of(ranks: Ranks | None) -> str | None:
-    """Each process of torchrun has a GPU of its own, where there are GPUs."""
-    if ranks is None or not torch.cuda.is_available():
-        return None
-    return f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 
 def described(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .options import at_least
+from ..runtime.option_types import at_least
 from .output import say, tell
 
 ADDRESS = "127.0.0.1"  # never another: what is in a report is nobody else's business

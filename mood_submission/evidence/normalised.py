@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..model import Model
 from ..networks.detector import Detector
+from ..networks.layers import at_size
 
 # The logit of what lies outside the box round the anatomy.
 AIR_LOGIT = -12.0
@@ -186,13 +187,6 @@ def _quantile(values: Tensor, share: float, default: float) -> float:
     if not values.numel():
         return default
     return float(values.flatten().kthvalue(max(1, round(share * values.numel()))).values)
-
-
-def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) at another size, linear."""
-    if maps.shape[-2:] == tuple(size):
-        return maps
-    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def places(box: Box, size: torch.Size) -> Tensor:

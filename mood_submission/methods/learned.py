@@ -30,7 +30,7 @@ class Learned(Method):
         settings = evidence.about.detector
         if settings is None:
             return sample_of(evidence.logits)
-        return sample_of(evidence.logits, settings.bulk, settings.spread)
+        return sample_of(evidence.logits, settings.ordinary_quantile, settings.ordinary_spread_quantile)
 
     def pixel(self, evidence: Evidence) -> Tensor:
         """The softened logits: (N, S, S)."""
@@ -42,15 +42,16 @@ def soften_logits(logits: Tensor) -> Tensor:
     return (logits / LOGIT_SCALE).sigmoid()
 
 
-def sample_of(logits: Tensor, bulk: float = 0.0, spread: float = 0.0) -> float:
+def sample_of(logits: Tensor, ordinary_quantile: float = 0.0, ordinary_spread_quantile: float = 0.0) -> float:
     """The sample score of a volume's smoothed logits: of the mean of the highest, see `smoothing.top_mean`.
 
     logits: (N, H, W).
-    bulk, spread: see `DetectorSettings`.
+    ordinary_quantile, ordinary_spread_quantile: see `DetectorSettings`.
     Returns 0 .. 1.
     """
     highest = top_mean(logits)
-    if bulk:
-        usual, low = np.quantile(logits[:, ::2, ::2].cpu().numpy(), (bulk, spread))
-        highest -= float(2 * usual - low if spread else usual)
+    if ordinary_quantile:
+        quantiles = (ordinary_quantile, ordinary_spread_quantile)
+        usual, low = np.quantile(logits[:, ::2, ::2].cpu().numpy(), quantiles)
+        highest -= float(2 * usual - low if ordinary_spread_quantile else usual)
     return float(torch.tensor(highest / LOGIT_SCALE, dtype=torch.float64).sigmoid())

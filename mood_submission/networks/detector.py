@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import at_size
+
 CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
 FINE = 8  # channels at the slice's own resolution
 NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
 # Settings that told apart the detectors of earlier versions, which are not read any more.
 EARLIER = ("balanced", "boxed")
+# Settings that older files of this detector have under another name.
+RENAMED = {"bulk": "ordinary_quantile", "spread": "ordinary_spread_quantile"}
 
 
 def input_channels(context: tuple[int, ...]) -> int:
@@ -41,10 +45,11 @@ class DetectorSettings:
     along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
     restorations: of a slice, by default; 0: voxels too are scored by the reconstruction alone, which stands for them.
     context: which slices are read with a slice, as differences of index, itself among them: (..., 0, ...).
-    bulk: the sample score is taken from where the logits lie above this quantile of the volume's own, so that scans whose
-        logits are high all over do not score high; 0 for the logits as they are.
-    spread: a lower quantile than `bulk`. The sample score is then taken from as far above the quantile `bulk` as that lies
-        above this one, so that scans whose logits spread wide do not score high either; 0 for the quantile `bulk` itself.
+    ordinary_quantile: the volume's own logits are ordinary up to this quantile. The sample score tells how far the highest
+        lie above it, so that scans whose logits are high all over do not score high; 0 for the logits as they are.
+    ordinary_spread_quantile: a lower quantile. How far it lies below the other one is how wide ordinary logits spread. The
+        sample score then tells how far the highest lie above the ordinary quantile plus this width, so that scans whose
+        logits spread wide do not score high either; 0 to leave the width out.
     """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
@@ -53,24 +58,29 @@ class DetectorSettings:
     in_plane: float = 0.005
     restorations: int = 0
     context: tuple[int, ...] = CONTEXT
-    bulk: float = 0.0
-    spread: float = 0.0
+    ordinary_quantile: float = 0.0
+    ordinary_spread_quantile: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("widths", "context"):
             object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
-        if self.spread and not self.spread < self.bulk:
-            raise ValueError(f"detector: expected a spread below the bulk {self.bulk}, found {self.spread}")
+        ordinary, lower = self.ordinary_quantile, self.ordinary_spread_quantile
+        if lower and not lower < ordinary:
+            raise ValueError(
+                f"detector: expected an ordinary_spread_quantile below the ordinary_quantile {ordinary}, found {lower}"
+            )
         if 0 not in self.context:
             raise ValueError(f"detector: expected a context with the slice itself, 0, found {self.context}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DetectorSettings":
-        """The settings as `dataclasses.asdict` has them, or as files of this detector had them at first. Raises ValueError for
+        """The settings as `dataclasses.asdict` has them, or as older files of this detector have them. Raises ValueError for
         those of an earlier detector."""
         if not values.get("context") or ("balanced" in values and not values.get("boxed")):
             raise ValueError("an earlier version's detector, which is not read any more; train one anew")
-        return cls(**{name: value for name, value in values.items() if name not in EARLIER})
+        return cls(
+            **{RENAMED.get(name, name): value for name, value in values.items() if name not in EARLIER}
+        )
 
 
 def convolution(channels: int, wider: int, size: int = 3, stride: int = 1) -> nn.Sequential:
@@ -120,20 +130,9 @@ class Detector(nn.Module):
             kept.append(x)
             x = F.max_pool2d(x, 2, ceil_mode=True)
             if level == self.nll_level:
-                x = torch.cat([x, at_size_channels(nll.to(x.dtype), x.shape[-2:])], 1)
+                x = torch.cat([x, at_size(nll.to(x.dtype), x.shape[-2:])], 1)
             x = down(x)
         x = self.drop(x)
         for across, beside, up in zip(kept[::-1], self.beside[::-1], self.up[::-1]):
-            x = up(beside(torch.cat([across, at_size_channels(x, across.shape[-2:])], 1)))
-        return self.head(torch.cat([self.fine(maps), at_size_channels(self.last(x), maps.shape[-2:])], 1))[
-            :, 0
-        ]
-
-
-def at_size_channels(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Maps (B, C, h, w) at another size, linear."""
-    return (
-        maps
-        if maps.shape[-2:] == tuple(size)
-        else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
-    )
+            x = up(beside(torch.cat([across, at_size(x, across.shape[-2:])], 1)))
+        return self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))[:, 0]

@@ -64,3 +64,13 @@ def units_of(layers: nn.ModuleList) -> list[GatedResidualUnit]:
 def broadcast_position(position: Tensor, like: Tensor) -> Tensor:
     """(B, 1) relative positions -> (B, 1, H, W) constant image of the size and dtype of `like` (B, C, H, W)."""
     return position.to(like.dtype)[:, :, None, None].expand(-1, -1, like.shape[2], like.shape[3])
+
+
+def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Maps (B, h, w) or (B, C, h, w) at another size, linear; themselves where they have it."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    channels = maps if maps.dim() == 4 else maps[:, None]
+    return F.interpolate(channels, tuple(size), mode="bilinear", align_corners=False).view(
+        *maps.shape[:-2], *size
+    )

@@ -53,9 +53,8 @@ class MaskedConv2d(nn.Module):
         )
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.taps))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        nn.init.kaiming_uniform_(
-            self.weight, a=math.sqrt(5)
-        )  # what nn.Conv2d does, for the taps that are there
+        # what nn.Conv2d does, for the taps that are there
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def full_weight(self) -> Tensor:
         """(out, in, kernel // 2 + 1, kernel): the rows below the centre would be all zeros and are left out."""
@@ -125,9 +124,8 @@ class Block(nn.Module):
         key = F.elu(self.downsample_key(torch.cat([x, h, background], dim=1)))
         query = F.elu(self.downsample_query(torch.cat([h, background], dim=1)))
         attended = self.upsample(F.elu(self.attention(query, key)))
-        return self.out(
-            h, aux=attended[:, :, : h.shape[2], : h.shape[3]]
-        )  # an odd grid is one too large here
+        # an odd grid is one too large here
+        return self.out(h, aux=attended[:, :, : h.shape[2], : h.shape[3]])
 
 
 class PixelSNAIL(nn.Module):

@@ -1,11 +1,11 @@
 """How several processes share the volumes of a folder: dealt out beforehand (job arrays), or taken from one queue (torchrun)."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from ..runtime.torchrun import Process
 from ..volumes import Source
 
 TAKEN, DONE, FAILED, FINISHED = (
@@ -41,24 +41,19 @@ def shard(sources: Sequence[Source], number: int, count: int) -> list[Source]:
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The processes that torchrun has started, and the counters that they share.
+class Ranks(Process):
+    """This process among those that torchrun has started, and the counters that they share."""
 
-    rank: of this process, from 0 on. local: of this process on its machine, which is also its GPU's number. count: of all.
-    """
-
-    rank: int
-    local: int
-    count: int
     store: "dist.Store"
 
     @classmethod
     def from_environment(cls) -> "Ranks | None":
-        """What torchrun says of this process; None where it has not been started so, or alone."""
-        if not dist.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+        """This process; None where it has not been started by torchrun, or alone."""
+        process = Process.from_torchrun()
+        if process is None:
             return None
-        store, rank, count = next(iter(dist.rendezvous("env://")))
-        return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), count, store)
+        store, _, _ = next(iter(dist.rendezvous("env://")))
+        return cls(process.rank, process.local, process.count, store)
 
     def take(self, sources: Sequence[Source]) -> Iterator[Source]:
         """The volumes that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody.

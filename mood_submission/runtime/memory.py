@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-CPU_BYTES = (
-    1 << 29
-)  # what one computation takes of a CPU's memory at most: larger batches are no faster there
+# what one computation takes of a CPU's memory at most: larger batches are no faster there
+CPU_BYTES = 1 << 29
 CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "anon"),  # version 2, then version 1
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),

@@ -3,21 +3,100 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ...cli.options import restorations_option, share
-from ...cli.output import say, tell
+from ...cli.command import run_command
 from ...methods import table
 from ...model import Model
 from ...model_file import add_detector, load_model, networks_sha256
 from ...networks.detector import Detector, DetectorSettings
-from ...runtime.names import in_one_line
+from ...runtime.option_types import restorations_option, share
+from ...runtime.options import option
+from ...runtime.precision import DTYPES, STORED
+from ..training.checkpoints import RunError, load_detector
 from ..training.mean import mean_detector
-from ..training.run import RunError, load_detector
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenSettings:
+    """Settings of the detector that can be chosen anew; None for those that it was trained with."""
+
+    along: float | None = option(
+        "how far logits are smoothed from slice to slice: standard deviation, share of a volume's slices "
+        f"(default: {DetectorSettings.along})",
+        metavar="SHARE",
+        default=None,
+    )
+    in_plane: float | None = option(
+        f"and within slices, share of the side (default: {DetectorSettings.in_plane})",
+        metavar="SHARE",
+        default=None,
+    )
+    restorations: int | None = option(
+        f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
+        type=restorations_option,
+        metavar="N",
+        default=None,
+    )
+    ordinary_quantile: float | None = option(
+        "a volume's logits are ordinary up to this quantile of its own; sample scores tell how far the highest lie above "
+        f"it. 0: the logits as they are (default: {DetectorSettings.ordinary_quantile})",
+        type=share,
+        metavar="QUANTILE",
+        default=None,
+    )
+    ordinary_spread_quantile: float | None = option(
+        "a lower quantile: from it to --ordinary-quantile ordinary logits spread, and sample scores leave out that width "
+        f"too. 0: they do not (default: {DetectorSettings.ordinary_spread_quantile})",
+        type=share,
+        metavar="QUANTILE",
+        default=None,
+    )
+
+    def chosen(self, settings: DetectorSettings) -> DetectorSettings:
+        """The settings with what was chosen. Raises ValueError for what cannot be."""
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(settings, **given)
+
+
+def _default(task: str) -> str:
+    """The name of the first method that needs a detector."""
+    return next(method.name for method in table.methods(task) if method.needs_detector)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddDetectorOptions:
+    """Options of `add-detector`."""
+
+    run: Path = option("run folder of 'mood-submission train detector'", "run", metavar="RUN")
+    model: Path = option("model file", "model", metavar="MODEL.safetensors")
+    best: bool = option(
+        "the detector that did best on the run's validation volumes, instead of the last: where training went on for so "
+        "long that it learned its volumes by heart",
+        default=False,
+    )
+    mean_with: tuple[Path, ...] = option(
+        "further runs, or model files with a detector: each parameter is the mean of theirs. Where all started from one "
+        "detector, their mean is often better than each of them on volumes that they were not trained on",
+        metavar="RUN",
+        default=(),
+    )
+    out: Path | None = option(
+        "model file to write (default: the same)", "-o", "--out", metavar="FILE", default=None
+    )
+    dtype: str = option(
+        "how its parameters are stored (default: float32: variances of its batch norms may be too large for float16)",
+        choices=STORED,
+        default="float32",
+    )
+    sample_method: str = option(
+        "from then on the file's default", choices=lambda: table.names("sample"), default=_default("sample")
+    )
+    pixel_method: str = option(
+        "from then on the file's default", choices=lambda: table.names("pixel"), default=_default("pixel")
+    )
+    settings: ChosenSettings
 
 
 def _without_detector_scores(measured: dict) -> dict:
@@ -29,137 +108,47 @@ def _without_detector_scores(measured: dict) -> dict:
     }
 
 
-def _default(task: str) -> str:
-    """The name of the first method that needs a detector."""
-    return next(method.name for method in table.methods(task) if method.needs_detector)
+def _read(source: Path, best: bool, model: Model) -> tuple[Detector, dict]:
+    """The detector of a run or a model file, and what that says of its training. Raises RunError for one of other networks."""
+    if source.is_file():
+        file, other = source, load_model(source, "cpu")
+        if other.detector is None:
+            raise RunError(f"{source}: expected a model file with a detector, found none")
+        detector, about = other.detector, other.about.training.get("detector", {})
+        networks = networks_sha256(other)
+    else:
+        file, (detector, about) = source / "detector.pt", load_detector(source, best)
+        networks = about["networks"]
+    if networks != networks_sha256(model):
+        raise RunError(
+            f"{file}: expected a detector for the VQ-VAE and prior of {model.file}, found one that was trained with others"
+        )
+    return detector, about
 
 
-def _detectors(args: argparse.Namespace, model: Model) -> tuple[list[Detector], list[dict]]:
-    """The detectors that are named, and what each says of its training. Raises RunError for one of other networks."""
-    detectors, trained = [], []
-    for source in [args.run, *args.mean_with]:
-        if source.is_file():
-            file, other = source, load_model(source, "cpu")
-            if other.detector is None:
-                raise RunError(f"{source}: expected a model file with a detector, found none")
-            detector, about = other.detector, other.about.training.get("detector", {})
-            networks = networks_sha256(other)
-        else:
-            file, (detector, about) = source / "detector.pt", load_detector(source, args.best)
-            networks = about["networks"]
-        if networks != networks_sha256(model):
-            raise RunError(
-                f"{file}: expected a detector for the VQ-VAE and prior of {args.model}, found one that was trained "
-                f"with others"
-            )
-        detectors.append(detector)
-        trained.append(about)
-    return detectors, trained
+def add(options: AddDetectorOptions) -> list[str]:
+    """Write the model file. Returns a line on what is in it. Raises ValueError or OSError where it cannot be written."""
+    model = load_model(options.model, "cpu")
+    read = [_read(source, options.best, model) for source in (options.run, *options.mean_with)]
+    detector = mean_detector([detector for detector, _ in read])
+    trained, *others = (about for _, about in read)
+    if others:
+        trained = trained | {"mean_with": others}
+    detector.settings = options.settings.chosen(detector.settings)
+    about = dataclasses.replace(
+        model.about,
+        sample_method=options.sample_method,
+        pixel_method=options.pixel_method,
+        training=model.about.training | {"detector": trained},
+        healthy_voxels=_without_detector_scores(model.about.healthy_voxels),
+        healthy_samples=_without_detector_scores(model.about.healthy_samples),
+    )
+    out = options.out or options.model
+    add_detector(options.model, out, detector, about, DTYPES[options.dtype])
+    size, kinds = out.stat().st_size / 1e6, ", ".join(trained["kinds"])
+    return [f"{out}: {size:.1f} MB, detector of {trained['steps']} steps, kinds {kinds}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission add-detector", description=__doc__)
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="run folder of 'mood-submission train detector'"
-    )
-    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="the detector that did best on the run's validation volumes, instead of the last: where training went on "
-        "for so long that it learned its volumes by heart",
-    )
-    parser.add_argument(
-        "--mean-with",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="RUN",
-        help="further runs, or model files with a detector: each parameter is the mean of theirs. Where all started from "
-        "one detector, their mean is often better than each of them on volumes that they were not trained on",
-    )
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="how its parameters are stored (default: "
-        "float32: variances of its batch norms may be too large for float16)",
-    )
-    parser.add_argument(
-        "--sample-method",
-        choices=table.names("sample"),
-        default=_default("sample"),
-        help="from then on the file's default",
-    )
-    parser.add_argument(
-        "--pixel-method",
-        choices=table.names("pixel"),
-        default=_default("pixel"),
-        help="from then on the file's default",
-    )
-    parser.add_argument(
-        "--along",
-        type=float,
-        metavar="SHARE",
-        help="how far logits are smoothed from slice to slice: standard "
-        f"deviation, share of a volume's slices (default: {DetectorSettings.along})",
-    )
-    parser.add_argument(
-        "--in-plane",
-        type=float,
-        metavar="SHARE",
-        help=f"and within slices, share of the side (default: {DetectorSettings.in_plane})",
-    )
-    parser.add_argument(
-        "--restorations",
-        type=restorations_option,
-        metavar="N",
-        help=f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
-    )
-    parser.add_argument(
-        "--bulk",
-        type=share,
-        metavar="QUANTILE",
-        help="sample scores are told from where a volume's logits lie above this quantile of its own; 0: as they are "
-        f"(default: {DetectorSettings.bulk})",
-    )
-    parser.add_argument(
-        "--spread",
-        type=share,
-        metavar="QUANTILE",
-        help="with --bulk: from as far above that quantile as it lies above this lower one, so that scans whose logits "
-        f"spread wide do not score high either; 0: from that quantile (default: {DetectorSettings.spread})",
-    )
-    args = parser.parse_args(argv)
-    try:
-        model = load_model(args.model, "cpu")
-        detectors, (trained, *others) = _detectors(args, model)
-        detector = mean_detector(detectors)
-        if others:
-            trained = trained | {"mean_with": others}
-        chosen = {
-            name: value
-            for name in ("along", "in_plane", "restorations", "bulk", "spread")
-            if (value := getattr(args, name)) is not None
-        }
-        detector.settings = dataclasses.replace(detector.settings, **chosen)
-        about = dataclasses.replace(
-            model.about,
-            sample_method=args.sample_method,
-            pixel_method=args.pixel_method,
-            training=model.about.training | {"detector": trained},
-            healthy_voxels=_without_detector_scores(model.about.healthy_voxels),
-            healthy_samples=_without_detector_scores(model.about.healthy_samples),
-        )
-        add_detector(args.model, args.out or args.model, detector, about, DTYPES[args.dtype])
-    except (ValueError, OSError) as error:
-        say(f"mood-submission add-detector: {in_one_line(error)}")
-        return 1
-    out = args.out or args.model
-    tell(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, detector of {trained['steps']} steps, kinds {', '.join(trained['kinds'])}"
-    )
-    return 0
+    return run_command(parser, AddDetectorOptions, add, argv)

@@ -12,20 +12,13 @@ from pathlib import Path
 import torch
 
 from ...about import ModelError
-from ...cli.options import (
-    add_device,
-    add_precision,
-    add_region,
-    add_weights,
-    positive,
-    restorations_option,
-    slices_option,
-)
+from ...cli.options import add_device, add_precision, add_region, add_weights
 from ...cli.output import say, tell
 from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.files import write_text
 from ...runtime.names import in_one_line
+from ...runtime.option_types import positive, restorations_option, slices_option
 from ...volumes import VolumeError
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..measuring.profile import matrix_speed, profile, table
@@ -82,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def toy(region: str, size: int, folder: Path) -> Path:
     """Make a healthy toy volume in a process of its own, so that its memory does not count here. Returns its file."""
     words = f"--region {region} --volumes 1 --size {size} --healthy-fraction 1 -o".split()
-    here = str(Path(__file__).resolve().parents[2])  # where this package is, installed or not
+    here = str(Path(__file__).resolve().parents[3])  # where this package is, installed or not
     subprocess.run(
         [sys.executable, "-m", "mood_submission", "make-toy", *words, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))},

@@ -13,15 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ...about import About
-from ...cli.options import (
-    add_device,
-    add_names_file,
-    add_region,
-    add_scoring,
-    add_weights,
-    names_in,
-    positive,
-)
+from ...cli.options import add_device, add_names_file, add_region, add_scoring, add_weights, names_in
 from ...cli.output import Progress, say, tell
 from ...methods import table as table_of_methods
 from ...model import Model
@@ -30,6 +22,7 @@ from ...predictor import Predictor
 from ...runtime.files import write_text
 from ...runtime.integrity import content_sha256
 from ...runtime.names import as_text, in_one_line
+from ...runtime.option_types import positive
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_of
 from ...volumes import Source, VolumeError, named_volumes
@@ -221,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = plan(list(files), args.planted, args.seed)
         scorings: dict[Path, Scoring] = {args.out / "cases": model_scores}
         if args.vae:
-            from ..training.run import load_vae
+            from ..training.checkpoints import load_vae
 
             folder = args.out / f"cases_vae_{digest(args.vae / 'vae.pt')}"
             scorings[folder] = vae_scores(load_vae(args.vae)[0])

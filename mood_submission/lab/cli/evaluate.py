@@ -4,61 +4,48 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...cli.options import at_least
-from ...cli.output import say, tell
+from ...cli.command import run_command
 from ...runtime.contract import TASKS
 from ...runtime.files import write_text
-from ...runtime.names import in_one_line
+from ...runtime.option_types import at_least
+from ...runtime.options import option
 from ..evaluation.challenge import Evaluation, evaluate_pixel, evaluate_sample, read_mask
 from ..evaluation.details import Details
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="mood-submission evaluate",
-        description=__doc__,
-        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `evaluate`."""
+
+    pred: Path = option("folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)")
+    label: Path = option("toy_label folder, or its pixel or sample subfolder")
+    task: str = option("one score per volume, or one per voxel", choices=TASKS)
+    bootstrap: int = option(
+        "resamples of the volumes for the interval; 0: none", type=at_least(0), default=1000
     )
-    parser.add_argument(
-        "--pred", type=Path, required=True, help="folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)"
+    seed: int = option("seed of the resampling", type=at_least(0), default=0)
+    objects: bool = option(
+        "with --task pixel: count whole objects too, at many scores; reads all files again", default=False
     )
-    parser.add_argument(
-        "--label", type=Path, required=True, help="toy_label folder, or its pixel or sample subfolder"
-    )
-    parser.add_argument("--task", choices=TASKS, required=True, help="one score per volume, or one per voxel")
-    parser.add_argument(
-        "--bootstrap",
-        type=at_least(0),
-        default=1000,
-        help="resamples of the volumes for the interval; 0: none",
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the resampling")
-    parser.add_argument(
-        "--objects",
-        action="store_true",
-        help="with --task pixel: count whole objects too, at many scores; reads all files again",
-    )
-    parser.add_argument(
-        "--findings",
-        type=Path,
+    findings: Path | None = option(
+        "with --task pixel: count the objects that 'predict --findings' wrote there",
         metavar="DIR",
-        help="with --task pixel: count the objects that 'predict --findings' wrote there",
+        default=None,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
-    parser.add_argument("--cases", type=Path, metavar="FILE.csv", help="write a row for every case here")
-    parser.add_argument(
-        "--curves", type=Path, metavar="FILE.png", help="draw precision-recall and ROC curves here"
+    json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
+    cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
+    curves: Path | None = option(
+        "draw precision-recall and ROC curves here", metavar="FILE.png", default=None
     )
-    return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace) -> tuple[Evaluation, Details]:
+def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
     """The challenge's figure and what lies behind it. Raises ValueError, OSError."""
     details = Details.beside(args.label, args.task)
     if args.task == "sample":
@@ -105,22 +92,26 @@ def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
     return lines + [f"  {line}" for line in result.missing]
 
 
+def _told(args: EvaluateOptions) -> list[str]:
+    """What is printed, when all files that were asked for are written."""
+    result, details = evaluate(args)
+    if args.json:
+        figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
+        write_text(args.json, json.dumps(finite(figures), indent=1) + "\n")
+    if args.cases:
+        details.write_cases(args.cases)
+    if args.curves:
+        details.plot_curves(args.curves)
+    return told(result, details, args.bootstrap > 0)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        result, details = evaluate(args)
-        if args.json:
-            figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
-            write_text(args.json, json.dumps(finite(figures), indent=1) + "\n")
-        if args.cases:
-            details.write_cases(args.cases)
-        if args.curves:
-            details.draw_curves(args.curves)
-    except (ValueError, OSError) as error:
-        say(f"evaluate: {in_one_line(error)}")
-        return 1
-    tell(*told(result, details, args.bootstrap > 0))
-    return 0
+    parser = argparse.ArgumentParser(
+        prog="mood-submission evaluate",
+        description=__doc__,
+        epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
+    )
+    return run_command(parser, EvaluateOptions, _told, argv)
 
 
 def finite(value: Any) -> Any:

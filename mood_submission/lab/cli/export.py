@@ -3,23 +3,37 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ...about import About
-from ...cli.output import say, tell
+from ...cli.command import run_command
 from ...methods import table
 from ...methods.top import Top
 from ...model_file import save_model
 from ...preprocessing import Preprocessing
-from ...runtime.names import in_one_line
-from ..training.run import RunError, load_prior, load_vqvae
+from ...runtime.options import option
+from ...runtime.precision import DTYPES, STORED
+from ..training.checkpoints import RunError, load_prior, load_vqvae
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `export`."""
+
+    runs: tuple[Path, ...] = option("run folder(s) of mood-submission train", "runs", metavar="RUN")
+    out: Path = option("model file to write", "-o", "--out", metavar="FILE.safetensors")
+    dtype: str = option("how parameters are stored", choices=STORED, default="float16")
+    sample_method: str = option(
+        "how sample scores are made by default", choices=lambda: table.names("sample"), default=Top.name
+    )
+    data: str | None = option("what it was trained on, for the file's metadata", metavar="TEXT", default=None)
+    licence: str | None = option(
+        "licence of the weights, for the file's metadata", metavar="TEXT", default=None
+    )
 
 
-def holding(runs: list[Path], name: str) -> Path:
+def holding(runs: Sequence[Path], name: str) -> Path:
     """The one run folder that has a checkpoint of that name."""
     found = [run for run in runs if (run / f"{name}.pt").exists()]
     if len(found) != 1:
@@ -27,64 +41,35 @@ def holding(runs: list[Path], name: str) -> Path:
     return found[0]
 
 
-def export(runs: list[Path], out: Path, dtype: torch.dtype, sample_method: str, notes: dict) -> About:
-    vqvae, vqvae_about = load_vqvae(holding(runs, "vqvae"))
-    prior, prior_about = load_prior(holding(runs, "prior"))
+def export(options: ExportOptions) -> list[str]:
+    """Write the model file. Returns a line on what is in it. Raises RunError for runs that are not finished."""
+    vqvae, vqvae_about = load_vqvae(holding(options.runs, "vqvae"))
+    prior, prior_about = load_prior(holding(options.runs, "prior"))
     if "measured" not in prior_about:
         raise RunError(
-            f"{holding(runs, 'prior') / 'prior.pt'}: expected a finished run with its thresholds, found one "
+            f"{holding(options.runs, 'prior') / 'prior.pt'}: expected a finished run with its thresholds, found one "
             f"that was stopped; finish it with --resume"
         )
     measured = prior_about.pop("measured")
-    training = {"vqvae": vqvae_about, "prior": prior_about, "validation": measured["validation"]} | notes
+    notes = {name: value for name in ("data", "licence") if (value := getattr(options, name))}
+    training = {"vqvae": vqvae_about, "prior": prior_about, "validation": measured["validation"]}
     about = About(
-        prior_about["region"],
-        vqvae.settings,
-        prior.settings,
-        Preprocessing.from_dict(prior_about["preprocessing"]),
+        region=prior_about["region"],
+        vqvae=vqvae.settings,
+        prior=prior.settings,
+        preprocessing=Preprocessing.from_dict(prior_about["preprocessing"]),
         pixel_threshold=measured["thresholds"]["pixel"],
         sample_threshold=measured["thresholds"]["sample"],
-        sample_method=sample_method,
+        sample_method=options.sample_method,
         **measured["calibration"],
-        training=training,
+        training=training | notes,
     )
-    save_model(out, vqvae, prior, about, dtype)
-    return about
+    save_model(options.out, vqvae, prior, about, DTYPES[options.dtype])
+    told = ("pixel_threshold", "sample_threshold", "sample_scale", "top_reference")
+    figures = json.dumps({name: getattr(about, name) for name in told})
+    return [f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission export", description=__doc__)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run folder(s) of mood-submission train"
-    )
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="model file to write"
-    )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float16", help="how parameters are stored (default: float16)"
-    )
-    parser.add_argument(
-        "--sample-method",
-        choices=table.names("sample"),
-        default=Top.name,
-        help=f"how sample scores are made by default (default: {Top.name})",
-    )
-    parser.add_argument("--data", metavar="TEXT", help="what it was trained on, for the file's metadata")
-    parser.add_argument("--licence", metavar="TEXT", help="licence of the weights, for the file's metadata")
-    args = parser.parse_args(argv)
-    notes = {name: value for name, value in (("data", args.data), ("licence", args.licence)) if value}
-    try:
-        about = export(args.runs, args.out, DTYPES[args.dtype], args.sample_method, notes)
-    except (RunError, ValueError) as error:
-        say(f"mood-submission export: {in_one_line(error)}")
-        return 1
-    figures = json.dumps(
-        {
-            "pixel_threshold": about.pixel_threshold,
-            "sample_threshold": about.sample_threshold,
-            "sample_scale": about.sample_scale,
-            "top_reference": about.top_reference,
-        }
-    )
-    tell(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}")
-    return 0
+    return run_command(parser, ExportOptions, export, argv)

@@ -3,22 +3,22 @@
 import argparse
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from ...about import About
-from ...cli.options import add_region
-from ...cli.output import say
+from ...cli.command import run_command
 from ...model_file import save_model
 from ...networks.checkpoint_names import PublishedCheckpointError, convert_prior, convert_vqvae
 from ...networks.pixelsnail import PixelSNAIL
 from ...networks.vqvae import VQVAE
 from ...preprocessing import Preprocessing
-from ...runtime.names import in_one_line
-
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+from ...runtime.contract import REGIONS
+from ...runtime.options import option
+from ...runtime.precision import DTYPES
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
@@ -58,43 +58,39 @@ def read_network(file: Path, kind: type[Network], convert: Callable[[dict], tupl
     return network
 
 
-def import_checkpoints(
-    features: Path, latent: Path, region: str, out: Path, stem_padding: int, dtype: torch.dtype | None
-) -> None:
-    vqvae = read_network(features, VQVAE, lambda state: convert_vqvae(state, stem_padding))
-    prior = read_network(latent, PixelSNAIL, convert_prior)
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `import-reference`."""
+
+    features: Path = option("state dictionary of the VQ-VAE", "features", metavar="FEATURES.pt")
+    latent: Path = option("state dictionary of the prior", "latent", metavar="LATENT.pt")
+    region: str = option(None, choices=REGIONS)
+    out: Path = option("model file to write", "-o", "--out", metavar="OUT.safetensors")
+    stem_padding: int = option(
+        "padding of the VQ-VAE's first convolution: 0 in the published weights, 3 in the authors' later "
+        "notebook (default: 0)",
+        default=0,
+    )
+    dtype: str | None = option(
+        "store parameters so (default: as they are)", choices=tuple(DTYPES), default=None
+    )
+
+
+def import_checkpoints(options: ImportOptions) -> list[str]:
+    """Write the model file. There is nothing to tell of it. Raises PublishedCheckpointError for other checkpoints."""
+    vqvae = read_network(options.features, VQVAE, lambda state: convert_vqvae(state, options.stem_padding))
+    prior = read_network(options.latent, PixelSNAIL, convert_prior)
     about = About(
-        region,
+        options.region,
         vqvae.settings,
         prior.settings,
-        Preprocessing.published(region),
+        Preprocessing.published(options.region),
         training={"source": "imported from the published submission's checkpoints"},
     )
-    save_model(out, vqvae, prior, about, dtype)
+    save_model(options.out, vqvae, prior, about, DTYPES.get(options.dtype or ""))
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission import-reference", description=__doc__)
-    parser.add_argument("features", type=Path, metavar="FEATURES.pt", help="state dictionary of the VQ-VAE")
-    parser.add_argument("latent", type=Path, metavar="LATENT.pt", help="state dictionary of the prior")
-    add_region(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="OUT.safetensors", help="model file to write"
-    )
-    parser.add_argument(
-        "--stem-padding",
-        type=int,
-        default=0,
-        help="padding of the VQ-VAE's first convolution: 0 in the published weights (the default), "
-        "3 in the authors' later notebook",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="store parameters so (default: as they are)")
-    args = parser.parse_args(argv)
-    try:
-        import_checkpoints(
-            args.features, args.latent, args.region, args.out, args.stem_padding, DTYPES.get(args.dtype)
-        )
-    except PublishedCheckpointError as error:
-        say(f"mood-submission import-reference: {in_one_line(error)}")
-        return 1
-    return 0
+    return run_command(parser, ImportOptions, import_checkpoints, argv)

@@ -2,75 +2,88 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ...cli.options import add_names_file, add_region, at_least, names_in, share
-from ...cli.output import say, tell
-from ...runtime.names import in_one_line
+from ...cli.command import run_command
+from ...cli.options import names_in
+from ...runtime.contract import REGIONS
+from ...runtime.option_types import at_least, share
+from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_toy
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """Options of `make-toy`."""
+
+    region: str = option(None, choices=REGIONS)
+    out: Path = option("folder to write under", "-o", "--out", metavar="DATA")
+    source: Path | None = option(
+        "plant in these healthy volumes instead", "--from", metavar="FOLDER", default=None
+    )
+    names: str | None = option(
+        "with --from: only the volumes NAME.nii.gz called so", metavar="A,B", default=None, not_with="names"
+    )
+    names_file: Path | None = option(
+        "with --from: the same, one name a line", metavar="FILE", default=None, not_with="names"
+    )
+    volumes: int | None = option("how many (default: 4, with --from all)", type=at_least(1), default=None)
+    size: int | None = option(
+        "voxels a side of made-up volumes (default: 128)", type=at_least(SMALLEST), default=None
+    )
+    seed: int = option("of what is planted where, and of made-up volumes", type=at_least(0), default=0)
+    kinds: tuple[str, ...] = option(
+        f"of anomaly (default: all, {', '.join(KINDS)})", choices=KINDS, metavar="KIND", default=KINDS
+    )
+    healthy_fraction: float = option("share left healthy", type=share, default=0.5)
+
+    def __post_init__(self) -> None:
+        if self.source is None and (self.names or self.names_file):
+            raise argparse.ArgumentError(
+                None, "--names and --names-file choose from the folder given with --from"
+            )
+        if self.source is not None and self.size is not None:
+            raise argparse.ArgumentError(
+                None, "--size is for made-up volumes; with --from volumes keep their own grid"
+            )
+
+    def chosen_names(self) -> list[str] | None:
+        """Names of the volumes to take; None for all. Raises ValueError for a file without any, OSError for one not there."""
+        if self.names_file is None:
+            return self.names.split(",") if self.names else None
+        names = names_in(self.names_file)
+        if not names:
+            raise ValueError(f"{self.names_file}: expected names of volumes, found none")
+        return names
+
+
+def make(options: ToyOptions) -> list[str]:
+    """Write the cases. Returns a line on what they are. Raises ValueError, OSError."""
+    records = make_toy(
+        options.region,
+        options.out,
+        volumes=options.volumes,
+        size=options.size,
+        seed=options.seed,
+        source=options.source,
+        kinds=options.kinds,
+        healthy_fraction=options.healthy_fraction,
+        names=options.chosen_names(),
+    )
+    source, planted = options.source, sum(record["kind"] is not None for record in records.values())
+    origins = f"volumes of {source.name}" if source else next(iter(records.values()))["origin"]
+    where = options.out / options.region
+    return [f"{len(records)} {options.region} cases ({origins}), {planted} with an anomaly, under {where}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mood-submission make-toy",
         description=__doc__,
         epilog="Writes DATA/REGION/toy/NAME.nii.gz and DATA/REGION/toy_label/{pixel,sample,anomalies.json}. Without "
         "--from, brains are deformed from nilearn's MNI152 template where nilearn is installed, else procedural.",
     )
-    add_region(parser)
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DATA", help="folder to write under")
-    parser.add_argument(
-        "--from", dest="source", type=Path, metavar="FOLDER", help="plant in these healthy volumes instead"
-    )
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--names", metavar="A,B", help="with --from: only the volumes NAME.nii.gz called so")
-    add_names_file(chosen, "with --from: the same, one name a line")
-    parser.add_argument("--volumes", type=at_least(1), help="how many (default: 4, with --from all)")
-    parser.add_argument(
-        "--size", type=at_least(SMALLEST), help="voxels a side of made-up volumes (default: 128)"
-    )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
-    parser.add_argument(
-        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS)
-    )
-    parser.add_argument(
-        "--healthy-fraction", type=share, default=0.5, help="share left healthy (default: 0.5)"
-    )
-    args = parser.parse_args(argv)
-    if args.source is None and (args.names or args.names_file):
-        parser.error("--names and --names-file choose from the folder given with --from")
-    if args.source is not None and args.size is not None:
-        parser.error("--size is for made-up volumes; with --from volumes keep their own grid")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        names = args.names.split(",") if args.names else None
-        if args.names_file:
-            names = names_in(args.names_file)
-            if not names:
-                raise ValueError(f"{args.names_file}: expected names of volumes, found none")
-        records = make_toy(
-            args.region,
-            args.out,
-            args.volumes,
-            args.size,
-            args.seed,
-            args.source,
-            args.kinds,
-            args.healthy_fraction,
-            names,
-        )
-    except (ValueError, OSError) as error:
-        say(f"make_toy: {in_one_line(error)}")
-        return 1
-    origins = "volumes of " + args.source.name if args.source else next(iter(records.values()))["origin"]
-    planted = sum(record["kind"] is not None for record in records.values())
-    tell(
-        f"{len(records)} {args.region} cases ({origins}), {planted} with an anomaly, under {args.out / args.region}"
-    )
-    return 0
+    return run_command(parser, ToyOptions, make, argv)

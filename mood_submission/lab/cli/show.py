@@ -39,7 +39,7 @@ def load_row(source: Source, predicted: Path, labels: Path | None) -> Row:
     return Row({name: array[:, ::-1, z].T for name, array in arrays.items()}, z)
 
 
-def draw(rows: dict[str, Row], out: Path) -> None:
+def plot(rows: dict[str, Row], out: Path) -> None:
     """A row of pictures for each volume, by name, as a PNG file."""
     import matplotlib
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
         rows = {source.name: load_row(source, args.predicted, labels) for source in sources}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(rows, args.out)
+        plot(rows, args.out)
     except (VolumeError, OSError) as error:
         say(f"mood-submission show: {in_one_line(error)}")
         return 1

@@ -41,7 +41,7 @@ class Evaluation:
 
 
 def _result(
-    task: str, counts: np.ndarray, missing: list[str], resamples: int, seed: int, where: Path
+    task: str, counts: np.ndarray, missing: list[str], *, resamples: int, seed: int, where: Path
 ) -> Evaluation:
     negatives, positives = counts.sum(0)
     if not positives.sum():
@@ -49,7 +49,16 @@ def _result(
     ap = float(average_precision(negatives, positives))
     low, high = bootstrap_interval(counts, resamples, seed) if resamples else (ap, ap)
     total = int(positives.sum())
-    return Evaluation(task, ap, low, high, total / int(counts.sum()), len(counts), total, missing)
+    return Evaluation(
+        task,
+        ap,
+        low,
+        high,
+        chance=total / int(counts.sum()),
+        cases=len(counts),
+        positives=total,
+        missing=missing,
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -152,7 +161,7 @@ def evaluate_pixel(
             scores = np.zeros(labels.shape, np.float16)
         counts[i] = score_counts(scores, labels)
         each(label_path.name, scores, labels, counts[i])
-    return _result("pixel", counts, missing, bootstrap, seed, label_dir)
+    return _result("pixel", counts, missing, resamples=bootstrap, seed=seed, where=label_dir)
 
 
 def evaluate_sample(
@@ -184,4 +193,4 @@ def evaluate_sample(
     values, place = np.unique(scores, return_inverse=True)
     counts = np.zeros((len(cases), 2, len(values)), np.int64)
     counts[np.arange(len(cases)), labels, place] = 1
-    return _result("sample", counts, missing, bootstrap, seed, label_dir)
+    return _result("sample", counts, missing, resamples=bootstrap, seed=seed, where=label_dir)

@@ -118,7 +118,7 @@ class Details:
         if positives and "volume_ml" in record:
             size = next(size for size, most in SIZES_ML.items() if float(record["volume_ml"]) <= most)
         origin = str(record.get("origin", name))
-        case = Judged(name, kind, size, source_of(origin), counts, positives)
+        case = Judged(name, kind, size, source_of(origin), counts, voxels=positives)
         self.cases.append(case)
         return case
 
@@ -228,7 +228,7 @@ class Details:
             table.writerow(row + ([f"{case.ap:.6g}"] if self.task == "pixel" else []))
         write_text(file, text.getvalue())
 
-    def draw_curves(self, file: Path) -> None:
+    def plot_curves(self, file: Path) -> None:
         """A picture of the precision-recall curve and the ROC curve of all cases together."""
         import matplotlib
 

@@ -13,9 +13,8 @@ from ...findings.thresholds import CHALLENGE_VOXELS, CORNERS
 SIZE_RATIO = (0.5, 2.0)  # that a component's size may have to the object's
 PRO_LIMIT = 0.3  # false positive rate up to which regions' overlap is integrated
 HEALTHY_RATES = (0.01, 0.05)  # false positive rates at which Dice is told
-OBJECT_RATES = np.geomspace(
-    1e-5, 3e-2, 20
-)  # false positive rates of voxels at whose scores objects are counted
+# false positive rates of voxels at whose scores objects are counted
+OBJECT_RATES = np.geomspace(1e-5, 3e-2, 20)
 
 
 def rates(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,8 +94,8 @@ class ObjectCounts:
 def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     """Objects as the challenge has counted them since 2023, as far as participants' published code shows it.
 
-    label: bool (X, Y, Z). predicted: bool likewise, or numbers of objects as `predict --findings` writes them. Components (voxels that touch at a corner are one) of more than 8 voxels count. A true
-    object is found by a component whose centre of mass lies in it and whose size is between half and double its own; each
+    label: bool (X, Y, Z). predicted: bool likewise, or numbers of objects as `predict --findings` writes them. Components
+    (voxels that touch at a corner are one) of more than 8 voxels count. A true object is found by a component whose centre of mass lies in it and whose size is between half and double its own; each
     component finds one object at most, and each object is found once.
     """
     objects, sizes = components_of(label)

@@ -21,9 +21,8 @@ def score_counts(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((2, VALUES), np.int64)
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK]
-        part = np.where(
-            part > INFINITY, 0, np.minimum(part, ONE)
-        )  # NaN, and all with the sign, are above infinity
+        # NaN, and all with the sign, are above infinity
+        part = np.where(part > INFINITY, 0, np.minimum(part, ONE))
         positive = part[labels[start : start + CHUNK]]
         in_positive = np.bincount(positive, minlength=VALUES)
         counts[0] += np.bincount(part, minlength=VALUES) - in_positive

@@ -124,7 +124,8 @@ def choose_site(
     )
     offset = [a.astype(np.float32) - c for a, c in zip(np.ogrid[box], centre, strict=True)]
     distance = outline(offset, radii, rng)
-    return Site(volume, body, centre, radii, box, offset, distance, (distance < 1) & body[box])
+    inside = (distance < 1) & body[box]
+    return Site(volume, body, centre, radii, box, offset=offset, distance=distance, inside=inside)
 
 
 # --- the kinds: each returns the box's new values, float32, not yet clipped and not yet cut to the shape -------------
@@ -273,6 +274,35 @@ def visible_part(site: Site, new: np.ndarray) -> np.ndarray:
     return site.inside & (near >= 0.35 * shape) & (shape > 0)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """An anomaly at one place: the box's new values, float32, the part that is seen, bool, and what it is worth: 1 for enough."""
+
+    site: Site
+    new: np.ndarray
+    seen: np.ndarray
+    worth: float
+
+    def put(self, volume: np.ndarray, everywhere: bool) -> tuple[np.ndarray, np.ndarray]:
+        """A copy of the volume with the new values, where they are seen or everywhere in the box; and the mask, bool."""
+        result, mask = volume.copy(order="K"), np.zeros(volume.shape, bool)
+        mask[self.site.box] = self.seen
+        result[self.site.box] = self.new if everywhere else np.where(self.seen, self.new, self.site.patch)
+        return result, mask
+
+
+def best_attempt(attempt: Callable[[], Attempt | None], most: int) -> Attempt | None:
+    """Of at most so many attempts the first that is worth 1, else the one worth most; None where all came to nothing."""
+    best: Attempt | None = None
+    for _ in range(most):
+        found = attempt()
+        if found is not None and (best is None or found.worth > best.worth):
+            best = found
+        if best is not None and best.worth >= 1:
+            break
+    return best
+
+
 def _check(volume: np.ndarray, kind: str, radius_fraction: tuple[float, float]) -> None:
     if volume.ndim != 3 or volume.dtype != np.float32:
         raise ValueError(f"volume: expected float32 (X, Y, Z), found {volume.dtype} {volume.shape}")
@@ -297,29 +327,24 @@ def plant_with_details(
     if not body.any():
         raise ValueError("nothing to plant in: no body (no voxels above the threshold) in the volume")
     places = places_of(body)
-    best: tuple[float, Site, np.ndarray, np.ndarray] | None = None
-    for _ in range(ATTEMPTS):
+
+    def attempt() -> Attempt | None:
         site = choose_site(volume, body, places, radius_fraction, rng)
         if not site.inside.any():
-            continue
+            return None
         new = np.clip(MAKERS[kind](site, rng), 0, 1).astype(np.float32)
         seen = visible_part(site, new)
         if not seen.any():
-            continue
+            return None
         covered = seen.sum() / site.inside.sum()
         visible = float(np.abs(new - site.patch)[seen].mean())
-        worth = min(covered / COVERED, 1) * min(visible / VISIBLE, 1)
-        if best is None or worth > best[0]:
-            best = (worth, site, new, seen)
-        if worth >= 1:
-            break
+        return Attempt(site, new, seen, min(covered / COVERED, 1) * min(visible / VISIBLE, 1))
+
+    best = best_attempt(attempt, ATTEMPTS)
     if best is None:
         raise ValueError(f"no place found where an anomaly of kind {kind!r} would change the volume")
-    _, site, new, seen = best
-    result, mask = volume.copy(order="K"), np.zeros(volume.shape, bool)
-    result[site.box][seen] = new[seen]
-    mask[site.box] = seen
-    return Planted(result, mask, kind, site.centre, three(round(float(r), 2) for r in site.radii))
+    radii = three(round(float(r), 2) for r in best.site.radii)
+    return Planted(*best.put(volume, everywhere=False), kind, best.site.centre, radii)
 
 
 def plant(

@@ -112,9 +112,8 @@ def brain_template_subject(size: int, rng: np.random.Generator) -> np.ndarray:
     places = _template_places(size, affine, rng)
     blur = 0.35 * FRAME_MM["brain"] / size  # voxels are coarser than the template's: no aliasing
     smooth = ndimage.gaussian_filter(template, blur)
-    smooth += 0.45 * (
-        smooth - ndimage.gaussian_filter(template, blur + 1.5)
-    )  # an average of many brains is soft
+    # an average of many brains is soft
+    smooth += 0.45 * (smooth - ndimage.gaussian_filter(template, blur + 1.5))
     image = ndimage.map_coordinates(smooth, places, order=1, mode="constant")
     mask = ndimage.map_coordinates((template > 0).astype(np.float32), places, order=1, mode="constant") > 0.5
     # The template's greys (its 1, 10, 50, 90, 99% points among others) to the training data's.
@@ -225,12 +224,10 @@ def abdom_phantom(size: int, rng: np.random.Generator, depth: int | None = None)
     shape = (size, size, depth)
     x, y, z = axes = [_axis(n, axis) for axis, n in enumerate(shape)]
     wide, high, fat = rng.uniform(0.82, 0.88), rng.uniform(0.56, 0.64), rng.uniform(0.12, 0.3)
-    round_off = 0.9 + 0.1 * np.cos(
-        4 * np.arctan2(y / high, x / wide)
-    )  # a body is a little squarer than an ellipse
-    body = _ellipsoid((x, y), (_drift(z, 0.01, rng), 0.02 + _drift(z, 0.01, rng)), (wide, high)) * (
-        1.1 - 0.1 * round_off
-    )
+    # a body is a little squarer than an ellipse
+    round_off = 0.9 + 0.1 * np.cos(4 * np.arctan2(y / high, x / wide))
+    body = _ellipsoid((x, y), (_drift(z, 0.01, rng), 0.02 + _drift(z, 0.01, rng)), (wide, high))
+    body = body * (1.1 - 0.1 * round_off)
     ripple = _field(shape, 6, rng)
     body = body + 0.008 * ripple
     bowel = _field(shape, 11, rng)

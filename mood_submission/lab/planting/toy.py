@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -97,25 +98,21 @@ def _folders(out: Path, region: str, names: Sequence[str]) -> tuple[Path, Path, 
     return folders
 
 
-def _check_arguments(
-    region: str,
-    volumes: int | None,
-    size: int | None,
-    source: str | Path | None,
-    kinds: Sequence[str],
-    healthy_fraction: float,
-    names: Sequence[str] | None,
-) -> None:
-    """Raises ValueError for what `make_toy` cannot do."""
-    unknown = [kind for kind in kinds if kind not in KINDS]
+def _check_arguments(region: str, kinds: Sequence[str], healthy_fraction: float) -> None:
+    """Raises ValueError for what `make_toy` does not know."""
     if region not in REGIONS:
         raise ValueError(f"region: expected one of {', '.join(REGIONS)}, found {region!r}")
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
-        raise ValueError(
-            f"kinds: expected some of {', '.join(KINDS)}, found {unknown[0] if unknown else 'none'}"
-        )
+        raise ValueError(f"kinds: expected some of {', '.join(KINDS)}, found {(unknown or ['none'])[0]}")
     if not 0 <= healthy_fraction <= 1:
         raise ValueError(f"healthy_fraction: expected 0 to 1, found {healthy_fraction}")
+
+
+def _check_source(
+    source: str | Path | None, volumes: int | None, size: int | None, names: Sequence[str] | None
+) -> None:
+    """Raises ValueError for what does not go with volumes from a folder, or without."""
     if volumes is not None and volumes < 1:
         raise ValueError(f"volumes: expected 1 or more, found {volumes}")
     if source is None and names:
@@ -148,7 +145,8 @@ def make_toy(
     voxels, volume_ml. Raises ValueError for arguments that cannot be, unusable volumes, and folders with other cases in them.
     """
     out = Path(out)
-    _check_arguments(region, volumes, size, source, kinds, healthy_fraction, names)
+    _check_arguments(region, kinds, healthy_fraction)
+    _check_source(source, volumes, size, names)
     size = 128 if size is None else size
     _check_size(size)
     files = None if source is None else _pick(Path(source), names, volumes, seed)
@@ -159,9 +157,7 @@ def make_toy(
         _assign(cases, kinds, healthy_fraction, seed).items(), f"{region} toys", disable=None
     ):
         if files is None:
-            origin, make = _generator(region)
-            data = make(size, np.random.default_rng([file_seed(seed, name), 1]))
-            case = _Case(name, origin, data, *_generated_grid(region, data.shape), None)
+            case = _Case.made_up(name, region, size, file_seed(seed, name))
         else:
             case = _Case.read(name, files[name])
         records[name] = case.write(folders, kind, file_seed(seed, name), radius_fraction)
@@ -172,26 +168,26 @@ def make_toy(
     return records
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Case:
-    """One healthy volume (RAS, float32 in [0, 1]) with the grid that its files are written on."""
+    """One healthy volume (RAS, float32 in [0, 1]) with the affine and header that its files get.
 
-    def __init__(
-        self,
-        name: str,
-        origin: str,
-        data: np.ndarray,
-        affine: np.ndarray,
-        header: nib.Nifti1Header,
-        grid: Grid | None,
-    ) -> None:
-        self.name, self.origin, self.data, self.affine, self.header, self.grid = (
-            name,
-            origin,
-            data,
-            affine,
-            header,
-            grid,
-        )
+    origin: what made it, or its file. grid: of the file that it was read from; None of one that was made up.
+    """
+
+    name: str
+    origin: str
+    data: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header
+    grid: Grid | None = None
+
+    @classmethod
+    def made_up(cls, name: str, region: str, size: int, seed: int) -> "_Case":
+        origin, make = _generator(region)
+        data = make(size, np.random.default_rng([seed, 1]))
+        affine, header = _generated_grid(region, data.shape)
+        return cls(name=name, origin=origin, data=data, affine=affine, header=header)
 
     @classmethod
     def read(cls, name: str, source: Source) -> "_Case":
@@ -200,7 +196,8 @@ class _Case:
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(f"{source}: expected values in [0, 1], found {low:g} to {high:g}")
         data = np.clip(volume.data, 0, 1)
-        return cls(name, source.path.name, data, volume.grid.affine, volume.grid.header, volume.grid)
+        grid, origin = volume.grid, source.path.name
+        return cls(name=name, origin=origin, data=data, affine=grid.affine, header=grid.header, grid=grid)
 
     def write(
         self,

@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from .anomalies import COVERED, MAKERS, Site, choose_site, outline, places_of, visible_part
+from .anomalies import (
+    COVERED,
+    MAKERS,
+    Attempt,
+    Site,
+    best_attempt,
+    choose_site,
+    outline,
+    places_of,
+    visible_part,
+)
 
 RADII = (0.04, 0.2)  # shares of the field of view
 # Mean change of the voxels labelled, on the [0, 1] scale: a place where it is less is left for another.
@@ -131,10 +141,8 @@ FURTHER: dict[str, Maker] = {
     "swirl": _swirl,
     "sharp": _sharp,
 }
-PASTED = (
-    "stranger",
-    "seamless",
-)  # what another volume has at about the same place: as it is, or with matched greys
+# what another volume has at about the same place: as it is, or with matched greys
+PASTED = ("stranger", "seamless")
 TRAINING_KINDS = (*MAKERS, *FURTHER, *PASTED)
 
 
@@ -230,35 +238,29 @@ def plant_varied(
         raise ValueError(f"kind: expected one of {', '.join(TRAINING_KINDS)}, found {kind!r}")
     if not host.body.any():
         raise ValueError("nothing to plant in: no body in the volume")
-    best: tuple[float, Site, np.ndarray, np.ndarray] | None = None
-    for _ in range(ATTEMPTS):
-        site = choose_site(host.volume, host.body, host.places, RADII, rng, host.height)
+
+    def attempt() -> Attempt | None:
+        site = choose_site(host.volume, host.body, host.places, RADII, rng, height=host.height)
         shape = _sphere if kind == "ball" and rng.random() < 0.7 else SHAPES[rng.integers(len(SHAPES))]
         distance = shape(site, rng)
         site = replace(site, distance=distance, inside=(distance < 1) & host.body[site.box])
         if np.count_nonzero(site.inside) < 30:
-            continue
+            return None
         new = np.clip(_make(site, kind, rng, donor), 0, 1)
         weight = _weight(site, kind, rng)
         new = site.patch + weight * (new - site.patch)
         meant = site.inside & (weight >= LABEL * weight.max())
         seen = visible_part(replace(site, inside=meant), new)
         if not seen.any():
-            continue
-        worth = min(
-            float(np.abs(new - site.patch)[seen].mean()) / LEAST_CHANGE,
-            np.count_nonzero(seen) / np.count_nonzero(meant) / COVERED,
-        )
-        if best is None or worth > best[0]:
-            best = (worth, site, new, seen)
-        if worth >= 1:
-            break
-    if best is None or best[0] < LEAST_WORTH:
+            return None
+        change = float(np.abs(new - site.patch)[seen].mean())
+        covered = np.count_nonzero(seen) / np.count_nonzero(meant)
+        return Attempt(site, new, seen, min(change / LEAST_CHANGE, covered / COVERED))
+
+    best = best_attempt(attempt, ATTEMPTS)
+    if best is None or best.worth < LEAST_WORTH:
         raise ValueError(f"no place found where an anomaly of kind {kind!r} would be seen")
-    _, site, new, seen = best
-    result, mask = host.volume.copy(), np.zeros(host.volume.shape, bool)
-    result[site.box], mask[site.box] = new, seen
-    return result, mask
+    return best.put(host.volume, everywhere=True)
 
 
 def _make(site: Site, kind: str, rng: np.random.Generator, donor: np.ndarray | None) -> np.ndarray:

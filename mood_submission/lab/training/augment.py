@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .resample import affine_of, blur, warp
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -29,33 +31,18 @@ class Augmentation:
     share: float = 0.5  # of slices that get each of brightness and contrast, noise, blur
 
 
-def sampling_grid(count: int, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
-    """(count, size, size, 2) places in [-1, 1] to sample the cached slices at: affine plus smooth displacement."""
-    device = generator.device
-    rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)  # noqa: E731
-    angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
-    zoom = 1 / (
-        1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0])
-    )  # a larger picture samples a smaller field
-    mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
-    theta = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)],
-        1,
-    )  # (count, 2, 3)
-    grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)
-    points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
-    bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
-    return grid + bend.movedim(1, -1)
-
-
 def augment_geometry(slices: Tensor, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
     """Cached slices (B, S, S) in [0, 1] -> deformed slices (B, size, size) in [0, 1]; zeros come in from outside."""
-    grid = sampling_grid(len(slices), size, a, generator)
-    return F.grid_sample(slices[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[
-        :, 0
-    ]
+    device, count = generator.device, len(slices)
+    rand = lambda *shape: torch.rand(*shape, generator=generator, device=device)  # noqa: E731
+    angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
+    # a larger picture samples a smaller field
+    zoom = 1 / (1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0]))
+    mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
+    shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
+    points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
+    bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
+    return warp(slices, size, affine_of(angle, zoom, mirror, shift.unbind(1)), bend.movedim(1, -1))
 
 
 def augment_intensity(
@@ -65,18 +52,8 @@ def augment_intensity(
     device, b = slices.device, len(slices)
     rand = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, generator=generator, device=device)  # noqa: E731
     picked = lambda: rand(0, 1) < a.share  # noqa: E731
-    x = torch.where(picked(), _blur(slices, rand(0, a.blur)), slices)
+    x = torch.where(picked(), blur(slices, rand(0, a.blur)), slices)
     x = torch.where(picked(), x * rand(1 - a.contrast, 1 + a.contrast) + rand(-a.brightness, a.brightness), x)
     noise = torch.randn(slices.shape, generator=generator, device=device) * rand(0, a.noise)
     x = torch.where(picked(), x + noise, x)
     return torch.where(background, slices, x)
-
-
-def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
-    """Gaussian blur with a width of its own for each slice, sigma (B, 1, 1) in pixels."""
-    offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].clamp_min(1e-3).square()))
-    kernel = kernel / kernel.sum(1, keepdim=True)  # (B, 2 * half + 1)
-    x = F.pad(slices[None], (half, half, half, half), mode="replicate")  # slices as channels
-    x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
-    return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]

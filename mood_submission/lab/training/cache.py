@@ -1,22 +1,20 @@
-"""The training slices, read once from volumes and kept as uint8 in one .npz file.
+"""The training slices, read once from volumes and kept as uint8 in two files: NAME.npy has the slices, NAME.npz all else.
 
-Training itself reads only this file: it needs neither nibabel nor SimpleITK, so it can run on a bare GPU machine. On a CPU the
-slices stay in the file, mapped into memory: only what is drawn is read, so they may be more than memory holds.
+Training itself reads only these: it needs neither nibabel nor SimpleITK, so it can run on a bare GPU machine. On a CPU the
+slices stay in their file, mapped into memory. Only what a step needs is read, so they may be more than memory holds.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,7 +47,7 @@ def build_cache(
     leave_out: Sequence[str] = (),
     hold_out: Sequence[str] = (),
 ) -> None:
-    """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz).
+    """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz) and the .npy beside it.
 
     The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
     most so many, evenly spaced, a volume; None for those that prediction looks at by default. leave_out: patterns of names,
@@ -65,7 +63,7 @@ def build_cache(
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     names: list[str] = []
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=file.parent) as raw:
+    with tempfile.NamedTemporaryFile(dir=file.parent) as raw:
         for source in tqdm(sources, desc="caching slices", unit="volume", disable=None):
             try:
                 slices, values = _slices_of(source, framing, preprocessing, max_slices)
@@ -87,8 +85,9 @@ def build_cache(
                 f"{sources[0].path.parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
             )
         about = {"names": names, "preprocessing": preprocessing.to_dict(), "held_out": held_out}
-        with write_whole(file) as out:
-            _write_npz(out, arrays | {"about": np.array(json.dumps(about))}, raw, framing.image_size)
+        raw.flush()
+        arrays |= {"about": np.array(json.dumps(about))}
+        _write(file, arrays, Path(raw.name), framing.image_size)
 
 
 def _framing(preprocessing: Preprocessing, sources: "Sequence[Source]") -> Preprocessing:
@@ -133,36 +132,22 @@ def _filled(slices: Tensor, preprocessing: Preprocessing) -> Tensor:
     return torch.stack([(s > threshold).float().mean() > 0.01 for s in slices])
 
 
-def _write_npz(out: BinaryIO, arrays: dict[str, np.ndarray], raw: BinaryIO, side: int) -> None:
-    """The arrays as numpy.savez writes them, and `slices`, whose bytes are all that `raw` holds, not compressed: so they can
-    be mapped into memory."""
-    count = len(arrays["volume"])
-    raw.seek(0)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as entry:
-                np.lib.format.write_array(entry, array)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side)}
-        with archive.open("slices.npy", "w", force_zip64=True) as entry:
-            np.lib.format.write_array_header_1_0(entry, header)
-            shutil.copyfileobj(raw, entry, 1 << 24)
+def _write(file: Path, arrays: dict[str, Any], raw: Path, side: int) -> None:
+    """The arrays to `file`, and the slices, whose bytes `raw` holds, to the .npy beside it.
+
+    An older cache of that name goes first, so that a kill never leaves the columns of one beside the slices of another.
+    """
+    slices = np.memmap(raw, np.uint8, "r", shape=(len(arrays["volume"]), side, side))
+    file.unlink(missing_ok=True)
+    with write_whole(pixels_of(file)) as out:
+        np.save(out, slices)
+    with write_whole(file) as out:
+        np.savez(out, **arrays)
 
 
-def _mapped_slices(file: Path) -> np.ndarray | None:
-    """The slices of a cache, in the file still; None where they are compressed, as older caches' are."""
-    with zipfile.ZipFile(file) as archive:
-        entry = archive.getinfo("slices.npy")
-    if entry.compress_type != zipfile.ZIP_STORED:
-        return None
-    with open(file, "rb") as stored:
-        stored.seek(
-            entry.header_offset + 26
-        )  # the lengths of the entry's name and of what the archive adds to it
-        name, extra = (int.from_bytes(stored.read(2), "little") for _ in range(2))
-        stored.seek(name + extra, 1)
-        np.lib.format.read_magic(stored)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stored)
-        return np.memmap(file, dtype, "c", stored.tell(), shape)
+def pixels_of(file: Path) -> Path:
+    """Where the slices of a cache lie."""
+    return file.with_suffix(".npy")
 
 
 def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> "list[Source]":
@@ -268,14 +253,19 @@ def load_cache(
         with np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             arrays = {name: torch.from_numpy(stored[name]) for name in COLUMNS if name in stored}
-            mapped = _mapped_slices(file)
-            slices = torch.from_numpy(stored["slices"] if mapped is None else mapped)
-    except FileNotFoundError:
-        raise CacheError(f"{file}: expected a slice cache, found no such file") from None
+            # older caches have their slices in the same file
+            pixels = stored["slices"] if "slices" in stored else np.load(pixels_of(file), mmap_mode="c")
+        slices = torch.from_numpy(pixels)
+    except FileNotFoundError as error:
+        raise CacheError(f"{error.filename}: expected a slice cache, found no such file") from None
     except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
         raise CacheError(
             f"{file}: expected a slice cache (.npz of mood-submission train cache), found {error!r}"
         ) from None
+    if len(slices) != len(arrays["volume"]):
+        raise CacheError(
+            f"{pixels_of(file)}: expected the {len(arrays['volume'])} slices of {file.name}, found {len(slices)}"
+        )
     names = split_names(about["names"], validation, test, about.get("held_out", ()))
     preprocessing = Preprocessing.from_dict(about["preprocessing"])
     if "filled" not in arrays:
@@ -287,13 +277,13 @@ def load_cache(
         chosen = {name: value[rows].to(device) for name, value in arrays.items()}
         moved = device.type != "cpu"  # a split's slices all at once; on the CPU all splits share one array
         splits[split] = SliceData(
-            slices[rows].to(device) if moved else slices,
-            torch.arange(len(rows), device=device) if moved else rows,
-            chosen["position"],
-            chosen["mean"][:, None, None],
-            chosen["std"][:, None, None],
-            chosen["volume"],
-            chosen["filled"],
-            preprocessing,
+            slices=slices[rows].to(device) if moved else slices,
+            rows=torch.arange(len(rows), device=device) if moved else rows,
+            position=chosen["position"],
+            mean=chosen["mean"][:, None, None],
+            std=chosen["std"][:, None, None],
+            volume=chosen["volume"],
+            filled=chosen["filled"],
+            preprocessing=preprocessing,
         )
     return splits, names

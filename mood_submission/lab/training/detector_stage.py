@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,18 @@ from torch.nn import functional as F
 
 from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
-from ...networks.detector import Detector, DetectorSettings
+from ...model_file import networks_sha256
+from ...networks.detector import CONTEXT, Detector, DetectorSettings
+from ...runtime.option_types import positive
+from ...runtime.options import option
 from ..evaluation.metrics import average_precision, score_counts
-from .patches import Drawing, Drawn, DrawnAhead
+from ..planting.varied import TRAINING_KINDS
+from .checkpoints import RunError, add_to_about
+from .patches import BatchesAhead, PatchBatches, PatchSettings
+from .plant import check_volumes, planting_model
+from .run import Run, RunOptions
 from .stage import Stage, autocast
-from .store import Store
+from .store import VALIDATION, Planter, Store, fill_store, store_settings, stored_files
 
 
 @torch.no_grad()
@@ -22,6 +31,89 @@ def expect_rarely(head: nn.Sequential, logit: float) -> None:
     last = head[-1]
     assert isinstance(last, nn.Conv2d) and last.bias is not None
     last.bias.fill_(logit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions:
+    """Options of `train detector`."""
+
+    run: RunOptions
+    model: Path = option(
+        "model file with the VQ-VAE and the prior that the detector is for", metavar="FILE.safetensors"
+    )
+    widths: tuple[int, ...] = option("widths of the levels", default=DetectorSettings.widths)
+    store: Path = option(
+        "the planted volumes that 'mood-submission train plant' puts there, before or meanwhile",
+        metavar="FOLDER",
+    )
+    context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
+    most: int = option("newest volumes that are held in memory", type=positive, default=400)
+    patches: PatchSettings
+    unseen: tuple[str, ...] = option(
+        "kinds of anomaly that are not trained on; the best detector is the one that finds these best",
+        choices=TRAINING_KINDS,
+        metavar="KIND",
+        default=(),
+    )
+    validations: int = option("how often to validate, evenly over the training", type=positive, default=12)
+    workers: int = option(
+        "processes that draw batches ahead; the batches are the same with any number", metavar="N", default=0
+    )
+
+
+def train_detector(options: DetectorOptions) -> None:
+    """Train a detector on a store, which may go on growing; leaves detector.pt, detector.csv and detector_curves.png in the
+    run's folder. Validated on the benchmark's anomalies in the held-out volumes, planted in the store's folder "validation"
+    where they are not yet. Raises RunError where validation shows none of the unseen kinds."""
+    from . import plots
+
+    if options.unseen and not set(options.unseen) & set(VALIDATION.kinds):
+        raise RunError(
+            f"--unseen: expected one of {', '.join(VALIDATION.kinds)} at least, found {', '.join(options.unseen)}"
+        )
+    run = Run(options.run, slices_on=torch.device("cpu"))
+    planted = _planted_with(options, run)
+    data = {
+        "train": Store(options.store, options.most, options.unseen),
+        "validation": Store(options.store / "validation"),
+    }
+    settings = DetectorSettings(options.widths, options.run.dropout, context=options.context)
+    stage = DetectorStage(
+        settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen
+    )
+    about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
+    trainer = run.trainer(stage, about, data)
+    trainer.train(validations=options.validations)
+    if run.group.first:
+        add_to_about(trainer.file, {"planted_volumes": len(stored_files(options.store))})
+        plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
+
+
+def _planted_with(options: DetectorOptions, run: Run) -> dict:
+    """Plant what the detector is validated on, and tell what the store was planted with, without the unseen kinds.
+
+    Raises RunError where the store is empty, or was planted with other networks than the model's, or in other volumes.
+    """
+    model = planting_model(options.model, run.device)
+    check_volumes(run.slices, model, options.model)
+    if run.group.first:
+        data = run.slices["validation"]
+        count = len(data.volume.unique())
+        fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
+    run.group.wait()
+    if not stored_files(options.store):
+        raise RunError(
+            f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
+        )
+    planted = store_settings(options.store)
+    if planted["networks"] != networks_sha256(model):
+        raise RunError(
+            f"{options.store}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others"
+        )
+    if options.unseen:
+        seen = [kind for kind in planted["kinds"] if kind not in options.unseen]
+        planted |= {"kinds": seen, "unseen": list(options.unseen)}
+    return planted
 
 
 class DetectorStage(Stage[Store, Detector]):
@@ -36,7 +128,7 @@ class DetectorStage(Stage[Store, Detector]):
         self,
         settings: DetectorSettings,
         precision: str,
-        drawing: Drawing | None = None,
+        patches: PatchSettings | None = None,
         dice: float = 0.5,
         refresh_every: int = 50,
         workers: int = 0,
@@ -45,9 +137,9 @@ class DetectorStage(Stage[Store, Detector]):
         """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none.
         unseen: kinds of anomaly that are not trained on; the detector is then judged by these."""
         self.model, self.precision = Detector(settings), precision
-        self.drawing, self.dice, self.refresh_every = drawing or Drawing(), dice, refresh_every
+        self.patches, self.dice, self.refresh_every = patches or PatchSettings(), dice, refresh_every
         self.store: Store | None = None  # what the last batch was drawn from
-        self.ahead: DrawnAhead | None = None
+        self.ahead: BatchesAhead | None = None
         self.workers, self.unseen = workers, unseen
         if unseen:
             self.judged_by = "unseen_ap"
@@ -59,7 +151,7 @@ class DetectorStage(Stage[Store, Detector]):
         if self.store is not data:
             context = self.model.settings.context
             self.store = data
-            self.ahead = DrawnAhead(Drawn(data, len(index), context, self.drawing), self.workers)
+            self.ahead = BatchesAhead(PatchBatches(data, len(index), context, self.patches), self.workers)
         assert self.ahead is not None
         device = next(self.model.parameters()).device
         batch = self.ahead.batch(generator.initial_seed())

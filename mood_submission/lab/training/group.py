@@ -10,34 +10,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...runtime.torchrun import Process
+
 PATIENCE = timedelta(hours=12)  # that the others wait for one that reads volumes, plants or validates
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Process):
     """This process among those that train together. One alone exchanges nothing.
 
-    rank: of this process, from 0 on. local: of this process on its machine, which is also its GPU's number. count: of all.
+    Gradients are averaged here and not by DistributedDataParallel: that works on a network's `forward`, while a stage's loss
+    calls the network's parts one by one, and it takes over the first process's running statistics where their mean is wanted.
     """
-
-    rank: int = 0
-    local: int = 0
-    count: int = 1
 
     @classmethod
     def from_environment(cls) -> "Group":
         """What torchrun says of this process; one alone where it has not been started so. Meets the others on the first call."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count < 2 or not dist.is_available():
-            return cls()
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local % torch.cuda.device_count())
+        group = cls.from_torchrun()
+        if group is None:
+            return ALONE
+        if group.device is not None:
+            torch.cuda.set_device(group.device)
         if not dist.is_initialized():
             # gloo for what lies on the CPU, nccl for what lies on GPUs
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
-        return cls(dist.get_rank(), local, count)
+        return group
 
     @staticmethod
     def leave(status: int) -> int:
@@ -59,13 +57,6 @@ class Group:
     def first(self) -> bool:
         """Whether this process is the one that validates, writes and draws pictures."""
         return self.rank == 0
-
-    @property
-    def device(self) -> str | None:
-        """The GPU of this process; None where there are none, or it is alone and takes what there is."""
-        if self.count == 1 or not torch.cuda.is_available():
-            return None
-        return f"cuda:{self.local % torch.cuda.device_count()}"
 
     def wait(self) -> None:
         """Until all have come here."""
@@ -102,4 +93,4 @@ class Group:
         return float(shared)
 
 
-ALONE = Group()
+ALONE = Group(rank=0, local=0, count=1)

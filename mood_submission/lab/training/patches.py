@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...evidence.normalised import Box, NormalisedEvidence, places
 from ...networks.detector import residual_channels
+from ...runtime.option_types import share
+from ...runtime.options import option
 from .store import Store, StoredVolume
 
 REACH = 4  # slices from an anomaly that lie near it
@@ -20,15 +22,14 @@ AIR = (0.0, -1.0)  # what air is in the network's intensities, round a brain and
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How a batch is drawn from a store.
+class PatchSettings:
+    """How a batch of patches is cut from a store.
 
     patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
     others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
     warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
-    doubted: share of patches whose residuals and NLL are made less telling (`_doubted`): on volumes that the VQ-VAE and the
-    prior were trained on both are smaller than on new ones, so a detector would trust them too much.
-    toned: share of patches that are shown in other greys and with more grain, as other scanners would (`_toned`).
+    weaker_evidence, other_tones: shares of patches that are changed so. On volumes that the VQ-VAE and the prior were trained
+    on residuals and NLL are smaller than on new ones, so a detector would trust them too much.
     """
 
     patch: float = 0.65
@@ -36,8 +37,16 @@ class Drawing:
     near: float = 0.9
     strides: tuple[int, ...] = (1, 1, 1, 2)
     warped: float = 0.6
-    doubted: float = 0.0
-    toned: float = 0.0
+    weaker_evidence: float = option(
+        "share of patches whose residuals and NLL are made less telling; helps where volumes to train on are few",
+        type=share,
+        default=0.0,
+    )
+    other_tones: float = option(
+        "share of patches that are shown in other greys and with more grain, as other scanners would show them",
+        type=share,
+        default=0.0,
+    )
 
 
 class Batch(NamedTuple):
@@ -51,7 +60,9 @@ class Batch(NamedTuple):
     counts: Tensor
 
 
-def draw(store: Store, count: int, context: Sequence[int], how: Drawing, generator: torch.Generator) -> Batch:
+def cut_patches(
+    store: Store, count: int, context: Sequence[int], how: PatchSettings, generator: torch.Generator
+) -> Batch:
     """`count` random patches of random slices, half of them turned left to right."""
     members, columns = list(store.volumes.values()), []
     for _ in range(count):
@@ -63,34 +74,36 @@ def draw(store: Store, count: int, context: Sequence[int], how: Drawing, generat
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PatchBatches:
     """All batches of `count` patches, each by the seed that it is drawn with."""
 
     store: Store
     count: int
     context: tuple[int, ...]
-    how: Drawing
+    how: PatchSettings
 
     def __getitem__(self, seed: int) -> Batch:
-        return draw(self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed))
+        return cut_patches(
+            self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed)
+        )
 
 
-class DrawnAhead:
+class BatchesAhead:
     """Batches by seed, drawn by `workers` processes while the one before is trained on: a seed that follows one that was asked
     for is had without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
 
-    def __init__(self, drawn: Drawn, workers: int):
-        self.drawn, self.workers = drawn, workers
+    def __init__(self, batches: PatchBatches, workers: int):
+        self.batches, self.workers = batches, workers
         # By seed, what gives its batch next, and after it those of the seeds that follow.
         self.following: dict[int, Iterator[Batch]] = {}
 
     def batch(self, seed: int) -> Batch:
         if not self.workers:
-            return self.drawn[seed]
+            return self.batches[seed]
         batches = self.following.pop(seed, None)
         if batches is None:
             loader = DataLoader(
-                cast(Dataset[Batch], self.drawn),
+                cast(Dataset[Batch], self.batches),
                 batch_size=None,
                 sampler=itertools.count(seed),
                 num_workers=self.workers,
@@ -117,7 +130,11 @@ def _share(generator: torch.Generator) -> float:
 
 
 def _patch(
-    stored: StoredVolume, variant: int, context: tuple[int, ...], how: Drawing, generator: torch.Generator
+    stored: StoredVolume,
+    variant: int,
+    context: tuple[int, ...],
+    how: PatchSettings,
+    generator: torch.Generator,
 ) -> Batch:
     evidence, label = stored.variants[variant], stored.labels(variant)
     index = _below(len(label), generator)
@@ -128,10 +145,10 @@ def _patch(
     box = _box(evidence, label[index], how.patch, generator)
     stride = how.strides[_below(len(how.strides), generator)]
     maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
-    if how.doubted and _share(generator) < how.doubted:
-        maps, nll = _doubted(maps, nll, context, generator)
-    if how.toned and _share(generator) < how.toned:
-        maps = _toned(maps, context, generator)
+    if how.weaker_evidence and _share(generator) < how.weaker_evidence:
+        maps, nll = _weaker_evidence(maps, nll, context, generator)
+    if how.other_tones and _share(generator) < how.other_tones:
+        maps = _other_tones(maps, context, generator)
     # a slice's rows differ from the healthy variant's where, and only where, something was planted
     own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
     shown = label[index]
@@ -150,7 +167,7 @@ def _patch(
     return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
 
 
-def _doubted(
+def _weaker_evidence(
     maps: Tensor, nll: Tensor, context: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
@@ -171,7 +188,7 @@ def _smooth(size: torch.Size, most: float, generator: torch.Generator) -> Tensor
     return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
 
 
-def _toned(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
+def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
     """Slices and what they are decoded to with other contrast and brightness, smoothly over the patch, and grain, which stays
     in the residuals too; these stay relative to what is usual. Air stays as it is. All neighbours alike but for their grain."""
     count, own = len(context), context.index(0)

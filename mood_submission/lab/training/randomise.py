@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...preprocessing.tone import open_air
+from .resample import affine_of, blur, warp
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,13 @@ MILD = Randomisation(
 BOLD = Randomisation(
     scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
 )
-CT_MILD = Randomisation(
+CT_MILD = replace(
+    MILD,
     scale=0.08,
-    proportions=0.05,
     degrees=6,
     gamma=1.12,
     tone=0.03,
     bias=0.05,
-    noise=0.01,
-    blur=0.6,
-    sharpen=0.3,
-    lines=0.0,
     rim=0,
     cut=0,
     window=0.3,
@@ -118,7 +115,7 @@ RANDOMISATIONS = {
 }
 
 
-class Draw:
+class RandomNumbers:
     """Random numbers for a stack of `count` slices: one set for each slice, or one for all of a volume."""
 
     def __init__(self, count: int, together: bool, generator: torch.Generator):
@@ -149,45 +146,33 @@ class Draw:
         return torch.randn(self.count, size, size, generator=self.generator, device=self.device)
 
 
-def deform(slices: Tensor, size: int, r: Randomisation, draw: Draw) -> Tensor:
+def deform(slices: Tensor, size: int, r: Randomisation, numbers: RandomNumbers) -> Tensor:
     """Slices (B, S, S) -> (B, size, size) after an affine map and a smooth displacement; zeros come in from outside."""
-    zoom = 1 / (1 + draw.uniform(-r.scale, r.scale)[:, 0, 0])
-    stretch = 1 + draw.uniform(-r.proportions, r.proportions)[:, 0, 0]
-    angle = draw.uniform(-r.degrees, r.degrees)[:, 0, 0] * (math.pi / 180)
-    mirror = torch.where(draw.often(r.flip)[:, 0, 0], -1.0, 1.0)
-    shift = [2 * draw.uniform(-r.shift, r.shift)[:, 0, 0] for _ in range(2)]
-    cos, sin = zoom * angle.cos(), zoom * angle.sin()
-    theta = torch.stack(
-        [
-            torch.stack([cos * mirror * stretch, -sin, shift[0]], 1),
-            torch.stack([sin * mirror * stretch, cos, shift[1]], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False)
-    bend = torch.stack([draw.field(size, 7) for _ in range(2)], -1) * (2 * r.elastic)
-    return F.grid_sample(
-        slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False
-    )[:, 0]
+    zoom = 1 / (1 + numbers.uniform(-r.scale, r.scale)[:, 0, 0])
+    stretch = 1 + numbers.uniform(-r.proportions, r.proportions)[:, 0, 0]
+    angle = numbers.uniform(-r.degrees, r.degrees)[:, 0, 0] * (math.pi / 180)
+    mirror = torch.where(numbers.often(r.flip)[:, 0, 0], -1.0, 1.0)
+    shift = [2 * numbers.uniform(-r.shift, r.shift)[:, 0, 0] for _ in range(2)]
+    bend = torch.stack([numbers.field(size, 7) for _ in range(2)], -1) * (2 * r.elastic)
+    return warp(slices, size, affine_of(angle, zoom, mirror * stretch, shift), bend)
 
 
-def recolour(slices: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
+def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold: float) -> Tensor:
     """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise; air stays air, and the rest above it."""
     air, size = open_air(slices < threshold), slices.shape[-1]
-    x, air = _borders(slices, air, r, draw)
-    x = _ct(x, air, r, draw, threshold)
-    x = torch.where(draw.often(r.share), _bent(x.clamp_min(0), r, draw), x)
-    x = torch.where(draw.often(r.share), x * (draw.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
-    soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.3)))
-    amount = torch.where(
-        draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen)
-    )  # -1: as soft as `soft`
-    x = torch.where(draw.often(r.share), x + amount * (x - soft), x)
+    x, air = _borders(slices, air, r, numbers)
+    x = _ct(x, air, r, numbers, threshold)
+    x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
+    x = torch.where(numbers.often(r.share), x * (numbers.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
+    soft = blur(x, numbers.uniform(0.3, max(r.blur, 0.3)))
+    # -1: as soft as `soft`
+    amount = torch.where(numbers.often(0.5), numbers.uniform(-1, 0), numbers.uniform(0, r.sharpen))
+    x = torch.where(numbers.often(r.share), x + amount * (x - soft), x)
     if r.lines:
-        x = torch.where(draw.often(r.share / 2), x + _ripples(size, r, draw), x)
-    white = draw.white(size)
-    grain = torch.where(draw.often(0.5), white, 2.2 * _blur(white, draw.uniform(0.5, 1.0)))
-    x = torch.where(draw.often(r.share), x + grain * draw.uniform(0, r.noise), x)
+        x = torch.where(numbers.often(r.share / 2), x + _ripples(size, r, numbers), x)
+    white = numbers.white(size)
+    grain = torch.where(numbers.often(0.5), white, 2.2 * blur(white, numbers.uniform(0.5, 1.0)))
+    x = torch.where(numbers.often(r.share), x + grain * numbers.uniform(0, r.noise), x)
     return torch.where(air, 0, x.clamp(threshold if r.floor else 0, 1))
 
 
@@ -200,71 +185,62 @@ def randomise(
     together: bool = False,
 ) -> Tensor:
     """Slices (B, S, S) in [0, 1] -> (B, size, size) in [0, 1], deformed and with other greys. together: all alike."""
-    draw = Draw(len(slices), together, generator)
-    return recolour(deform(slices, size, r, draw), r, draw, threshold)
+    numbers = RandomNumbers(len(slices), together, generator)
+    return recolour(deform(slices, size, r, numbers), r, numbers, threshold)
 
 
-def _bent(x: Tensor, r: Randomisation, draw: Draw) -> Tensor:
+def _bent(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
     """A tone curve that rises: a power, and two soft bends; 0 stays 0."""
-    exponent = torch.exp2(draw.uniform(-1, 1) * math.log2(r.gamma))
+    exponent = torch.exp2(numbers.uniform(-1, 1) * math.log2(r.gamma))
     curve = 0.6 * (x / 0.6) ** exponent  # the bright tissue stays where harmonisation puts it
     for turns in (1, 2):
-        curve = curve + draw.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
-    return curve * draw.uniform(0.92, 1.08)
+        curve = curve + numbers.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
+    return curve * numbers.uniform(0.92, 1.08)
 
 
-def _ct(x: Tensor, air: Tensor, r: Randomisation, draw: Draw, threshold: float) -> Tensor:
+def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, threshold: float) -> Tensor:
     """What differs between CT scans: contrast in the bowel and in organs, and the window."""
     if r.filled:
         gas = (x < threshold) & ~air
-        few = gas.float().mean((1, 2), keepdim=True) < 0.03 * (~air).float().mean(
-            (1, 2), keepdim=True
-        )  # else it is fat
-        bright = (draw.uniform(0.7, 1.1) + 0.05 * draw.field(x.shape[-1], 20)).clamp(0, 1)
-        x = torch.where(gas & few & draw.often(r.filled), bright, x)
+        share = lambda mask: mask.float().mean((1, 2), keepdim=True)  # noqa: E731
+        few = share(gas) < 0.03 * share(~air)  # else it is fat
+        bright = (numbers.uniform(0.7, 1.1) + 0.05 * numbers.field(x.shape[-1], 20)).clamp(0, 1)
+        x = torch.where(gas & few & numbers.often(r.filled), bright, x)
     if r.phase:
         organs = torch.exp(-(((x - 0.55) / 0.07) ** 2))
-        x = x + draw.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * draw.field(x.shape[-1], 4)).clamp(0, 2)
+        x = x + numbers.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * numbers.field(x.shape[-1], 4)).clamp(
+            0, 2
+        )
     if r.window:
-        low = draw.uniform(-0.08, 0.22)
-        other = 0.5 * (x - low) / (0.5 - low) * draw.uniform(0.9, 1.1)  # soft tissue stays where it is
-        x = torch.where(draw.often(r.window), other.clamp_min(0), x)
+        low = numbers.uniform(-0.08, 0.22)
+        other = 0.5 * (x - low) / (0.5 - low) * numbers.uniform(0.9, 1.1)  # soft tissue stays where it is
+        x = torch.where(numbers.often(r.window), other.clamp_min(0), x)
     return x
 
 
-def _borders(x: Tensor, air: Tensor, r: Randomisation, draw: Draw) -> tuple[Tensor, Tensor]:
+def _borders(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers) -> tuple[Tensor, Tensor]:
     """What skull-stripping may leave on, a bright rim outside the anatomy, and what it may take off."""
     size, solid = x.shape[-1], (~air).float()
     reach = max(1, round(size * 0.02))
     if r.rim:
         width = 2 * reach + 1
         near = F.max_pool2d(solid[:, None], width, 1, reach)[:, 0] - solid
-        patchy = draw.field(size, 9) > draw.uniform(-0.5, 1.2)
-        on = draw.often(r.rim) & (near > 0.5) & patchy
-        bright = (draw.uniform(0.5, 1.0) * (1 + 0.25 * draw.field(size, 40))).clamp(0.1, 1).expand_as(x)
+        patchy = numbers.field(size, 9) > numbers.uniform(-0.5, 1.2)
+        on = numbers.often(r.rim) & (near > 0.5) & patchy
+        bright = (numbers.uniform(0.5, 1.0) * (1 + 0.25 * numbers.field(size, 40))).clamp(0.1, 1).expand_as(x)
         x, air = torch.where(on, bright, x), air & ~on
     if r.cut:
         width = 2 * reach + 1
         near = solid - (1 - F.max_pool2d(1 - solid[:, None], width, 1, reach)[:, 0])
-        off = draw.often(r.cut) & (near > 0.5) & (draw.field(size, 9) > draw.uniform(0, 1.5))
+        off = numbers.often(r.cut) & (near > 0.5) & (numbers.field(size, 9) > numbers.uniform(0, 1.5))
         x, air = torch.where(off, 0, x), air | off
     return x, air
 
 
-def _ripples(size: int, r: Randomisation, draw: Draw) -> Tensor:
+def _ripples(size: int, r: Randomisation, numbers: RandomNumbers) -> Tensor:
     """Waves along one of the axes, strongest at a random place."""
-    axis = torch.arange(size, device=draw.device, dtype=torch.float32)[None]
-    wave = torch.sin(axis * draw.uniform(0.8, 2.2)[:, 0] + draw.uniform(0, 6.28)[:, 0])
-    hill = torch.exp(-(((axis / size - draw.uniform(0, 1)[:, 0]) / 0.3) ** 2))
-    wave = (wave * hill)[:, None] * draw.uniform(0, r.lines)
-    return torch.where(draw.often(0.5), wave, wave.transpose(1, 2))
-
-
-def _blur(slices: Tensor, sigma: Tensor, half: int = 3) -> Tensor:
-    """Gaussian blur, sigma (B, 1, 1) or (1, 1, 1) in pixels."""
-    offsets = torch.arange(-half, half + 1, device=slices.device, dtype=slices.dtype)
-    kernel = torch.exp(-offsets.square() / (2 * sigma[:, 0].square()))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).expand(len(slices), -1)
-    x = F.pad(slices[None], (half, half, half, half), mode="replicate")
-    x = F.conv2d(x, kernel[:, None, :, None], groups=len(slices))
-    return F.conv2d(x, kernel[:, None, None, :], groups=len(slices))[0]
+    axis = torch.arange(size, device=numbers.device, dtype=torch.float32)[None]
+    wave = torch.sin(axis * numbers.uniform(0.8, 2.2)[:, 0] + numbers.uniform(0, 6.28)[:, 0])
+    hill = torch.exp(-(((axis / size - numbers.uniform(0, 1)[:, 0]) / 0.3) ** 2))
+    wave = (wave * hill)[:, None] * numbers.uniform(0, r.lines)
+    return torch.where(numbers.often(0.5), wave, wave.transpose(1, 2))

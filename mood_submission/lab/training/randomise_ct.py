@@ -1,6 +1,6 @@
 """What hospitals differ in, drawn at random for CTs in Hounsfield units, before the window is applied.
 
-Works on stacks of slices in Hounsfield units, each slice with changes of its own or all alike, as one volume (`Draw`). What a
+Works on stacks of slices in Hounsfield units, each slice with changes of its own or all alike, as one volume (`RandomNumbers`). What a
 scanner and a protocol change is here: contrast medium, dose, kernel, streaks, metal, a field of view that cuts the sides, what
 bowel and stomach hold, a fatty liver. What people differ in, size and pose, is `randomise.deform`'s.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .randomise import Draw, _blur
+from .randomise import RandomNumbers
+from .resample import blur
 
 GAS = -300.0  # HU: darker inside the body is gas or lung
 FAT = (-150.0, -40.0)  # HU
@@ -51,18 +52,18 @@ class CtRandomisation:
 PLAIN = 45.0  # HU of soft tissue without contrast medium
 
 
-def randomise_units(units: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def randomise_units(units: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """Slices (B, S, S) in Hounsfield units, as another hospital could have taken them.
 
-    Air round the body stays as it is. Everything random comes from `draw`.
+    Air round the body stays as it is. Everything random comes from `numbers`.
     """
     body = _body(units)
-    x = _contents(units, body, r, draw)
-    x = _contrast(x, r, draw)
-    x = _kernel(x, r, draw)
-    x = x + _noise(x, r, draw) + _streaks(x, r, draw)
-    x = _metal(x, body, r, draw)
-    return _cut(torch.where(body, x, units), r, draw)
+    x = _contents(units, body, r, numbers)
+    x = _contrast(x, r, numbers)
+    x = _kernel(x, r, numbers)
+    x = x + _noise(x, r, numbers) + _streaks(x, r, numbers)
+    x = _metal(x, body, r, numbers)
+    return _cut(torch.where(body, x, units), r, numbers)
 
 
 def _body(units: Tensor) -> Tensor:
@@ -77,93 +78,98 @@ def _body(units: Tensor) -> Tensor:
     return near[:, 0]
 
 
-def _contents(x: Tensor, body: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _contents(x: Tensor, body: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """Bowel and stomach hold other things: gas becomes fluid, food or contrast medium, some soft parts become gas."""
     size = x.shape[-1]
     gas = (x < GAS) & body
     lung = gas.float().mean((1, 2), keepdim=True) > LUNG_SHARE * body.float().mean((1, 2), keepdim=True)
-    food = draw.uniform(-60, 90) + 60 * draw.uniform(0, 1) * draw.field(size, 24)
-    tagged = draw.uniform(150, 900) + 60 * draw.field(size, 16)
-    new = torch.where(draw.often(0.4), tagged, food)
-    x = torch.where(gas & ~lung & draw.often(r.filled), new, x)
+    food = numbers.uniform(-60, 90) + 60 * numbers.uniform(0, 1) * numbers.field(size, 24)
+    tagged = numbers.uniform(150, 900) + 60 * numbers.field(size, 16)
+    new = torch.where(numbers.often(0.4), tagged, food)
+    x = torch.where(gas & ~lung & numbers.often(r.filled), new, x)
     # Lumps of smooth noise stand for loops of bowel that hold gas or food; they keep away from fat and bone.
-    loops = (draw.field(size, 9) > draw.uniform(1.3, 2.2)) & (x > -20) & (x < 120) & body
-    inside = torch.where(draw.often(0.6), draw.uniform(-1000, -700).expand_as(x), food)
-    return torch.where(loops & draw.often(r.gassy), inside, x)
+    loops = (numbers.field(size, 9) > numbers.uniform(1.3, 2.2)) & (x > -20) & (x < 120) & body
+    inside = torch.where(numbers.often(0.6), numbers.uniform(-1000, -700).expand_as(x), food)
+    return torch.where(loops & numbers.often(r.gassy), inside, x)
 
 
-def _contrast(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _contrast(x: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """Contrast medium comes or goes, organs move apart, a liver gets fatty."""
     size = x.shape[-1]
     soft = ((x - 0) / 30).sigmoid() * (
         (400 - x) / 60
     ).sigmoid()  # 1 for soft tissue and vessels, 0 for fat and dense bone
-    factor = draw.uniform(*r.phase)
+    factor = numbers.uniform(*r.phase)
     enhanced = torch.where(x > PLAIN, PLAIN + (x - PLAIN) * factor, x)
-    x = torch.where(draw.often(r.share), torch.lerp(x, enhanced, soft), x)
-    apart = draw.field(size, 5).clamp(-2, 2) / 2 * draw.uniform(0, r.organs)
-    x = torch.where(draw.often(r.share), x + apart * soft, x)
+    x = torch.where(numbers.often(r.share), torch.lerp(x, enhanced, soft), x)
+    apart = numbers.field(size, 5).clamp(-2, 2) / 2 * numbers.uniform(0, r.organs)
+    x = torch.where(numbers.often(r.share), x + apart * soft, x)
     organ = torch.exp(
-        -(((x - draw.uniform(45, 130)) / 12) ** 2)
+        -(((x - numbers.uniform(45, 130)) / 12) ** 2)
     )  # one range of grey, such as the liver's or the spleen's
-    moved = torch.where(draw.often(0.5), draw.uniform(-r.fatty, 0), draw.uniform(0, 1.5 * r.fatty))
+    moved = torch.where(numbers.often(0.5), numbers.uniform(-r.fatty, 0), numbers.uniform(0, 1.5 * r.fatty))
     return torch.where(
-        draw.often(r.share), x + moved * organ * (1 + 0.5 * draw.field(size, 4)).clamp(0, 1.5), x
+        numbers.often(r.share), x + moved * organ * (1 + 0.5 * numbers.field(size, 4)).clamp(0, 1.5), x
     )
 
 
-def _kernel(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _kernel(x: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """A soft or a sharp kernel."""
-    soft = _blur(x, draw.uniform(0.3, max(r.blur, 0.31)))
-    amount = torch.where(draw.often(0.5), draw.uniform(-1, 0), draw.uniform(0, r.sharpen))
-    return torch.where(draw.often(r.share), x + amount * (x - soft), x)
+    soft = blur(x, numbers.uniform(0.3, max(r.blur, 0.31)))
+    amount = torch.where(numbers.often(0.5), numbers.uniform(-1, 0), numbers.uniform(0, r.sharpen))
+    return torch.where(numbers.often(r.share), x + amount * (x - soft), x)
 
 
-def _noise(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _noise(x: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """Noise of one texture; stronger in the middle of the body, where less light comes through."""
     size = x.shape[-1]
-    white = draw.white(size)
-    blurred = _blur(white, draw.uniform(0.3, max(r.grain, 0.31)))
-    grain = torch.where(draw.often(0.3), white, blurred / blurred.std((1, 2), keepdim=True).clamp_min(1e-3))
+    white = numbers.white(size)
+    blurred = blur(white, numbers.uniform(0.3, max(r.grain, 0.31)))
+    grain = torch.where(
+        numbers.often(0.3), white, blurred / blurred.std((1, 2), keepdim=True).clamp_min(1e-3)
+    )
     along = torch.linspace(-1, 1, size, device=x.device)
     middle = torch.exp(-(along[:, None] ** 2 + along[None] ** 2) / 0.5)
-    level = draw.uniform(0, 1) ** 2 * r.noise * (0.6 + 0.6 * middle)
-    return torch.where(draw.often(r.share), grain * level, 0)
+    level = numbers.uniform(0, 1) ** 2 * r.noise * (0.6 + 0.6 * middle)
+    return torch.where(numbers.often(r.share), grain * level, 0)
 
 
-def _streaks(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _streaks(x: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """Lines from side to side, as arms, hips and shoulders throw them: smooth along one direction, rough across it."""
     often, amplitude = r.streaks
     size = x.shape[-1]
     along = torch.linspace(-1, 1, size, device=x.device)
-    angle = draw.uniform(-0.25, 0.25)
+    angle = numbers.uniform(-0.25, 0.25)
     across = along[None, :, None] * angle.cos() + along[None, None, :] * angle.sin()
     waves = sum(
-        torch.sin(across * draw.uniform(20, 140) + draw.uniform(0, 2 * math.pi)) * draw.uniform(0.2, 1)
+        torch.sin(across * numbers.uniform(20, 140) + numbers.uniform(0, 2 * math.pi))
+        * numbers.uniform(0.2, 1)
         for _ in range(4)
     )
-    hill = torch.exp(-(((along[None, :, None] - draw.uniform(-0.4, 0.4)) / draw.uniform(0.1, 0.5)) ** 2))
-    return torch.where(draw.often(often), waves / 2 * hill * draw.uniform(0, amplitude), 0)
+    hill = torch.exp(
+        -(((along[None, :, None] - numbers.uniform(-0.4, 0.4)) / numbers.uniform(0.1, 0.5)) ** 2)
+    )
+    return torch.where(numbers.often(often), waves / 2 * hill * numbers.uniform(0, amplitude), 0)
 
 
-def _metal(x: Tensor, body: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _metal(x: Tensor, body: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """A small piece of metal in the body, with rays of dark and bright from it."""
     size = x.shape[-1]
     along = torch.linspace(-1, 1, size, device=x.device)
     down, right = (
-        along[None, :, None] - draw.uniform(-0.4, 0.4),
-        along[None, None, :] - draw.uniform(-0.6, 0.6),
+        along[None, :, None] - numbers.uniform(-0.4, 0.4),
+        along[None, None, :] - numbers.uniform(-0.6, 0.6),
     )
     distance = (down**2 + right**2).sqrt()
     turn = torch.atan2(down, right)
-    rays = torch.sin(turn * 2 * torch.round(draw.uniform(1, 6)) + draw.uniform(0, 6.28))
-    there = draw.often(r.metal) & body
-    x = torch.where(there, x + rays * draw.uniform(20, 150) * torch.exp(-distance / 0.3), x)
-    return torch.where(there & (distance < draw.uniform(0.01, 0.03)), 2500.0, x)
+    rays = torch.sin(turn * 2 * torch.round(numbers.uniform(1, 6)) + numbers.uniform(0, 6.28))
+    there = numbers.often(r.metal) & body
+    x = torch.where(there, x + rays * numbers.uniform(20, 150) * torch.exp(-distance / 0.3), x)
+    return torch.where(there & (distance < numbers.uniform(0.01, 0.03)), 2500.0, x)
 
 
-def _cut(x: Tensor, r: CtRandomisation, draw: Draw) -> Tensor:
+def _cut(x: Tensor, r: CtRandomisation, numbers: RandomNumbers) -> Tensor:
     """A round field of view that is narrower than the body; outside there is air."""
     along = torch.linspace(-1, 1, x.shape[-1], device=x.device)
-    outside = (along[None, :, None] ** 2 + along[None, None, :] ** 2).sqrt() > draw.uniform(0.7, 0.95)
-    return torch.where(outside & draw.often(r.cut), -1000.0, x)
+    outside = (along[None, :, None] ** 2 + along[None, None, :] ** 2).sqrt() > numbers.uniform(0.7, 0.95)
+    return torch.where(outside & numbers.often(r.cut), -1000.0, x)

@@ -4,7 +4,6 @@ One process plants (`Planter`), another trains (`Store`). A file holds one healt
 variants of it with anomalies: the networks work slice by slice, so of a variant only the slices that changed are new.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,12 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...evidence.normalised import NormalisedEvidence, at_size
+from ...evidence.evidence import Evidence
+from ...evidence.normalised import NormalisedEvidence
 from ...model import Model
 from ...model_file import networks_sha256
+from ...networks.layers import at_size
 from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole
+from ...runtime.option_types import positive, share
+from ...runtime.options import option
 from ...runtime.settings_file import check_settings
 from ...runtime.sources import source_shares
 from ..planting.anomalies import KINDS, plant
@@ -33,7 +36,6 @@ from .randomise import RANDOMISATIONS, randomise
 MIXTURE = {None: 0.15, "mild": 0.35, "medium": 0.3, "bold": 0.2}  # how volumes are randomised, and how often
 COUNTS = (1, 1, 1, 2, 3)  # anomalies in a variant, drawn from these
 CHANGED = 2e-3  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
-ARRAYS = ("slices", "reconstruction", "restoration", "nll", "label")
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,20 @@ class PlantingSettings:
     restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
     """
 
-    variants: int = 3
-    kinds: tuple[str, ...] = TRAINING_KINDS
+    variants: int = option("of each volume, with anomalies", type=positive, default=3)
+    kinds: tuple[str, ...] = option("kinds of anomaly", choices=TRAINING_KINDS, default=TRAINING_KINDS)
     benchmark: bool = False
-    restored: float = 0.0
-    restorations: int = 2
+    restored: float = option("share of volumes that are restored too", type=share, default=0.0)
+    restorations: int = option("of each slice of these", type=positive, default=2)
     short: int = 24
-    seed: int = 0
+    seed: int = option("of what is planted where", default=0)
 
 
 class Planter:
     """Makes the store's files, each from its number alone.
 
-    data: on the CPU, wherever the model is. names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
+    data: on the CPU, wherever the model is. model: in the precision "bf16", which is precise enough here and the fastest.
+    names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
     all are drawn alike.
     """
 
@@ -64,55 +67,45 @@ class Planter:
         self.data, self.settings, self.model = data, settings, model
         self.numbers = data.volume.unique().tolist()
         self.shares = source_shares([names[number] for number in self.numbers]) if names else None
-        self.prior = copy.deepcopy(model.prior).bfloat16()  # precise enough here, and twice as fast on a CPU
-        self.vqvae = copy.deepcopy(model.vqvae).bfloat16()
 
     def volume(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of file `number`, as `StoredVolume` reads them."""
-        s = self.settings
-        rng = np.random.default_rng([s.seed, number])
+        rng = np.random.default_rng([self.settings.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        members, restored = self._chosen(number, rng)
+        slices = self._randomised(members, rng, generator)
+        healthy = np.arange(len(slices))
+        parts = [self._evidence(slices, members, restored, generator)]
+        parts[0]["label"] = torch.zeros(slices.shape, dtype=torch.bool)
+        rows, kinds = [healthy], [""]
+        for planted, mask, names in self._variants(slices, number, rng):
+            differs = (np.abs(planted - slices.numpy()) > CHANGED) | mask
+            changed = torch.from_numpy(np.flatnonzero(differs.any((1, 2))))
+            new = self._evidence(torch.from_numpy(planted)[changed], members[changed], restored, generator)
+            rows.append(healthy.copy())
+            rows[-1][changed.numpy()] = sum(len(part["label"]) for part in parts) + np.arange(len(changed))
+            parts.append(new | {"label": torch.from_numpy(mask)[changed]})
+            kinds.append(names)
+        arrays = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        position = self.data.position[members].cpu()
+        return {name: array.numpy() for name, array in arrays.items()} | {
+            "rows": np.stack(rows),
+            "scales": np.array([_scales(arrays, row, position) for row in rows], np.float32),
+            "position": position.float().numpy(),
+            "kinds": np.array(json.dumps(kinds)),
+            "volume": np.array(int(self.data.volume[members[0]])),
+        }
+
+    def _chosen(self, number: int, rng: np.random.Generator) -> tuple[Tensor, bool]:
+        """The slices of the healthy volume of file `number`, and whether they are restored: then these are few."""
+        s = self.settings
         in_turn = self.numbers[number % len(self.numbers)]
         members = self._members(in_turn if s.benchmark else int(rng.choice(self.numbers, p=self.shares)))
         restored = rng.random() < s.restored
         if restored and len(members) > s.short:
             start = int(rng.integers(len(members) - s.short + 1))
             members = members[start : start + s.short]
-        slices = self._randomised(members, rng, generator)
-        position = self.data.position[members].cpu()
-        evidence = self._evidence(slices, members, position, restored, generator)
-        parts, rows, kinds, row = (
-            [evidence | {"label": torch.zeros(slices.shape, dtype=torch.bool)}],
-            [],
-            [],
-            len(slices),
-        )
-        rows.append(np.arange(len(slices)))
-        for planted, mask, names in self._variants(slices, number, rng):
-            changed = torch.from_numpy(
-                np.flatnonzero((np.abs(planted - slices.numpy()) > CHANGED).any((1, 2)) | mask.any((1, 2)))
-            )
-            new = self._evidence(
-                torch.from_numpy(planted)[changed], members[changed], position[changed], restored, generator
-            )
-            parts.append(new | {"label": torch.from_numpy(mask)[changed]})
-            rows.append(np.arange(len(slices)))
-            rows[-1][changed.numpy()] = row + np.arange(len(changed))
-            row += len(changed)
-            kinds.append(names)
-        scales = [_scales(parts, row, position) for row in rows]
-        arrays = {
-            name: torch.cat([part[name] for part in parts]).numpy()
-            for name in ARRAYS
-            if name in evidence or name == "label"
-        }
-        return arrays | {
-            "rows": np.stack(rows),
-            "scales": np.array(scales, np.float32),
-            "position": position.float().numpy(),
-            "kinds": np.array(json.dumps(["", *kinds])),
-            "volume": np.array(int(self.data.volume[members[0]])),
-        }
+        return members, restored
 
     def _members(self, number: int) -> Tensor:
         return (self.data.volume == number).nonzero()[:, 0]
@@ -133,32 +126,28 @@ class Planter:
         """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
         s = self.settings
         volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
-        body = body_mask(volume)
-        host = Host.of(volume, body, self._height())
+        host = Host.of(volume, body_mask(volume), self._height())
         for v in range(s.variants):
-            planted, mask = host.volume, np.zeros(body.shape, bool)
+            planted, mask = host.volume, np.zeros(volume.shape, bool)
             names: list[str] = []
-            count = 1 if s.benchmark else int(rng.choice(COUNTS))
-            for _ in range(count):
-                kind = (
-                    s.kinds[(number * s.variants + v) % len(s.kinds)]
-                    if s.benchmark
-                    else str(rng.choice(s.kinds))
-                )
+            for _ in range(1 if s.benchmark else int(rng.choice(COUNTS))):
+                in_turn = s.kinds[(number * s.variants + v) % len(s.kinds)]
+                kind = in_turn if s.benchmark else str(rng.choice(s.kinds))
                 try:
-                    if s.benchmark:
-                        planted, new = plant(planted, kind, rng, body=body)
-                    else:
-                        donor = self._donor(volume.shape, rng) if kind in PASTED else None
-                        planted, new = plant_varied(
-                            Host(planted, body, host.places, host.height), kind, rng, donor
-                        )
+                    planted, new = self._planted(replace(host, volume=planted), kind, rng)
                     mask, names = mask | new, [*names, kind]
                 except ValueError:  # no place for this one
                     pass
             if names:
-                back = lambda a: np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1])  # noqa: E731
-                yield back(planted), back(mask), "+".join(names)
+                planted, mask = (np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1]) for a in (planted, mask))
+                yield planted, mask, "+".join(names)
+
+    def _planted(self, host: Host, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The host's volume with one anomaly, and its mask. Raises ValueError where no place for it is found."""
+        if self.settings.benchmark:
+            return plant(host.volume, kind, rng, body=host.body)
+        donor = self._donor(host.volume.shape, rng) if kind in PASTED else None
+        return plant_varied(host, kind, rng, donor)
 
     def _raw(self, members: Tensor) -> Tensor:
         """Slices at the network's size, to which caches of the published preprocessing bring them only here."""
@@ -166,13 +155,11 @@ class Planter:
 
     def _height(self) -> float:
         prep = self.data.preprocessing
-        return (
-            prep.field_of_view / prep.slice_distance
-            if prep.slice_distance
-            else len(self.data) / len(self.numbers)
-        )
+        if prep.slice_distance:
+            return prep.field_of_view / prep.slice_distance
+        return len(self.data) / len(self.numbers)
 
-    def _donor(self, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    def _donor(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Another volume, as high: its slices beyond the top or bottom repeated."""
         raw = self._raw(self._members(int(rng.choice(self.numbers)))).numpy()
         start = (len(raw) - shape[2]) // 2
@@ -181,38 +168,26 @@ class Planter:
 
     @torch.inference_mode()
     def _evidence(
-        self, slices: Tensor, members: Tensor, position: Tensor, restored: bool, generator: torch.Generator
+        self, slices: Tensor, members: Tensor, restored: bool, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """float16 by name."""
-        x = normalise(slices, self.data.mean[members], self.data.std[members], self.data.preprocessing)
-        device, parts = self.model.device, []
-        for chunk in torch.arange(len(x)).split(8 if device.type == "cpu" else 64):
-            shown, place = x[chunk].to(device), position[chunk].to(device)
-            features = self.vqvae.features(shown.bfloat16(), place.bfloat16())
-            codes = self.model.vqvae.nearest_codes(features.float())
-            nll = self.prior.nll(codes, place.bfloat16())
-            decoded = self.vqvae.decode(codes, place.bfloat16())
-            part = {"slices": shown, "reconstruction": decoded, "nll": nll}
-            if restored:
-                uniforms = torch.rand(
-                    len(codes), self.settings.restorations, *codes.shape[1:], generator=generator
-                )
-                drawn = self.model.restore(
-                    codes, place, uniforms.to(device), self.model.about.pixel_threshold
-                )
-                decodings = [
-                    self.vqvae.decode(drawn[:, i], place.bfloat16()).float() for i in range(drawn.shape[1])
-                ]
-                part["restoration"] = torch.stack(decodings).mean(0)
-            parts.append({name: value.half().cpu() for name, value in part.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        """float16 on the CPU, by name: what the model makes of slices (N, S, S) in [0, 1]."""
+        data, model = self.data, self.model
+        x = normalise(slices, data.mean[members], data.std[members], data.preprocessing)
+        evidence = Evidence(model, x, data.position[members])
+        if restored:
+            size = (len(x), self.settings.restorations, *evidence.codes.shape[1:])
+            uniforms, threshold = torch.rand(size, generator=generator), model.about.pixel_threshold
+            drawn = model.restore(evidence.codes, evidence.position, uniforms, threshold)
+            evidence = evidence.with_restorations(drawn)
+        maps = {"slices": x, "reconstruction": evidence.decoded, "nll": evidence.nll}
+        if evidence.restored is not None:
+            maps["restoration"] = evidence.restored
+        return {name: values.half().cpu() for name, values in maps.items()}
 
 
-def _scales(parts: list[dict[str, Tensor]], rows: np.ndarray, position: Tensor) -> tuple[float, float, float]:
-    """What is usual in the variant whose slices stand in `rows` of the parts together."""
-    slices, decoded, nll = (
-        torch.cat([part[name] for part in parts])[rows] for name in ("slices", "reconstruction", "nll")
-    )
+def _scales(arrays: dict[str, Tensor], rows: np.ndarray, position: Tensor) -> tuple[float, float, float]:
+    """What is usual in the variant whose slices stand in `rows` of the arrays."""
+    slices, decoded, nll = (arrays[name][rows] for name in ("slices", "reconstruction", "nll"))
     found = NormalisedEvidence.of(slices, decoded, decoded, nll, position)
     return found.residual, found.usual, found.high
 
@@ -279,15 +254,22 @@ class StoredVolume:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored if name != "kinds"}
             kinds = json.loads(str(stored["kinds"]))
         arrays.setdefault("restoration", arrays["reconstruction"])
-        maps = [arrays[name] for name in ("slices", "reconstruction", "restoration", "nll")]
         variants = []
-        for rows, scales in zip(arrays["rows"], arrays["scales"]):
-            position = torch.zeros(len(maps[0]), 1)
+        for rows, scales in zip(arrays["rows"], arrays["scales"].tolist()):
+            position = torch.zeros(len(arrays["slices"]), 1)
             position[rows] = arrays["position"]
-            slices, decoded, restored, nll = maps
-            residual, usual, high = scales.tolist()
             variants.append(
-                NormalisedEvidence(slices, decoded, restored, nll, position, residual, usual, high, rows)
+                NormalisedEvidence(
+                    slices=arrays["slices"],
+                    reconstruction=arrays["reconstruction"],
+                    restoration=arrays["restoration"],
+                    nll=arrays["nll"],
+                    position=position,
+                    residual=scales[0],
+                    usual=scales[1],
+                    high=scales[2],
+                    rows=rows,
+                )
             )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
 

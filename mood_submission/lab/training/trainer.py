@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...runtime.files import write_text, write_whole
+from ...runtime.files import write_text
+from ...runtime.option_types import positive
+from ...runtime.options import option
+from .checkpoints import load_checkpoint, save_checkpoint
 from .group import ALONE, Group
 from .stage import Data, Network, Stage
 
@@ -27,8 +30,8 @@ from .stage import Data, Network, Stage
 class Budget:
     """How long to train: wall-clock minutes (over all resumed parts) or steps, whichever is given."""
 
-    minutes: float | None = None
-    steps: int | None = None
+    minutes: float | None = option("train so long, resumed parts included", default=None, one_of="budget")
+    steps: int | None = option("train so many steps", default=None, one_of="budget")
 
     def progress(self, step: int, seconds: float) -> float:
         """0 at the start, 1 when the budget is spent."""
@@ -42,16 +45,19 @@ class Schedule:
     """Optimisation settings. Published: Adam at 1e-4, gradient values clipped at 1, 600 epochs; the defaults of the
     stages fit minutes rather than days: a higher rate with a cosine to zero, and the gradient's norm clipped."""
 
-    batch: int = 16
-    rate: float = 1e-3
+    batch: int = option("slices a step, of all processes together", type=positive, default=16)
+    rate: float = option("highest learning rate of the cosine schedule", default=1e-3)
     warmup: float = 0.03  # share of the budget
     clip_norm: float = 1.0
-    accumulate: int = (
-        1  # parts that each process's share of a batch is taken in: less memory, the same gradient
+    accumulate: int = option(
+        "take each process's share of a batch in N parts, which needs less memory",
+        type=positive,
+        metavar="N",
+        default=1,
     )
     average: float = 0.999  # EMA decay of the weights, reached gradually
-    precision: str = "bf16"  # autocast dtype: "bf16" or "float32"
-    seed: int = 0
+    precision: str = option("autocast precision", choices=("bf16", "float32"), default="bf16")
+    seed: int = option("of batches, augmentation and initial weights", default=0)
 
     def rate_at(self, progress: float) -> float:
         if progress < self.warmup:
@@ -82,17 +88,6 @@ class Log:
         write_text(self.file, text.getvalue())
 
 
-def save_checkpoint(file: Path, content: dict) -> None:
-    """A kill leaves the old checkpoint or the new one, whole."""
-    with write_whole(file) as out:
-        torch.save(content, out)
-
-
-def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
-    """Tensors and plain values only: nothing in the file is executed."""
-    return torch.load(file, map_location=device, weights_only=True)
-
-
 APART = 1_000_000_007  # between the seeds of the parts of a batch
 
 
@@ -108,6 +103,7 @@ class Trainer(Generic[Data, Network]):
         self,
         stage: Stage[Data, Network],
         splits: Mapping[str, Data],
+        *,
         out: Path,
         budget: Budget,
         schedule: Schedule,
@@ -159,9 +155,8 @@ class Trainer(Generic[Data, Network]):
         before = json.loads(stored["about"])
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
-        if (
-            self.budget.progress(self.step, self.seconds) >= 1
-        ):  # no step is left: they were all taken by that code
+        if self.budget.progress(self.step, self.seconds) >= 1:
+            # no step is left: they were all taken by that code
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}

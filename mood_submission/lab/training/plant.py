@@ -1,0 +1,70 @@
+"""Filling a store of planted volumes for a detector."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...model import Model
+from ...model_file import load_model
+from ...runtime.option_types import positive, shard_option
+from ...runtime.options import option
+from .cache import cache_names
+from .checkpoints import RunError
+from .run import DataOptions, Slices, SplitOptions, device_named
+from .store import Planter, PlantingSettings, fill_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantOptions:
+    """Options of `train plant`."""
+
+    data: DataOptions
+    model: Path = option("VQ-VAE and prior", metavar="FILE.safetensors")
+    store: Path = option(
+        "where to; goes on where it was. The slices of a --data FOLDER are cached there too", metavar="FOLDER"
+    )
+    count: int | None = option(
+        "volumes that the store is to have had in all", type=positive, default=None, one_of="much"
+    )
+    minutes: float | None = option("plant so long", default=None, one_of="much")
+    keep: int | None = option("volumes that are kept, the newest (default: all)", type=positive, default=None)
+    shard: tuple[int, int] = option(
+        "be one of N processes that fill the store together (default: 1/1)",
+        type=shard_option,
+        nargs=None,
+        metavar="I/N",
+        default=(1, 1),
+    )
+    planting: PlantingSettings
+    split: SplitOptions
+
+
+def plant_store(options: PlantOptions) -> int:
+    """Fill a store for `train detector`. Returns how many volumes were planted."""
+    model = planting_model(options.model, device_named(options.split.device))
+    slices = Slices(options.data, options.split, options.store, torch.device("cpu"))
+    check_volumes(slices, model, options.model)
+    planter = Planter(slices["train"], model, options.planting, cache_names(slices.file))
+    return fill_store(
+        planter,
+        options.store,
+        options.count,
+        minutes=options.minutes,
+        keep=options.keep,
+        shard=options.shard,
+    )
+
+
+def planting_model(file: Path, device: torch.device) -> Model:
+    """The model of a file as `Planter` wants it: bfloat16 is precise enough there, and the fastest."""
+    return load_model(file, device, precision="bf16")
+
+
+def check_volumes(slices: Slices, model: Model, file: Path) -> None:
+    """Raises RunError where the model was trained on other volumes than these, or on other splits of them."""
+    trained = model.about.training.get("vqvae", {}).get("volumes", slices.names)
+    if slices.names != trained:
+        raise RunError(
+            f"{slices.file}: expected the volumes that {file} was trained on, split alike, found others"
+        )

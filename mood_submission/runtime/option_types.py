@@ -1,0 +1,87 @@
+"""Types of options. Each raises argparse.ArgumentTypeError for what is not of its type."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of a whole number from `low` on."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
+        return value
+
+    parse.__name__ = "int"  # argparse names it where the text is no number
+    return parse
+
+
+def shard_option(text: str) -> tuple[int, int]:
+    """Such as 2/5: the second of five parts."""
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        number, count = 0, 0
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 2/5, found {text}")
+    return number, count
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {value}")
+    return value
+
+
+def slices_option(text: str) -> int | str:
+    """ "all", or a whole number of at least 1."""
+    if text == "all":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 'all' or a number of slices, found {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
+    return int(text)
+
+
+def restorations_option(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of restorations, found {text!r}")
+    return int(text)
+
+
+def seconds_option(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return value
+
+
+def ending_in(ending: str) -> Callable[[str], Path]:
+    """The type of a file whose name ends so: no slip of the hand then writes it over a file of another kind."""
+
+    def parse(text: str) -> Path:
+        if not text.lower().endswith(ending):
+            raise argparse.ArgumentTypeError(f"expected a name ending in {ending}, found {text!r}")
+        return Path(text)
+
+    return parse
+
+
+json_option = ending_in(".json")

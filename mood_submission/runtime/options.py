@@ -1,0 +1,105 @@
+"""A command's options as a dataclass: argparse is made of its fields once, and gives them back.
+
+A field made by `option` is an option, one whose type is a dataclass stands for that one's options, all others are none.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+
+def option(
+    help_text: str | None,
+    *names: str,
+    default: Any = dataclasses.MISSING,
+    one_of: str = "",
+    not_with: str = "",
+    **more: Any,
+) -> Any:
+    """A field that is an option.
+
+    help_text: as argparse shows it.
+    names: of the option; by default the field's own, with dashes. A name without dashes makes it a word at its place.
+    default: without one the option must be given.
+    one_of: of the fields with the same text here exactly one must be given.
+    not_with: of the fields with the same text here at most one may be given.
+    more: what argparse takes for it, such as choices, metavar or type. `choices` may be a function that gives them, for
+        what is known only as the command starts. The field's type says the rest: a bool is a flag, a tuple takes one
+        value or more.
+    """
+    metadata = {
+        "option": {"help": help_text, **more},
+        "names": names,
+        "group": (one_of or not_with, bool(one_of)),
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to the help of options that have one, and do not tell it themselves."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, False, ()) or "(default" in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) -> None:
+    """Add the options of the dataclass `kind` to a parser. defaults: by a field's name, where this command has another."""
+    groups: dict[str, argparse._ActionsContainer] = {}
+    for field, hint in _fields(kind):
+        if dataclasses.is_dataclass(hint):
+            add_options(parser, typing.cast(type, hint), **defaults)
+        elif "option" in field.metadata:
+            group, must = field.metadata["group"]
+            if group and group not in groups:
+                groups[group] = parser.add_mutually_exclusive_group(required=must)
+            to = groups[group] if group else parser
+            _add(to, field, hint, defaults.get(field.name, field.default))
+
+
+def _add(to: argparse._ActionsContainer, field: dataclasses.Field, hint: Any, default: Any) -> None:
+    """Add the option of a field of that type."""
+    how = _of_type(hint) | field.metadata["option"]
+    if callable(how.get("choices")):
+        how["choices"] = how["choices"]()
+    names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
+    if not names[0].startswith("-"):
+        to.add_argument(field.name, **how)
+    elif default is dataclasses.MISSING:
+        to.add_argument(*names, dest=field.name, required=True, **how)
+    else:
+        to.add_argument(*names, dest=field.name, default=default, **how)
+
+
+def options_of(kind: type[Kind], args: argparse.Namespace) -> Kind:
+    """The options that a parser with `add_options` has read."""
+    values: dict[str, Any] = {}
+    for field, hint in _fields(kind):
+        if dataclasses.is_dataclass(hint):
+            values[field.name] = options_of(typing.cast(type, hint), args)
+        elif "option" in field.metadata:
+            value = getattr(args, field.name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _fields(kind: type) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """Each field of a dataclass with its type."""
+    hints = typing.get_type_hints(kind)
+    return ((field, hints[field.name]) for field in dataclasses.fields(kind))
+
+
+def _of_type(hint: Any) -> dict[str, Any]:
+    """What a field's type says to argparse."""
+    if isinstance(hint, types.UnionType):  # such as int | None
+        hint = typing.get_args(hint)[0]
+    if hint is bool:
+        return {"action": "store_true"}
+    if typing.get_origin(hint) is tuple:
+        return {"nargs": "+", "type": typing.get_args(hint)[0]}
+    return {"type": hint}
