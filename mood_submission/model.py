@@ -16,7 +16,7 @@ from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
 from .runtime.memory import affordable, free_memory, in_batches
 from .runtime.precision import PRECISIONS, exact_float32
-from .runtime.threads import each, one_thread_each
+from .runtime.threads import map_in_threads, one_thread_each
 
 # Slices that go through a network at a time on a GPU. On a CPU each thread takes one slice at a time, with one exception: the
 # prior takes up to NLL_SLICES, since reading its many weights costs more than using them on the few places of one slice.
@@ -163,7 +163,9 @@ class Model:
         slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))
         parameters = sum(p.numel() * p.element_size() for p in self.sampling_prior.parameters())
         return torch.cat(
-            each(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters))
+            map_in_threads(
+                run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters)
+            )
         )
 
     def here(self, tensor: Tensor) -> Tensor:
@@ -212,7 +214,7 @@ class Model:
         together = max(0, count - 2 * most) // most * most
         chunks = [range(first, first + most) for first in range(0, together, most)]
         chunks += [range(first, first + 1) for first in range(together, count)]
-        return torch.cat(each(run, chunks, self._affordable_threads(most * self._slice_bytes())))
+        return torch.cat(map_in_threads(run, chunks, self._affordable_threads(most * self._slice_bytes())))
 
     def _affordable_threads(self, bytes_each: int) -> int:
         return max(1, free_memory(self.device) // 2 // bytes_each)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .about import ModelError
 from .evidence.evidence import USUAL, Evidence
 from .evidence.rareness import rarity
-from .findings.objects import Finding, find
+from .findings.objects import Finding, outline_objects
 from .methods.table import method_named
 from .model import Model
 from .networks.layers import at_size
@@ -92,7 +92,7 @@ class Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class LabelledObjects:
     """What stands out in a volume.
 
     findings: the surest first.
@@ -183,9 +183,9 @@ class Predictor:
         with self.same_bits_for_any_threads():
             scored = self.score(self.complete_evidence(prepared, "pixel"), "pixel")
         assert scored.pixel is not None
-        return self.find(prepared, scored, self.to_volume(prepared, scored.pixel)).findings
+        return self.outline(prepared, scored, self.to_volume(prepared, scored.pixel)).findings
 
-    def find(self, prepared: Prepared, scored: Scored, scores: np.ndarray) -> Found:
+    def outline(self, prepared: Prepared, scored: Scored, scores: np.ndarray) -> LabelledObjects:
         """What stands out in a volume.
 
         prepared, scored: the volume, and what `compute` made of it.
@@ -195,12 +195,12 @@ class Predictor:
         self.check_findings()
         healthy = self.model.about.healthy_voxels[self.pixel_method.name]
         evidence = {name: self.to_volume(prepared, maps) for name, maps in scored.rare.items()}
-        findings, mask = find(scores, prepared.spacing, prepared.grid, healthy, evidence=evidence)
+        findings, mask = outline_objects(scores, prepared.spacing, prepared.grid, healthy, evidence=evidence)
         if scored.expected is None:
-            return Found(findings, mask)
+            return LabelledObjects(findings, mask)
         low, high = (float(end) for end in (scored.expected.min(), scored.expected.max()))
         greys = (scored.expected - low) / max(high - low, 1e-9)
-        return Found(findings, mask, self.to_volume(prepared, greys).clip(0, 1))
+        return LabelledObjects(findings, mask, self.to_volume(prepared, greys).clip(0, 1))
 
     def check_findings(self) -> None:
         """Raises ModelError where the model does not say what this predictor's scores mean."""

@@ -179,8 +179,8 @@ def measured(tiny_weights, blobs, tmp_path_factory) -> Path:
     assert run.returncode == 0, run.stderr
     about = load_model(out, device="cpu").about
     voxels = {
-        way: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
-        for way, found in about.healthy_voxels.items()
+        method: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
+        for method, found in about.healthy_voxels.items()
     }
     rewrite_about(out, out, dataclasses.replace(about, healthy_voxels=voxels, sample_method="top"))
     return out

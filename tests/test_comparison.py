@@ -1,4 +1,4 @@
-"""The comparison of ways of scoring: what is planted, the table's arithmetic, and the script from end to end."""
+"""The comparison of scoring methods: what is planted, the table's arithmetic, and the script from end to end."""
 
 import dataclasses
 import json
@@ -57,9 +57,9 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
         np.savez(
             tmp_path / f"{case.name}.npz",
             pixel=score_counts(scores, mask)[None],
-            pixel_methods=np.array(["way"]),
+            pixel_methods=np.array(["method"]),
             sample=np.array([value]),
-            sample_methods=np.array(["way"]),
+            sample_methods=np.array(["method"]),
         )
         pixel.append((scores.ravel(), mask.ravel(), np.full(120, 1 if case.kind else 2)))
         sample.append(value)
@@ -68,14 +68,14 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
     result = table(cases, [tmp_path], resamples=50)
     scores, mask, times = (np.concatenate(parts) for parts in zip(*pixel))
     expected = average_precision_score(mask, scores, sample_weight=times)
-    assert result["pixel"]["way"]["ap"] == pytest.approx(expected)
-    assert result["sample"]["way"]["ap"] == pytest.approx(
+    assert result["pixel"]["method"]["ap"] == pytest.approx(expected)
+    assert result["sample"]["method"]["ap"] == pytest.approx(
         average_precision_score(labels, sample, sample_weight=weights)
     )
-    assert result["pixel"]["way"]["low"] <= expected <= result["pixel"]["way"]["high"]
+    assert result["pixel"]["method"]["low"] <= expected <= result["pixel"]["method"]["high"]
     kind = cases[1].kind
     own = [p for p, case in zip(pixel, cases) if case.kind == kind]
-    assert result["pixel"]["way"]["kinds"][kind] == pytest.approx(
+    assert result["pixel"]["method"]["kinds"][kind] == pytest.approx(
         average_precision_score(own[0][1], own[0][0])
     )
     assert f"{expected:.3f}" in to_markdown(result)
@@ -111,7 +111,7 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
     assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result[
         "sample"
     ]
-    assert all(0 <= row["ap"] <= 1 for ways in result.values() for row in ways.values())
+    assert all(0 <= row["ap"] <= 1 for methods in result.values() for row in methods.values())
     assert (tmp_path / "examples.png").stat().st_size > 10_000 and "| paper |" in run.stdout
     with np.load(tmp_path / "cases" / "case_0.npz") as healthy:
         assert healthy["pixel"].shape == (2, 2, VALUES) and healthy["pixel"][:, 1].sum() == 0

@@ -13,7 +13,7 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.findings.objects import find, least_voxels
+from mood_submission.findings.objects import least_voxels, outline_objects
 from mood_submission.findings.thresholds import HealthyVoxels, false_alarm_score, how_many
 from mood_submission.volumes import read_volume
 
@@ -68,7 +68,7 @@ def test_findings_are_where_and_as_large_as_what_is_there(healthy, tmp_path):
     volume = grid_of(tmp_path, affine)
     places = [((10, 12, 30), 2.5, 0.8), ((30, 25, 8), 2.0, 0.6)]
     scores = bumps(places=places)
-    findings, mask = find(scores, volume.spacing, volume.grid, healthy)
+    findings, mask = outline_objects(scores, volume.spacing, volume.grid, healthy)
     assert [f.number for f in findings] == [1, 2] and set(np.unique(mask)) == {0, 1, 2}
     for finding, (centre, _, height) in zip(findings, places):
         in_file = (39 - centre[0], centre[1], centre[2])  # x runs the other way in the file
@@ -92,16 +92,16 @@ def test_the_outline_is_the_lesion_s_not_the_smoothing_s(healthy, tmp_path):
     ball = ((x - 20) ** 2).sum(-1) < 36
     scores = (0.1 + 0.8 * ndimage.gaussian_filter(ball.astype(float), 2)).astype(np.float32)
     for threshold in (0.2, 0.3, 0.5):
-        (finding,), _ = find(scores, (1.0,) * 3, volume.grid, None, threshold)
+        (finding,), _ = outline_objects(scores, (1.0,) * 3, volume.grid, None, threshold)
         assert ball.sum() / 2 < finding.voxels < ball.sum() * 2 and math.isnan(finding.false_objects)
         assert finding.to_dict()["false_objects"] is None
     with pytest.raises(ValueError, match="threshold"):
-        find(scores, (1.0,) * 3, volume.grid, None)
+        outline_objects(scores, (1.0,) * 3, volume.grid, None)
 
 
 def test_nothing_is_found_in_nothing(healthy, tmp_path):
     volume = grid_of(tmp_path, np.eye(4))
-    findings, mask = find(np.zeros((40, 40, 40), np.float32), (1.0,) * 3, volume.grid, healthy)
+    findings, mask = outline_objects(np.zeros((40, 40, 40), np.float32), (1.0,) * 3, volume.grid, healthy)
     assert findings == [] and not mask.any()
 
 

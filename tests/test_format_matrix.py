@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from format_matrix import LPS, ORDERS, SHAPE, SUFFIXES, affine_of, read_itk, voxels_of, write_dicom, write_itk
 
-from mood_submission.findings.objects import Finding, find
+from mood_submission.findings.objects import Finding, outline_objects
 from mood_submission.output.dicom_seg import write_dicom_seg
 from mood_submission.volumes import read_volume, source_at, write_mask, write_volume
 
@@ -136,7 +136,7 @@ def test_findings_are_told_in_millimetres(tmp_path, unit):
     volume = read_volume(nifti_in(unit, tmp_path / "scan.nii", ORDERS[13]))
     scores = np.zeros(volume.data.shape, np.float32)
     scores[1:6, 1:6, 1:6] = 0.9
-    (finding,), mask = find(scores, volume.spacing, volume.grid, None, 0.5)
+    (finding,), mask = outline_objects(scores, volume.spacing, volume.grid, None, 0.5)
     write_mask(tmp_path / "mask.nii", mask, volume.grid)
     found, affine = read_itk(tmp_path / "mask.nii")
     places = np.argwhere(found == 1)

@@ -13,7 +13,7 @@ from nibabel import affines
 
 from mood_submission.findings.objects import Finding
 from mood_submission.output.findings_folder import FindingsFolder
-from mood_submission.predictor import Found
+from mood_submission.predictor import LabelledObjects
 from mood_submission.volumes import (
     VolumeError,
     dicom,
@@ -620,12 +620,12 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     with pytest.warns(
         UserWarning, match="patient: no DICOM segmentation written: Source images have no Frame"
     ):
-        folder.add(source, Found(findings, mask), grid)
+        folder.add(source, LabelledObjects(findings, mask), grid)
     for file in series.iterdir():  # which scanners write, and SimpleITK does not
         one = highdicom.imread(file)
         one.FrameOfReferenceUID = "1.2.4"
         one.save_as(file)
-    folder.add(source, Found(findings, mask), grid)
+    folder.add(source, LabelledObjects(findings, mask), grid)
     stored = highdicom.seg.segread(tmp_path / "found" / "patient.seg.dcm")
     assert stored.number_of_segments == 2 and list(stored.segment_numbers) == [1, 2]
     labels = [stored.get_segment_description(n).segment_label for n in (1, 2)]
@@ -639,7 +639,7 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     for number in (1, 2):
         places = affines.apply_affine(lps, np.argwhere(whole.array == number)) * [-1, -1, 1]
         assert {tuple(np.round(p, 3)) for p in places} == ours[number]
-    folder.add(source, Found([], np.zeros_like(mask)), grid)
+    folder.add(source, LabelledObjects([], np.zeros_like(mask)), grid)
     assert not (tmp_path / "found" / "patient.seg.dcm").exists()
 
 

@@ -22,7 +22,7 @@ from mood_submission.findings.objects import Finding
 from mood_submission.lab.evaluation.details import Details
 from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.output.report.page import _template
-from mood_submission.predictor import Found
+from mood_submission.predictor import LabelledObjects
 from mood_submission.runtime.files import PART, alone, write_text, write_whole, write_whole_by_name
 from mood_submission.runtime.names import as_text, shown
 from mood_submission.runtime.settings_file import check_settings
@@ -114,7 +114,7 @@ def test_tables_of_findings_take_every_name_and_know_it_again(tmp_path):
     names = [os.fsdecode(name) for name in ODD]
     for name in names:
         source = Source("nifti", tmp_path / name, (tmp_path / name,))
-        folder.add(source, Found([finding()], np.ones((3, 3, 3), np.uint8)), grid)
+        folder.add(source, LabelledObjects([finding()], np.ones((3, 3, 3), np.uint8)), grid)
     again = FindingsFolder(tmp_path / "found")
     assert all(again.has(name) for name in names) and not again.has("caf\\xe9.nii")
     entries = json.loads((tmp_path / "found" / "findings.json").read_text("utf-8"))

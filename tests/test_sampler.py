@@ -16,7 +16,7 @@ from torch import Tensor
 from mood_submission.networks.checkpoint_names import convert_prior
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from mood_submission.restoration.cached_prior import CachedPrior
-from mood_submission.restoration.plain import draw, restore_plain
+from mood_submission.restoration.plain import inverse_cdf, restore_plain
 from mood_submission.restoration.restore import restore
 from mood_submission.runtime.memory import CPU_BYTES
 
@@ -294,10 +294,10 @@ def test_caches_are_let_go_of_at_once(case):
     try:
         cached = CachedPrior(prior, *codes.shape[1:])
         restore(prior, codes, position, uniforms, threshold, cached=cached)
-        parts = [weakref.ref(part) for part in cached.parts]
-        assert len(parts) > 4
+        layers = [weakref.ref(layer) for layer in cached.layers]
+        assert len(layers) > 4
         del cached
-        assert not any(part() for part in parts)
+        assert not any(layer() for layer in layers)
     finally:
         gc.enable()
 
@@ -399,10 +399,10 @@ def test_cached_prior_says_what_it_has_room_for():
 def test_draw_is_the_inverse_cdf():
     logits = torch.tensor([0.0, 0.25, 0.5, 0.25], dtype=torch.float64).log()  # -inf: a class that never comes
     for u, expected in ((0.0, 1), (0.2499, 1), (0.2501, 2), (0.7499, 2), (0.7501, 3), (1 - 2**-53, 3)):
-        assert draw(logits[None], torch.tensor([u], dtype=torch.float64)).item() == expected
+        assert inverse_cdf(logits[None], torch.tensor([u], dtype=torch.float64)).item() == expected
     exact = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
     assert (
-        draw(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1
+        inverse_cdf(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1
     )  # cumsum must be above u, not at it
 
 
@@ -410,13 +410,13 @@ def test_draw_stays_below_k_where_the_cdf_ends_below_one():
     logits = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))
     u = torch.full((1000,), 1 - 2**-53, dtype=torch.float64)  # above many a float32 cdf's last value
     assert (logits.softmax(-1).cumsum(-1)[:, -1] < u).any()
-    assert (draw(logits, u) == 99).all()
+    assert (inverse_cdf(logits, u) == 99).all()
 
 
 def test_draw_follows_the_distribution():
     logits = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64).log().expand(10_000, 3)
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    assert draw(logits, u).bincount().tolist() == [1000, 6000, 3000]
+    assert inverse_cdf(logits, u).bincount().tolist() == [1000, 6000, 3000]
 
 
 def test_default_batch_fits_its_budget():

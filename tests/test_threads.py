@@ -14,7 +14,7 @@ from conftest import mood
 from mood_submission import Predictor, load_model
 from mood_submission.running.run_folder import predict_files
 from mood_submission.runtime.stopping import Stopped, ask_to_stop, check_stopped
-from mood_submission.runtime.threads import each, one_thread_each
+from mood_submission.runtime.threads import map_in_threads, one_thread_each
 from mood_submission.volumes import read_volume
 
 
@@ -37,7 +37,7 @@ def test_each_keeps_order_and_uses_the_threads_there_are(with_threads):
     with one_thread_each():
         assert torch.get_num_threads() == 1
         with one_thread_each():
-            assert each(run, range(6)) == [(i * i, 1, True) for i in range(6)]
+            assert map_in_threads(run, range(6)) == [(i * i, 1, True) for i in range(6)]
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
 
@@ -56,9 +56,9 @@ def test_errors_are_raised_and_memory_is_tried_again_alone(threads, with_threads
         raise KeyError(item)
 
     with one_thread_each():
-        assert each(hungry, range(5)) == list(range(5))
+        assert map_in_threads(hungry, range(5)) == list(range(5))
         with pytest.raises(KeyError):
-            each(wrong, range(5))
+            map_in_threads(wrong, range(5))
 
 
 def test_an_interruption_stops_the_other_threads(with_threads):
@@ -79,7 +79,7 @@ def test_an_interruption_stops_the_other_threads(with_threads):
             raise
 
     with pytest.raises(KeyboardInterrupt), one_thread_each():
-        each(run, range(2))
+        map_in_threads(run, range(2))
     assert heard.acquire(timeout=30) and heard.acquire(
         timeout=30
     )  # a thread that was just starting may be late
@@ -104,7 +104,7 @@ def test_asked_to_stop_all_threads_do_and_the_caller_is_interrupted(threads, wit
 
     check_stopped()
     with pytest.raises(KeyboardInterrupt), one_thread_each():
-        each(run, range(9))
+        map_in_threads(run, range(9))
     assert 0 in done and len(done) <= threads
     with pytest.raises(KeyboardInterrupt):
         check_stopped()

@@ -72,7 +72,7 @@ def of_model(model: Model) -> dict[str, Any]:
 def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
     """What is in a volume's file, and how it will be looked at as a region's."""
     low, middle, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0, 50, 99.8)))
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "kind": "volume",
         "grid": list(volume.grid.shape),
         "orientation": "".join(nib.aff2axcodes(volume.grid.affine_mm)),
@@ -83,16 +83,16 @@ def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
         "notes": [shown(note) for note in volume.notes],
     }
     if region is None:
-        return told
+        return facts
     prep = Preprocessing.harmonised(region)
     _, view = harmonise(volume.data, volume.spacing, prep)
-    told["seen as"] = _seen(volume, view, prep)
-    return told
+    facts["seen as"] = _seen(volume, view, prep)
+    return facts
 
 
 def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
     """How a volume is looked at under settings."""
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "region": prep.region,
         "slices": len(view.indices()),
         "from slice": int(view.indices()[0]),
@@ -103,14 +103,14 @@ def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
         scaling = find_scaling(
             block_means(volume.data, coarse_steps(volume.data.shape, volume.spacing)), prep.hounsfield_window
         )
-        told["scaling"] = scaling.kind
+        facts["scaling"] = scaling.kind
         if math.isfinite(scaling.zero):
-            told["Hounsfield units of the lowest and highest value"] = [
+            facts["Hounsfield units of the lowest and highest value"] = [
                 round(scaling.zero),
                 round(scaling.one),
             ]
     elif view.tone is not None:
-        told["grey values that become 0.25, 0.5, 0.75"] = [
+        facts["grey values that become 0.25, 0.5, 0.75"] = [
             round(
                 float(
                     np.interp(
@@ -121,7 +121,7 @@ def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
             )
             for level in (0.25, 0.5, 0.75)
         ]
-    return told
+    return facts
 
 
 def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:

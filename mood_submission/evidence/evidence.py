@@ -197,11 +197,11 @@ class Evidence:
         kinds: any of USUAL. "likelihood" is the median NLL in nats, "residual" the 75th percentile of |slice -
             reconstruction|.
         """
-        told = {
+        compute = {
             "likelihood": lambda: usual_nll(self.slices, self.nll)[0],
             "residual": lambda: usual_residual(self.slices, self.decoded),
         }
-        return {kind: told[kind]() for kind in kinds}
+        return {kind: compute[kind]() for kind in kinds}
 
     @cached_property
     def smoothed(self) -> dict[str, Tensor]:

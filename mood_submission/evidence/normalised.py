@@ -32,13 +32,13 @@ class Box:
 
     def codes(self, maps: Tensor, size: torch.Size) -> Tensor:
         """What of maps of codes (B, h, w) lies in the box of slices of this size."""
-        parts = []
-        for part, places, side in zip((self.rows, self.columns), maps.shape[-2:], size):
+        spans = []
+        for span, places, side in zip((self.rows, self.columns), maps.shape[-2:], size):
             step = max(1, side // places)
-            parts.append(
-                slice(0, places) if part == slice(0, side) else slice(part.start // step, part.stop // step)
+            spans.append(
+                slice(0, places) if span == slice(0, side) else slice(span.start // step, span.stop // step)
             )
-        return maps[..., parts[0], parts[1]]
+        return maps[..., spans[0], spans[1]]
 
     def put(self, maps: Tensor, size: torch.Size, value: float) -> Tensor:
         """Maps (B, height, width) of the box on slices of this size, with a value all round: (B, *size)."""

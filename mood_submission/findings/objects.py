@@ -53,7 +53,7 @@ def least_voxels(spacing: tuple[float, float, float]) -> int:
     return max(CHALLENGE_VOXELS, math.ceil(LEAST_ML * 1000 / math.prod(spacing)))
 
 
-def find(
+def outline_objects(
     scores: np.ndarray,
     spacing: tuple[float, float, float],
     grid: Grid,
@@ -75,10 +75,11 @@ def find(
             )
         threshold = healthy.threshold(FALSE_BY_DEFAULT)
     least = least_voxels(spacing)
-    found = sorted(_outlined(scores, threshold, least), key=lambda object_: -object_.strength)[:255]
+    objects = _outlined(scores, threshold, least)
+    surest = sorted(objects, key=lambda object_: -object_.strength)[:255]
     mask = np.zeros(scores.shape, np.uint8)
     findings = []
-    for number, object_ in enumerate(found, 1):
+    for number, object_ in enumerate(surest, 1):
         mask[object_.box][object_.inside] = number
         findings.append(_described(number, object_, scores, spacing, grid, healthy, evidence or {}))
     return findings, mask
@@ -98,13 +99,13 @@ def _outlined(scores: np.ndarray, threshold: float, least: int) -> list[_Object]
     labels, _ = ndimage.label(scores >= threshold, CORNERS)
     objects, base = [], float(np.median(scores[::2, ::2, ::2]))
     for number, box in enumerate(ndimage.find_objects(labels), 1):
-        part = labels[box] == number
-        if np.count_nonzero(part) < least:
+        component = labels[box] == number
+        if np.count_nonzero(component) < least:
             continue
         within = scores[box]
-        strength = float(np.partition(within[part], -least)[-least])
+        strength = float(np.partition(within[component], -least)[-least])
         level = base + OUTLINE * (strength - base)
-        pieces, count = ndimage.label(part & (within >= level), CORNERS)
+        pieces, count = ndimage.label(component & (within >= level), CORNERS)
         sizes = np.bincount(pieces.ravel())[1:]
         inside = pieces == 1 + int(sizes.argmax())
         objects.append(_Object(box, inside, strength))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..findings.objects import EXPECTED
-from ..predictor import Found
+from ..predictor import LabelledObjects
 from ..runtime.files import LOCK, alone, write_text
 from ..runtime.names import as_text, in_one_line, shown
 from ..volumes import Grid, Source, write_mask, write_volume
@@ -55,28 +55,28 @@ class FindingsFolder:
         if table.exists():
             self.found |= read_findings(table)
 
-    def add(self, source: Source, found: Found, grid: Grid) -> None:
+    def add(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
         """Take in what stands out in a volume."""
         name = source.output_name
-        if found.expected is not None:
+        if objects.expected is not None:
             (self.folder / EXPECTED).mkdir(exist_ok=True)
-            write_volume(self.folder / EXPECTED / name, found.expected, grid)
-        write_mask(self.folder / name, found.mask, grid)
+            write_volume(self.folder / EXPECTED / name, objects.expected, grid)
+        write_mask(self.folder / name, objects.mask, grid)
         if self.dicom_seg:
-            self._write_dicom_seg(source, found, grid)
+            self._write_dicom_seg(source, objects, grid)
         with alone(self.folder / LOCK):
             self._read_table()
-            self.found[as_text(name)] = [finding.to_dict() for finding in found.findings]
+            self.found[as_text(name)] = [finding.to_dict() for finding in objects.findings]
             self._write_tables()
 
-    def _write_dicom_seg(self, source: Source, found: Found, grid: Grid) -> None:
+    def _write_dicom_seg(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
         """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
         file = self.folder / f"{source.name}{SUFFIX}"
         file.unlink(missing_ok=True)
-        if not found.findings or source.kind != "dicom":
+        if not objects.findings or source.kind != "dicom":
             return
         try:
-            write_dicom_seg(file, source, found.mask, grid, found.findings)
+            write_dicom_seg(file, source, objects.mask, grid, objects.findings)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             text = in_one_line(error)[:300]
             warnings.warn(f"{shown(source)}: no DICOM segmentation written: {text}", stacklevel=2)

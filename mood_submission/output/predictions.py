@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..predictor import Found, Predictor, Prepared, Scored
+from ..predictor import LabelledObjects, Predictor, Prepared, Scored
 from ..runtime.files import write_text
 from ..volumes import Grid, Source, read_volume, write_volume
 
@@ -18,14 +18,14 @@ def write_scores(
     prepared: Prepared,
     scored: Scored,
     out: Path,
-    found: Callable[[Source, Found, Grid], object] | None = None,
+    keep: Callable[[Source, LabelledObjects, Grid], object] | None = None,
 ) -> float:
     """Write what was scored into a folder.
 
     Pixel scores become `volumes.Source.output_name`, such as NAME.nii.gz. The sample score becomes the same with .txt behind.
     predictor: the one that scored.
     out: the folder, which is there.
-    found: called with where the volume came from, what stands out in it and its grid, where voxels were scored.
+    keep: called with where the volume came from, what stands out in it and its grid, where voxels were scored.
     Returns the sample score, or else the highest voxel's. Raises OSError where `out` cannot be written to.
     """
     name = prepared.source.output_name
@@ -34,8 +34,8 @@ def write_scores(
         scores = predictor.to_volume(prepared, scored.pixel)
         write_volume(out / name, scores, prepared.grid)
         highest = float(scores.max())
-        if found is not None:
-            found(prepared.source, predictor.find(prepared, scored, scores), prepared.grid)
+        if keep is not None:
+            keep(prepared.source, predictor.outline(prepared, scored, scores), prepared.grid)
     if scored.sample is None:
         return highest
     write_text(out / f"{name}.txt", f"{scored.sample:.9g}\n")

@@ -14,7 +14,7 @@ from .tone import AIR_HU, Tone
 PEAKS = {"air": (-990.0, 15.0), "fat": (-103.0, 18.0), "muscle": (50.0, 18.0), "organs": (85.0, 40.0)}
 SPREADS = {"lung and gas": (-960.0, -150.0), "between": (-80.0, 30.0), "contrast and bone": (100.0, 1500.0)}
 Cumulative = Callable[[np.ndarray], np.ndarray]  # Hounsfield units -> the share of a part that is below
-FAT, SOFT_PARTS = [1], [2, 3]  # places of these among the parts
+FAT, SOFT_TISSUES = [1], [2, 3]  # places of these among the parts
 SOFT = 50.0  # Hounsfield units of soft tissue
 LEAST_SOFT = 0.25  # of fat and soft tissue together
 BINS = 256
@@ -131,14 +131,16 @@ def _likelihoods(counts: np.ndarray, lines: list[tuple[float, float]]) -> np.nda
     """The mean logarithm of the likelihood of a value under each line, with the shares of the parts that fit it best."""
     zeros, ones = (np.array(values)[:, None] for values in zip(*lines))
     edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)  # (lines, BINS + 1), in Hounsfield units
-    parts = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)  # (lines, parts, BINS)
-    weight = np.full((len(lines), parts.shape[1], 1), 1 / parts.shape[1])
+    components = np.stack(
+        [_shares(edges, cumulative) for cumulative in _cumulatives()], 1
+    )  # (lines, parts, BINS)
+    weight = np.full((len(lines), components.shape[1], 1), 1 / components.shape[1])
     share = counts / max(counts.sum(), 1)
     for _ in range(ROUNDS):  # expectation and maximisation of how much of each part there is
-        of_part = weight * parts
-        weight = (of_part / of_part.sum(1, keepdims=True) * share).sum(2, keepdims=True)
-    likelihood = (share * np.log((weight * parts).sum(1))).sum(1)
-    fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_PARTS, 0].sum(1)
+        of_component = weight * components
+        weight = (of_component / of_component.sum(1, keepdims=True) * share).sum(2, keepdims=True)
+    likelihood = (share * np.log((weight * components).sum(1))).sum(1)
+    fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_TISSUES, 0].sum(1)
     # no abdomen is all fat: that is soft tissue taken for it
     return np.where(soft < LEAST_SOFT * (fat + soft), likelihood - 10, likelihood)
 

@@ -67,7 +67,7 @@ class Buffer:
         self.data = torch.empty(0)
 
 
-class CachePart(ABC):
+class CachedLayer(ABC):
     """A part of the prior with caches. buffers: each of them by its name, as `state` calls it."""
 
     buffers: dict[str, Buffer]
@@ -99,7 +99,7 @@ def aux_of(unit: GatedResidualUnit) -> nn.Conv2d:
     return unit.conv1_aux
 
 
-class VerticalUnit(CachePart):
+class VerticalUnit(CachedLayer):
     """A unit of kernel (2, 3), a row at a time. Caches ELU of both convolutions' inputs of the last row."""
 
     def __init__(self, unit: GatedResidualUnit, width: int):
@@ -131,7 +131,7 @@ class VerticalUnit(CachePart):
         return F.glu(gated, -1).add_(v)
 
 
-class HorizontalUnit(CachePart):
+class HorizontalUnit(CachedLayer):
     """A unit of kernel (2, 2) with aux, a place at a time.
 
     `input` and `middle` hold ELU of both convolutions' inputs: of the row above until the row begins, then of the
@@ -197,7 +197,7 @@ class Projection:
         return F.linear(self.unit(x), self.weight, self.bias)
 
 
-class CachedAttention(CachePart):
+class CachedAttention(CachedLayer):
     """Keys and values of all positions so far, (rows, positions, ..)."""
 
     def __init__(self, attention: CausalAttention, positions: int):
@@ -223,7 +223,7 @@ class CachedAttention(CachePart):
         return torch.bmm(scores.softmax(-1), values)[:, 0]
 
 
-class CachedBlock(CachePart):
+class CachedBlock(CachedLayer):
     """A block: its streams, the attention on every `step`-th row and column, and the last unit.
 
     `above`, `here`: cat[block input, h] of the last two rows and of the present one, two columns of zeros either side.
@@ -256,7 +256,7 @@ class CachedBlock(CachePart):
         self.out = Pointwise(block.out)
 
     @property
-    def parts(self) -> list[CachePart]:
+    def layers(self) -> list[CachedLayer]:
         """All parts with caches. Not kept: a block that held itself would hold its caches until Python looks."""
         return [*self.vertical, *self.horizontal, self.attention, self]
 

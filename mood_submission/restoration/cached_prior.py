@@ -33,8 +33,8 @@ class CachedPrior:
         self.half, self.kernel = first.kernel // 2, first.kernel
         self.codebook_size = prior.settings.codebook_size
         self.blocks = [CachedBlock(block, height, width) for block in blocks_of(prior)]
-        self.parts = [part for block in self.blocks for part in block.parts]
-        self.buffers = [buffer for part in self.parts for buffer in part.buffers.values()]
+        self.layers = [layer for block in self.blocks for layer in block.layers]
+        self.buffers = [buffer for layer in self.layers for buffer in layer.buffers.values()]
         with torch.no_grad():
             # (taps, K + 1, C): code K stands for places outside the grid, and is zeros
             table = F.pad(first.weight.permute(2, 1, 0), (0, 0, 0, 1))
@@ -114,8 +114,8 @@ class CachedPrior:
         for r in range(start_rows[0], self.height):
             before, n = n, bisect_right(start_rows, r)
             if n > before:
-                for part, state in zip(self.parts, states):
-                    part.load(before, n, state, index[before:n])
+                for layer, state in zip(self.layers, states):
+                    layer.load(before, n, state, index[before:n])
             check_stopped()
             if self.replays:  # the rows that have not started stay as they are, and are loaded when they do
                 self.replays[r]()

@@ -8,7 +8,7 @@ from ..networks.pixelsnail import PixelSNAIL
 from ..runtime.precision import exact_float32
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     """Inverse CDF: the smallest k with cumsum(softmax(logits))[k] > u, at most K-1. (N, K), (N,) in [0, 1) -> (N,)."""
     cdf = logits.softmax(-1).cumsum(-1)
     return (cdf <= uniforms[:, None]).sum(-1).clamp_(max=logits.shape[-1] - 1)
@@ -18,7 +18,7 @@ def replace_unlikely(logits: Tensor, codes: Tensor, uniforms: Tensor, thresholds
     """Codes (N,), those whose negative log-likelihood under logits (N, K) is above thresholds (N,) drawn anew."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     unlikely = F.cross_entropy(logits, codes, reduction="none") > thresholds
-    return torch.where(unlikely, draw(logits, uniforms), codes)
+    return torch.where(unlikely, inverse_cdf(logits, uniforms), codes)
 
 
 @torch.no_grad()

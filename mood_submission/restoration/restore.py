@@ -112,7 +112,7 @@ def _first_forward(
     """First place to replace of each slice, and the activations that sampling from there on starts with.
 
     Returns start (B,), h * w where nothing is to be replaced; the slices that have a start, earliest first, (N,); the
-    state of each of `cached.parts`, whose tensors have those N slices as first axis.
+    state of each of `cached.layers`, whose tensors have those N slices as first axis.
     """
     codes, position, thresholds = grids.codes, grids.position, grids.thresholds
     places = codes[0].numel()
@@ -129,7 +129,9 @@ def _first_forward(
         found = unlikely.any(1).nonzero()[:, 0]
         # The first of the largest.
         at = unlikely[found].int().argmax(1)
-        state = [part.state(seen, found, at // cached.width) for part in cached.parts] if len(found) else None
+        state = (
+            [layer.state(seen, found, at // cached.width) for layer in cached.layers] if len(found) else None
+        )
         # All that can run out of memory is done.
         if state is not None:
             start[first + found] = at
@@ -143,7 +145,7 @@ def _first_forward(
     order = torch.argsort(start[torch.cat(members)], stable=True)
     joined = [
         {name: torch.cat([chunk[i][name] for chunk in states])[order] for name in states[0][i]}
-        for i in range(len(cached.parts))
+        for i in range(len(cached.layers))
     ]
     return start, torch.cat(members)[order], joined
 

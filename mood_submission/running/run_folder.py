@@ -100,8 +100,8 @@ def finished(source: Source | Path, task: str, out: Path) -> float | None:
     """The score (see `Outcome`) of a prediction that is there and whole: scores in [0, 1], for each voxel of the
     source's grid. None where it is not. With which options it was made is not known."""
     if task == BOTH:
-        of_each = [finished(source, part, out) for part in TASKS]
-        return None if None in of_each else of_each[0]
+        values = [finished(source, one_task, out) for one_task in TASKS]
+        return None if None in values else values[0]
     try:
         source = source if isinstance(source, Source) else source_at(source)
         if task == "sample":
@@ -244,9 +244,9 @@ class FolderRun:
 
     def write(self, outcome: Outcome, result: Computed, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
-        found = None if self.findings is None else self.findings.add
+        keep = None if self.findings is None else self.findings.add
         predictor = predictor or self.predictor
-        outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, found)
+        outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, keep)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
 

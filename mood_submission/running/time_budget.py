@@ -61,7 +61,7 @@ class _Within:
     def without_restorations(self) -> Computed:
         pilot, watch = self.prepared.with_slices(PILOT), self._stopwatch()
         scored = self._compute(pilot)
-        chosen = self._part(self._left(), watch.lap() / len(pilot.indices))
+        chosen = self._slices_within(self._left(), watch.lap() / len(pilot.indices))
         if len(chosen.indices) <= len(pilot.indices):
             return Computed(pilot, scored, 0)
         return Computed(chosen, self._compute(chosen), 0)
@@ -82,22 +82,22 @@ class _Within:
         left, slices, copies = self._left(), len(self.prepared.indices), self.predictor.restorations
         if slices * (fixed + copies * (sampling + decoding)) <= left:
             return Computed(self.prepared, self._compute(self.prepared), copies)
-        chosen = self._part(left, fixed + sampling + decoding)
+        chosen = self._slices_within(left, fixed + sampling + decoding)
         if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
             return Computed(pilot, scored, 1)
         return self._in_rounds(chosen, (fixed, sampling, decoding))
 
-    def _in_rounds(self, chosen: Prepared, each: tuple[float, float, float]) -> Computed:
+    def _in_rounds(self, chosen: Prepared, seconds_each: tuple[float, float, float]) -> Computed:
         """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
 
         each: seconds a slice takes but for restorations, to sample one, and to decode one.
         """
-        fixed, sampling, decoding = (seconds * len(chosen.indices) for seconds in each)
+        fixed, sampling, decoding = (seconds * len(chosen.indices) for seconds in seconds_each)
         watch, parts, done = self._stopwatch(), [], 0
         evidence = self.predictor.evidence(chosen)
         while done < self.predictor.restorations:
             wanted = self.predictor.restorations - done
-            more = _share(self._left() - fixed - done * decoding, sampling + decoding, wanted)
+            more = _how_many(self._left() - fixed - done * decoding, sampling + decoding, wanted)
             if more == 0 and done:
                 break
             more = max(1, more)
@@ -110,9 +110,9 @@ class _Within:
     def _compute(self, prepared: Prepared) -> Scored:
         return self.predictor.compute(prepared, self.task, self.remark)
 
-    def _part(self, seconds: float, each: float) -> Prepared:
+    def _slices_within(self, seconds: float, seconds_each: float) -> Prepared:
         """As many slices as fit in `seconds` where one takes `each`; at least one."""
-        return self.prepared.with_slices(max(1, _share(seconds, each, len(self.prepared.indices))))
+        return self.prepared.with_slices(max(1, _how_many(seconds, seconds_each, len(self.prepared.indices))))
 
     def _left(self) -> float:
         return self.end - self.clock()
@@ -121,6 +121,6 @@ class _Within:
         return Stopwatch(self.predictor.model.device, self.clock)
 
 
-def _share(seconds: float, each: float, most: int) -> int:
+def _how_many(seconds: float, seconds_each: float, most: int) -> int:
     """How many of `each` seconds fit in `seconds`, 0 .. `most`."""
-    return most if each * most <= seconds else max(0, int(seconds / each))
+    return most if seconds_each * most <= seconds else max(0, int(seconds / seconds_each))

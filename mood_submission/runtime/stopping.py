@@ -2,12 +2,12 @@
 
 import threading
 
-_of_thread = threading.local()
+_this_thread = threading.local()
 _asked = threading.Event()
 
 
 class Stopped(Exception):
-    """Raised in a thread of `each` whose result is no longer wanted."""
+    """Raised in a thread of `map_in_threads` whose result is no longer wanted."""
 
 
 def ask_to_stop(*_: object) -> None:
@@ -21,9 +21,9 @@ def ask_to_stop(*_: object) -> None:
 
 
 def check_stopped() -> None:
-    """For long work to call now and then. Raises Stopped in a thread of `each` whose result is no longer wanted, and
+    """For long work to call now and then. Raises Stopped in a thread of `map_in_threads` whose result is no longer wanted, and
     KeyboardInterrupt elsewhere after `ask_to_stop`."""
-    stop = getattr(_of_thread, "stop", None)
+    stop = getattr(_this_thread, "stop", None)
     if stop is None:
         if _asked.is_set():
             raise KeyboardInterrupt

@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 
 from .memory import is_out_of_memory
-from .stopping import _of_thread, check_stopped
+from .stopping import _this_thread, check_stopped
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
-_alone = threading.RLock()
+_one_at_a_time = threading.RLock()
 _threads = 1  # what torch had when the outermost `one_thread_each` began
 
 
@@ -28,7 +28,7 @@ def one_thread_each() -> Iterator[None]:
     For one thread at a time: others wait. The number of torch's threads is the process's; afterwards it is what it was.
     """
     global _threads
-    with _alone:
+    with _one_at_a_time:
         before, outer = torch.get_num_threads(), _threads
         _threads = max(before, outer)
         torch.set_num_threads(1)
@@ -39,7 +39,9 @@ def one_thread_each() -> Iterator[None]:
             _threads = outer
 
 
-def each(function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None) -> list[Output]:
+def map_in_threads(
+    function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None
+) -> list[Output]:
     """function(item) of each, in as many threads as torch may use, at most `most`; within `one_thread_each`.
 
     Where one runs out of memory it is tried again alone. Other exceptions of `function` are raised when the rest are done,
@@ -51,7 +53,7 @@ def each(function: Callable[[Item], Output], items: Sequence[Item], most: int | 
     stop = threading.Event()
 
     def run(item: Item) -> Output:
-        _of_thread.stop = stop
+        _this_thread.stop = stop
         with torch.inference_mode():
             return _checked(function, item)
 

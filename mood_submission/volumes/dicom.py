@@ -151,14 +151,14 @@ def _step(path: Path, slices: Sequence[Slice]) -> np.ndarray:
             f"{path}: expected slices {usual:.4g} mm apart, found {gaps[odd[0]]:.4g} mm between "
             f"{slices[odd[0]].file.name} and {slices[odd[0] + 1].file.name}: slices are missing"
         )
-    way = slices[-1].origin - slices[0].origin
-    tilt = float(np.degrees(np.arccos(np.clip(way @ normal / np.linalg.norm(way), -1, 1))))
+    across = slices[-1].origin - slices[0].origin
+    tilt = float(np.degrees(np.arccos(np.clip(across @ normal / np.linalg.norm(across), -1, 1))))
     if tilt > MOST_TILT:
         raise VolumeError(
             f"{path}: expected slices straight on top of each other, found a gantry tilt of {tilt:.1f} degrees; "
             f"resample the series first"
         )
-    return way / (len(slices) - 1)
+    return across / (len(slices) - 1)
 
 
 def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:

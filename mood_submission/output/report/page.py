@@ -82,12 +82,12 @@ def _healthy_range(about: About | None) -> dict | None:
 
 def _card(about: About) -> dict[str, str]:
     """What the weights say of themselves."""
-    told = {
+    card = {
         "region": about.region,
         "voxels scored by": about.pixel_method,
         "volumes scored by": about.sample_method,
     }
     for name in ("data", "licence", "source"):
         if isinstance(about.training.get(name), str):
-            told[name] = about.training[name]
-    return told
+            card[name] = about.training[name]
+    return card
