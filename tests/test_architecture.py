@@ -54,29 +54,40 @@ MODULES = modules()
 
 
 def imports() -> list[tuple[str, str, str]]:
-    """(module, imported module, file and line) of every import of this package within it: at the top, within functions and
-    for type checkers alone."""
-    found = []
-    for name, file in MODULES.items():
-        package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-        package = [part for part in package if part]
-        for node in ast.walk(ast.parse(file.read_text())):
-            where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
-                found += [(name, target.partition(".")[2], where) for target in targets]
-            if not isinstance(node, ast.ImportFrom):
-                continue
-            if node.level:
-                base = package[: len(package) - node.level + 1]
-                target = ".".join([*base, *filter(None, [node.module])])
-            elif (node.module or "").split(".")[0] == PACKAGE.name:
-                target = (node.module or "").partition(".")[2]
-            else:
-                continue
-            for alias in node.names:
-                inner = f"{target}.{alias.name}".strip(".")
-                found.append((name, inner if inner in MODULES else target, where))
+    """(module, imported module, file and line) of every import of this package within it."""
+    return [
+        (name, other, f"{file.relative_to(ROOT)}:{line}")
+        for name, file in MODULES.items()
+        for other, line in imported(name, file.read_text(), is_room=file.name == "__init__.py")
+    ]
+
+
+def imported(name: str, source: str, is_room: bool = False) -> list[tuple[str, int]]:
+    """(module, line) of what the module `name` of this package imports of it: at the top, within functions, and for type
+    checkers alone. What is imported from the package itself, as __version__ may be, is the module "".
+
+    Modules that are imported by a text, by `import_module`, are not among them: see
+    `test_the_command_line_alone_imports_by_a_text`.
+    """
+    found: list[tuple[str, int]] = []
+    package = name.split(".") if is_room else name.split(".")[:-1]
+    package = [part for part in package if part]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE.name]
+            found += [(target.partition(".")[2], node.lineno) for target in targets]
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = package[: len(package) - node.level + 1]
+            target = ".".join([*base, *filter(None, [node.module])])
+        elif (node.module or "").split(".")[0] == PACKAGE.name:
+            target = (node.module or "").partition(".")[2]
+        else:
+            continue
+        for alias in node.names:
+            inner = f"{target}.{alias.name}".strip(".")
+            found.append((inner if inner in MODULES else target, node.lineno))
     return found
 
 
@@ -86,22 +97,102 @@ def room(module: str) -> str:
     return ".".join(parts[: 2 if parts[0] == "lab" else 1])
 
 
+def in_workshop(module: str) -> bool:
+    return module.split(".")[0] == "lab"
+
+
+def points_upwards(name: str, other: str) -> bool:
+    """Whether a module imports from a room that is not below its own. Nothing is below the whole workshop or the package."""
+    if name in ENTRANCES or room(name) == room(other):
+        return False
+    return other in (*ENTRANCES, "lab") or FLOOR[room(other)] >= FLOOR[room(name)]
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules from which arrows lead back to them."""
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        for other in arrows.get(start, set()) - seen:
+            seen.add(other)
+            if other == goal or reaches(other, goal, seen):
+                return True
+        return False
+
+    return [name for name in arrows if reaches(name, name, set())]
+
+
+@pytest.mark.parametrize(
+    "name, source, expected",
+    [
+        ("volumes.grid", "from .files import read_volume", ["volumes.files"]),
+        ("volumes.grid", "from . import files, Grid", ["volumes.files", "volumes"]),
+        ("volumes.grid", "def f():\n    from ..model import Model", ["model"]),
+        (
+            "volumes.grid",
+            "if TYPE_CHECKING:\n    from ..preprocessing.view import View",
+            ["preprocessing.view"],
+        ),
+        ("volumes.grid", "from .. import __version__", [""]),
+        ("volumes.grid", "from .. import lab, model", ["lab", "model"]),
+        (
+            "lab.cli.train",
+            "from ... import __version__\nfrom ..training import run",
+            ["", "lab.training.run"],
+        ),
+        ("model", "from . import __version__", [""]),
+        ("model", "import numpy, mood_submission.networks.vqvae as vqvae", ["networks.vqvae"]),
+        ("model", "import mood_submission", [""]),
+        ("model", "from mood_submission import cli, load_model", ["cli", ""]),
+        ("model", "from mood_submission.lab.planting import toy", ["lab.planting.toy"]),
+        ("model", "import mood_submission_other\nfrom mood_submissions import x\nfrom os import path", []),
+    ],
+)
+def test_every_form_of_import_is_seen(name, source, expected):
+    assert [other for other, _ in imported(name, source)] == expected
+
+
+def test_a_room_s_own_imports_are_seen():
+    found = imported("volumes", "from .grid import Grid\nfrom ..runtime import files", is_room=True)
+    assert found == [("volumes.grid", 1), ("runtime.files", 2)]
+
+
+def test_arrows_and_circles_are_told_apart():
+    assert points_upwards("volumes.grid", "preprocessing.view")  # on one floor
+    assert points_upwards("volumes.grid", "") and points_upwards("model", "lab")
+    assert points_upwards("predictor", "lab.planting.toy")
+    assert points_upwards("lab.planting.toy", "lab.training.run")
+    assert not points_upwards("lab.training.run", "lab.planting.toy")
+    assert not points_upwards("lab.planting.toy", "cli") and not points_upwards(
+        "volumes.nifti", "volumes.grid"
+    )
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == ["b", "c", "d"]
+
+
 def test_no_arrow_points_upwards():
     wrong = [
-        f"{where}: {name} imports {other}"
-        for name, other, where in imports()
-        if name not in ENTRANCES
-        and room(name) != room(other)
-        and (other in ENTRANCES or FLOOR[room(other)] >= FLOOR[room(name)])
+        f"{where}: {name} imports {other}" for name, other, where in imports() if points_upwards(name, other)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_product_does_not_import_the_workshop():
-    wrong = [
-        where for name, other, where in imports() if other.startswith("lab") and not name.startswith("lab")
-    ]
+    wrong = [where for name, other, where in imports() if in_workshop(other) and not in_workshop(name)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_command_line_alone_imports_by_a_text():
+    """`cli/__init__.py` finds a command's module by its name, so that none is imported that is not asked for. It alone names
+    the workshop; `tests/test_product_alone.py` runs it where there is none."""
+    by_text, naming = set(), set()
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            word = getattr(node, "attr", getattr(node, "id", getattr(node, "name", None)))
+            if word in ("import_module", "__import__", "run_module", "importlib"):
+                by_text.add(name)
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and not in_workshop(name) and re.search(r"(^|\.)lab(\.\w+)*$", node.value):
+                naming.add(name)
+    assert by_text == naming == {"cli"}
 
 
 def test_every_room_has_its_floor_and_comes_along_in_the_wheel():
@@ -114,19 +205,12 @@ def test_every_room_has_its_floor_and_comes_along_in_the_wheel():
 
 
 def test_modules_form_no_circle():
+    """Within a room too."""
     arrows: dict[str, set[str]] = {}
     for name, other, _ in imports():
-        arrows.setdefault(name, set()).add(other)
-
-    def reaches(start: str, goal: str, seen: set[str]) -> bool:
-        for other in arrows.get(start, set()) - seen - set(ENTRANCES):
-            seen.add(other)
-            if other == goal or reaches(other, goal, seen):
-                return True
-        return False
-
-    circles = [name for name in arrows if name not in ENTRANCES and reaches(name, name, set())]
-    assert not circles
+        if name not in ENTRANCES and other not in ENTRANCES:
+            arrows.setdefault(name, set()).add(other)
+    assert circles(arrows) == []
 
 
 SHORT_HANDS = (

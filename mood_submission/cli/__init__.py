@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 
 from ..version import __version__
 
@@ -30,19 +31,35 @@ COMMANDS = {
 }
 
 
+PACKAGE = __name__.rpartition(".")[0]
+WORKSHOP = f"{PACKAGE}.lab"
 IN_PRODUCT = ("predict", "info", "report", "view", "grand-challenge")
 
 
 def module_of(command: str) -> str:
-    """The module of a command."""
-    room = "cli" if command in IN_PRODUCT else "lab.cli"
-    return f"{__name__.rpartition('.')[0]}.{room}.{command.replace('-', '_')}"
+    """The module of a command. The workshop's are named here as text alone: the product runs where `lab/` is deleted."""
+    room = f"{PACKAGE}.cli" if command in IN_PRODUCT else f"{WORKSHOP}.cli"
+    return f"{room}.{command.replace('-', '_')}"
+
+
+def workshop_is_there() -> bool:
+    """Whether the workshop's commands can be run: whether `lab/` is there, and is no empty folder."""
+    spec = find_spec(WORKSHOP)
+    return spec is not None and spec.origin is not None
+
+
+def commands_here() -> dict[str, str]:
+    """Those of COMMANDS that can be run here."""
+    if workshop_is_there():
+        return COMMANDS
+    return {name: what for name, what in COMMANDS.items() if name in IN_PRODUCT}
 
 
 def help_text() -> str:
     """What `mood-submission --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    here = commands_here()
+    width = max(map(len, here))
+    lines = [f"  {name:{width}}  {what}" for name, what in here.items()]
     return "\n".join(
         [
             "usage: mood-submission COMMAND ...",
@@ -76,7 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if words and words[0] in COMMANDS:  # a command's module is imported only when it is asked for
+    if words and words[0] in COMMANDS:
+        if words[0] not in commands_here():
+            missing = (
+                f"expected the workshop ({WORKSHOP.replace('.', '/')}), which has this command, found none"
+            )
+            print(f"mood-submission {words[0]}: {missing}", file=sys.stderr)
+            return 1
+        # A command's module is imported only when it is asked for.
         import_module(".output", __name__).quiet()
         return import_module(module_of(words[0])).main(words[1:])
     if words and words[0] in ("-h", "--help"):
@@ -86,5 +110,5 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     found = f"found {words[0]!r}" if words else "found none"
-    print(f"mood-submission: expected a command ({', '.join(COMMANDS)}), {found}", file=sys.stderr)
+    print(f"mood-submission: expected a command ({', '.join(commands_here())}), {found}", file=sys.stderr)
     return 2

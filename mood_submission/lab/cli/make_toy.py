@@ -12,7 +12,7 @@ from ...runtime.option_types import at_least, share
 from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
-from ..planting.toy import make_toy
+from ..planting.toy import make_gross_toy, make_toy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,17 @@ class ToyOptions:
         f"of anomaly (default: all, {', '.join(KINDS)})", choices=KINDS, metavar="KIND", default=KINDS
     )
     healthy_fraction: float = option("share left healthy", type=share, default=0.5)
+    gross: bool = option(
+        "instead, of each volume the healthy one and what no score must get wrong: dark balls of 10 to 50 mm, half of it "
+        "missing, blurred, inverted, noisy, turned ...",
+        default=False,
+        not_with="series",
+    )
+    sizes: bool = option(
+        "instead, of each volume the healthy one and lesions of 2 to 45 mm, one a case: balls, soft dark ones, shifts",
+        default=False,
+        not_with="series",
+    )
 
     def __post_init__(self) -> None:
         if self.source is None and (self.names or self.names_file):
@@ -62,6 +73,8 @@ class ToyOptions:
 
 def make(options: ToyOptions) -> list[str]:
     """Write the cases. Returns a line on what they are. Raises ValueError, OSError."""
+    if options.gross or options.sizes:
+        return _make_series(options, "gross" if options.gross else "sizes")
     records = make_toy(
         options.region,
         options.out,
@@ -77,6 +90,23 @@ def make(options: ToyOptions) -> list[str]:
     origins = f"volumes of {source.name}" if source else next(iter(records.values()))["origin"]
     where = options.out / options.region
     return [f"{len(records)} {options.region} cases ({origins}), {planted} with an anomaly, under {where}"]
+
+
+def _make_series(options: ToyOptions, series: str) -> list[str]:
+    records = make_gross_toy(
+        options.region,
+        options.out,
+        series,
+        volumes=options.volumes,
+        size=options.size or 128,
+        seed=options.seed,
+        source=options.source,
+        names=options.chosen_names(),
+    )
+    healthy = sum(record["kind"] is None for record in records.values())
+    return [
+        f"{len(records)} {options.region} cases of {healthy} healthy volumes, under {options.out / options.region}"
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

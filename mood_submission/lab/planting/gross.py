@@ -70,10 +70,15 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class GrossCase:
-    """A case. kind: such as "half", "ball_30mm" or "soft_05mm". mask: what is wrong, bool (X, Y, Z). radius: of what was put in,
-    mm; None where the whole volume is wrong."""
+    """A case.
 
-    kind: str
+    kind: such as "half_missing", "ball_30mm" or "soft_05mm"; None for the healthy volume.
+    data: (X, Y, Z) float32 in [0, 1].
+    mask: what is wrong, bool (X, Y, Z).
+    radius: of what was put in, mm; None where the whole volume is wrong, and where nothing is.
+    """
+
+    kind: str | None
     data: np.ndarray
     mask: np.ndarray
     radius: float | None = None
@@ -151,11 +156,16 @@ WHOLE: dict[str, Callable[[Subject], np.ndarray]] = {
 }
 
 
+def _healthy(subject: Subject) -> GrossCase:
+    return GrossCase(None, subject.data, np.zeros(subject.data.shape, bool))
+
+
 def gross_cases(subject: Subject) -> Iterator[GrossCase]:
-    """A dark ball of each of BALL_RADII, then every kind of WHOLE.
+    """The healthy volume, a dark ball of each of BALL_RADII, then every kind of WHOLE.
 
     The mask of a whole volume is where it differs from the healthy one by more than a hundredth, or the body where it was moved.
     """
+    yield _healthy(subject)
     offsets = subject.offsets(subject.centre + np.array([BALL_ASIDE / subject.spacing[0], 0, 0]))
     distance = np.sqrt(sum(offset**2 for offset in offsets))
     for radius in BALL_RADII:
@@ -189,7 +199,8 @@ LESIONS = {"ball": _lesion_ball, "soft": _lesion_soft, "shift": _lesion_shift}
 
 
 def cases_of_each_size(subject: Subject, sizes: tuple[float, ...] = SIZES) -> Iterator[GrossCase]:
-    """A lesion of each kind of LESIONS and of each radius in `sizes`, mm, one a case, at a place of its own."""
+    """The healthy volume, then a lesion of each kind of LESIONS and of each radius in `sizes`, mm, at a place of its own."""
+    yield _healthy(subject)
     for i, kind in enumerate(LESIONS):
         for j, radius in enumerate(sizes):
             rng = np.random.default_rng([subject.seed, i, j])
@@ -211,3 +222,16 @@ def _place(subject: Subject, radius: float, kind: str, rng: np.random.Generator)
         values = subject.data[tuple(deep.T)]
         deep = deep[values >= np.quantile(values, 0.6)]
     return deep[rng.integers(len(deep))]
+
+
+SERIES: dict[str, Callable[[Subject], Iterator[GrossCase]]] = {
+    "gross": gross_cases,
+    "sizes": cases_of_each_size,
+}
+
+
+def kinds_of(series: str) -> list[str | None]:
+    """The kinds of a series' cases; None stands for the healthy volume."""
+    if series == "gross":
+        return [None, *(f"ball_{radius:02.0f}mm" for radius in BALL_RADII), *WHOLE]
+    return [None, *(f"{kind}_{radius:02.0f}mm" for kind in LESIONS for radius in SIZES)]

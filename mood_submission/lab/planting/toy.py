@@ -19,8 +19,10 @@ from tqdm import tqdm
 from ...runtime.contract import REGIONS
 from ...runtime.files import write_text
 from ...runtime.names import as_text
+from ...runtime.triples import three
 from ...volumes import Grid, Source, Volume, named_volumes, read_volume
 from .anomalies import KINDS, RADIUS_FRACTION, plant_with_details
+from .gross import SERIES, Subject, kinds_of
 from .phantoms import (
     CORNER_MM,
     FRAME_MM,
@@ -161,11 +163,58 @@ def make_toy(
         else:
             case = _Case.read(name, files[name])
         records[name] = case.write(folders, kind, file_seed(seed, name), radius_fraction)
+    _write_records(out / region, records)
+    return records
+
+
+def make_gross_toy(
+    region: str,
+    out: str | Path,
+    series: str,
+    *,
+    volumes: int | None = None,
+    size: int = 128,
+    seed: int = 0,
+    source: str | Path | None = None,
+    names: Sequence[str] | None = None,
+) -> dict[str, dict[str, object]]:
+    """Write each healthy volume and the gross cases that are made of it, NAME_KIND, in the layout of `make_toy`.
+
+    series: one of `gross.SERIES`. The other arguments are those of `make_toy`; a case depends on its volume, the volume's name
+    and `seed` alone. Returns what anomalies.json holds, by case: origin, kind (None: healthy), seed, radius_mm, voxels,
+    volume_ml. Raises what `make_toy` raises.
+    """
+    out = Path(out)
+    _check_arguments(region, KINDS, 0.5)
+    _check_source(source, volumes, None, names)
+    _check_size(size)
+    files = None if source is None else _pick(Path(source), names, volumes, seed)
+    subjects = (
+        [f"toy_{i}" for i in range(1 if volumes is None else volumes)] if files is None else list(files)
+    )
+    folders = _folders(out, region, [case_name(name, kind) for name in subjects for kind in kinds_of(series)])
+    records: dict[str, dict[str, object]] = {}
+    for name in tqdm(sorted(subjects), f"{region} toys", disable=None):
+        own = file_seed(seed, name)
+        made = _Case.made_up(name, region, size, own) if files is None else _Case.read(name, files[name])
+        for case in SERIES[series](made.subject(own)):
+            record = {"origin": made.origin, "kind": case.kind, "seed": own, "radius_mm": case.radius}
+            called = case_name(name, case.kind)
+            records[called] = record | made.save(folders, called, case.data, case.mask)
+    _write_records(out / region, records)
+    return records
+
+
+def case_name(name: str, kind: str | None) -> str:
+    """What a gross case of a volume is called; the healthy volume keeps its name."""
+    return name if kind is None else f"{name}_{kind}"
+
+
+def _write_records(folder: Path, records: dict[str, dict[str, object]]) -> None:
     told = {
         as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()
     }
-    write_text(out / region / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
-    return records
+    write_text(folder / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -222,12 +271,24 @@ class _Case:
                 raise ValueError(f"{self.name}: {error}") from error
             data, mask = planted.volume, planted.mask
             record |= {"centre": list(planted.centre), "radius": list(planted.radii)}
+        return record | self.save(folders, self.name, data, mask)
+
+    def subject(self, seed: int) -> Subject:
+        """What gross cases are made of."""
+        affine = self.grid.affine_mm if self.grid else self.affine
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
+        axes = self.grid.ras_axes if self.grid else (0, 1, 2)
+        return Subject(self.data, three(float(sizes[axes.index(axis)]) for axis in range(3)), seed)
+
+    def save(
+        self, folders: tuple[Path, Path, Path], name: str, data: np.ndarray, mask: np.ndarray
+    ) -> dict[str, object]:
+        """Write a volume and its labels as NAME.nii.gz. Returns how large what is wrong is: voxels, volume_ml."""
         affine_mm = self.grid.affine_mm if self.grid else self.affine
         voxel_ml = abs(float(np.linalg.det(affine_mm[:3, :3]))) / 1000
-        record |= {"voxels": int(mask.sum()), "volume_ml": round(int(mask.sum()) * voxel_ml, 4)}
         to_file = self.grid.to_file if self.grid else np.asarray
         toy, pixel, sample = folders
-        _save(toy / f"{self.name}.nii.gz", to_file(data), self.affine, self.header)
-        _save(pixel / f"{self.name}.nii.gz", to_file(mask.astype(np.uint8)), self.affine, self.header)
-        (sample / f"{self.name}.nii.gz.txt").write_text(f"{int(mask.any())}\n")
-        return record
+        _save(toy / f"{name}.nii.gz", to_file(data), self.affine, self.header)
+        _save(pixel / f"{name}.nii.gz", to_file(mask.astype(np.uint8)), self.affine, self.header)
+        (sample / f"{name}.nii.gz.txt").write_text(f"{int(mask.any())}\n")
+        return {"voxels": int(mask.sum()), "volume_ml": round(int(mask.sum()) * voxel_ml, 4)}
