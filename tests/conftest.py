@@ -44,6 +44,7 @@ LONGEST = (
     "robustness",
     "weights",
     "training_together",
+    "product_alone",
     "skull_strip",
     "threads",
     "training",
