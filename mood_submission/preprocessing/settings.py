@@ -113,8 +113,10 @@ class Preprocessing:
         unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
         if unknown or missing:
             raise ValueError(f"preprocessing: unknown keys {unknown}, missing keys {missing}")
-        lists = {name: tuple(values[name]) for name in ("hounsfield_window", "landmarks") if name in values}
-        return cls(**(values | lists))
+        lists: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("hounsfield_window", "landmarks") if name in values
+        }
+        return cls(**{**values, **lists})
 
 
 # Keys that every model file has.
