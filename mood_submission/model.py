@@ -1,4 +1,4 @@
-"""A trained model on a device: its networks in evaluation mode, batched, and on a CPU in threads that are not seen in the results."""
+"""A trained model on a device. It runs its networks in batches on a GPU, and in threads on a CPU."""
 
 import copy
 import threading
@@ -18,36 +18,37 @@ from .runtime.memory import affordable, free_memory, in_batches
 from .runtime.precision import PRECISIONS, exact_float32
 from .runtime.threads import map_in_threads, one_thread_each
 
-# Slices that go through a network at a time on a GPU. On a CPU each thread takes one slice at a time, with one exception: the
-# prior takes up to NLL_SLICES, since reading its many weights costs more than using them on the few places of one slice.
+# BATCH slices at a time go through a network on a GPU. On a CPU each thread takes one slice at a time. Only the prior takes
+# NLL_SLICES, since reading its weights costs more than using them on the codes of one slice.
 BATCH = 32
 NLL_SLICES = 4
-# The most slices, and the most restorations of them all, that a thread of a CPU restores at a time.
+# The most slices, and the most restorations, that a thread of a CPU works on at a time.
 CPU_SLICES = 16
 CPU_ROWS = 128
 
 
 class Model:
-    """VQ-VAE, prior and, where there is one, detector on one device, in evaluation mode.
+    """VQ-VAE, prior and perhaps a detector on one device, in evaluation mode.
 
     Slices are (B, H, W) in the network's intensities (see `preprocessing.normalise`), positions (B, 1) in [-0.5, 0.5], codes
-    (B, h, w) int64. Inputs may be on any device and of any floating dtype; results are on the model's device. Codes are always
-    computed in `dtype`, and NLL, which thresholds decide on, without TF32; decoding uses what torch is set to. On a CPU results
-    have the same bits for any number of threads.
+    (B, h, w) int64. Inputs may be on any device and of any floating dtype. Results are on the model's device. Codes are
+    computed in `dtype`. Codes and NLL never use TF32, since thresholds depend on them; decoding uses torch's own setting. On a
+    CPU, results have the same bits for any number of threads.
 
     vqvae, prior: the networks, which are moved to the device.
     about: the model's description.
     detector: None where the model has none.
     device: where the networks run.
     dtype: of the parameters.
-    batch_size: how many slices go through a network at a time on a GPU. None: BATCH where there is memory for them. Halved
-        when memory runs out.
-    precision: "float32" (or whatever `dtype` is) draws the same codes everywhere. "tf32" (on CUDA) and "bf16" draw other codes
-        of the same distribution, up to rounding. "bf16" also multiplies in bfloat16, and adds up in float32, for the NLL,
-        decoding and the detector. Raises ValueError for others.
-    file: where the model was read from.
+    batch_size: slices that go through a network at a time on a GPU. None for BATCH, or fewer where memory is short. It is
+        halved when memory runs out.
+    precision: "float32" computes in `dtype` and draws the same codes everywhere. "tf32" (on CUDA) and "bf16" draw other codes,
+        of the same distribution up to rounding. "bf16" also multiplies in bfloat16, and adds in float32, for the NLL, decoding
+        and the detector.
+    file: the model file. None for a model that came from none.
     sha256: digest of that file's content.
-    reread: reads the same model anew, onto the CPU; None for a model that came from no file.
+    reread: reads the same model again, onto the CPU. None for a model that came from no file.
+    Raises ValueError for another precision.
     """
 
     def __init__(
@@ -73,13 +74,13 @@ class Model:
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.precision, self.file, self.sha256, self.reread = precision, file, sha256, reread
-        # By grid size. Kept on CUDA, with the graphs that were recorded for it.
+        # By grid size, on CUDA only. It keeps the graphs that were recorded.
         self._cached: dict[torch.Size, CachedPrior] = {}
 
     def on_cpu(self) -> "Model":
         """The same model on the CPU.
 
-        It is read anew where it came from a file, since a GPU that has failed may not give anything back.
+        A model from a file is read again, since a GPU that has failed may return nothing.
         """
         if self.reread is not None:
             return self.reread()
@@ -110,8 +111,10 @@ class Model:
     def detect(self, read: Callable[[Detector, Tensor], Tensor], count: int) -> Tensor:
         """The detector's logits (count, H, W) for the slices of a volume, in order.
 
-        read: takes the detector and the numbers of a few slices, (B,) int64 on the model's device, and returns their logits
-        (B, H, W); see `evidence.normalised.detector_logits`. Raises ModelError for a model without a detector.
+        read: from the detector and the numbers of a few slices, (B,) int64 on the model's device, to their logits (B, H, W);
+            see `evidence.normalised.detector_logits`.
+        count: how many slices the volume has.
+        Raises ModelError for a model without a detector.
         """
         if self.detector is None:
             raise ModelError(
@@ -124,8 +127,13 @@ class Model:
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
-        """Restored codes (B, S, h, w): codes whose NLL given the (restored) ones before them is above `threshold` (one
-        number, or (B,)) are replaced by draws from the prior, by inverse CDF of `uniforms` (B, S, h, w) in [0, 1)."""
+        """Restored codes (B, S, h, w): unlikely codes are replaced by draws from the prior, see `restoration.restore`.
+
+        codes: (B, h, w) int64.
+        position: (B, 1), -0.5 .. 0.5.
+        uniforms: (B, S, h, w) in [0, 1), for S restorations of each slice.
+        threshold: codes with a higher NLL, in nats, are replaced. One number, or (B,).
+        """
         codes, position, uniforms = self.here(codes), self.here(position), self.here(uniforms)
         if self.device.type == "cpu":
             return self._restore_in_threads(codes, position, uniforms, threshold)
@@ -147,9 +155,9 @@ class Model:
     def _restore_in_threads(
         self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
     ) -> Tensor:
-        """A few slices at a time in each thread, with a prior of its own, as `restoration.restore` asks."""
+        """Restore a few slices at a time in each thread. Each thread has its own prior, as `restoration.restore` needs."""
         threshold = torch.as_tensor(threshold).expand(len(codes))
-        # A thread lets go of this memory when it ends.
+        # This memory is freed when its thread ends.
         own = threading.local()
 
         def run(chunk: Tensor) -> Tensor:
@@ -169,11 +177,11 @@ class Model:
         )
 
     def here(self, tensor: Tensor) -> Tensor:
-        """A tensor on the model's device; floating ones in its dtype."""
+        """A tensor on the model's device. A floating one also gets the model's dtype."""
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
     def _scoring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """A function that computes something to score by, in the precision that was asked for."""
+        """The function in this model's precision."""
         if self.precision != "bf16":
             return function
 
@@ -194,22 +202,22 @@ class Model:
 
         def run(first: int, last: int, _: int) -> None:
             done = [function(*(self.here(x[a:b]) for x in inputs)) for a, b in _pieces(first, last)]
-            # Not before all of them fit in memory.
+            # Not earlier, since an error may end the batch before all its parts are done.
             parts.extend(done)
 
-        # No slices make one batch, of none.
+        # Without slices there is one empty batch.
         count = max(1, len(inputs[0]))
         in_batches(run, count, self.batch_size or self.affordable_slices())
         return torch.cat(parts)
 
     @one_thread_each()
     def _few_by_few(self, function: Callable[..., Tensor], *inputs: Tensor, most: int) -> Tensor:
-        """`most` slices at a time in each thread, the last ones singly, so that no thread waits long for another."""
+        """Take `most` slices at a time in each thread. The last ones go singly, so that no thread waits long for another."""
 
         def run(chunk: range) -> Tensor:
             return function(*(self.here(x[chunk.start : chunk.stop]) for x in inputs))
 
-        # No slices make one batch, of none.
+        # Without slices there is one empty batch.
         count = max(1, len(inputs[0]))
         together = max(0, count - 2 * most) // most * most
         chunks = [range(first, first + most) for first in range(0, together, most)]
@@ -220,11 +228,11 @@ class Model:
         return max(1, free_memory(self.device) // 2 // bytes_each)
 
     def affordable_slices(self) -> int:
-        """How many slices at a time the memory that is there has room for, at most BATCH."""
+        """How many slices at a time fit in the free memory, at most BATCH."""
         return min(BATCH, affordable(self._slice_bytes(), self.device))
 
     def _slice_bytes(self) -> int:
-        """What a slice takes of memory: a unit at full resolution, or a block of the prior with its attention."""
+        """Memory for one slice: a unit at full resolution or a block of the prior with its attention, whichever is larger."""
         size = self.about.preprocessing.image_size
         places = self.vqvae.settings.latent_size(size) ** 2
         numbers = max(
@@ -235,13 +243,13 @@ class Model:
 
 
 def _twin(network: nn.Module) -> nn.Module:
-    """A network of the same parameters, for another thread to set hooks in."""
+    """A copy of a network that shares its parameters. Another thread can set hooks in it."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)
 
 
 def _pieces(first: int, last: int) -> list[tuple[int, int]]:
-    """first .. last in pieces of falling powers of two: libraries keep working memory for each size that they meet."""
+    """first .. last in pieces of falling powers of two. Libraries keep working memory for each size they meet, so few are used."""
     pieces: list[tuple[int, int]] = []
     while first < last or not pieces:
         step = 1 << max(0, (last - first).bit_length() - 1)

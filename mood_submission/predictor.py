@@ -42,13 +42,13 @@ MOST_PIXELS = 1 << 26
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """All that is needed of a volume, a tenth of its size.
+    """What scoring needs of a volume, in a tenth of its memory.
 
-    slices: as the network takes them, (N, S, S) float32 on its device.
+    slices: the network's input, (N, S, S) float32 on its device.
     position: (N, 1), -0.5 .. 0.5.
-    indices: (N,) along z.
+    indices: (N,), the slices' z.
     shape, spacing, grid, source, notes: the volume's.
-    view: how it was looked at.
+    view: how its slices were cut.
     """
 
     slices: Tensor
@@ -63,7 +63,7 @@ class Prepared:
 
     @property
     def path(self) -> Path:
-        """What names the volume in messages."""
+        """The volume's name in messages."""
         return self.source.path
 
     def with_slices(self, count: int) -> "Prepared":
@@ -76,13 +76,13 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Scores of a volume, of the tasks that were asked for.
+    """A volume's scores.
 
-    sample: how anomalous the volume is, 0 .. 1.
-    pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`.
-    rare: by kind of evidence, how rare it is among healthy voxels (N, H, H). Empty of a predictor that is not to `explain`.
-    expected: what the networks would have expected to see, in their intensities (N, S, S): the mean restoration, or the
-        reconstruction where none were drawn. None of a predictor that is not to `explain`.
+    sample: how anomalous the volume is, 0 .. 1. None for the pixel task.
+    pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`. None for the sample task.
+    rare: by kind of evidence, how rare it is among healthy voxels, (N, H, H). Empty without `explain`.
+    expected: what the networks would have expected to see, in their intensities, (N, S, S). It is the mean restoration, or the
+        reconstruction without restorations. None without `explain`.
     """
 
     sample: float | None = None
@@ -93,12 +93,11 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class LabelledObjects:
-    """What stands out in a volume.
+    """The objects that stand out in a volume.
 
-    findings: the surest first.
-    mask: their numbers, (X, Y, Z) uint8, RAS order.
-    expected: what would have been expected, as grey values in [0, 1], (X, Y, Z) float32; None of a predictor that is not to
-        `explain`.
+    findings: their descriptions, the surest first.
+    mask: their numbers, (X, Y, Z) uint8 in RAS order, 0 elsewhere.
+    expected: what the networks would have expected to see, (X, Y, Z) float32 in [0, 1]. None without `explain`.
     """
 
     findings: list[Finding]
@@ -110,17 +109,16 @@ class Predictor:
     """Scores volumes with a model.
 
     model: the networks.
-    slice_count: how many slices of a volume are looked at, evenly spaced, or "all". None for one every few mm, as the model's
-        preprocessing says, or for all where that says nothing. The published method takes 32.
-    restorations: how many of a slice. None for what the model file says (published 15). 0 draws nothing, which takes a small
-        part of the time; only some pixel methods need none.
-    seed: of the restorations' draws. Each slice has its own, made of the seed, the file's name and the slice's index,
-        so a volume's scores do not depend on what else is in the folder.
-    sample_method, pixel_method: names of methods (`methods.table`). None for what the model file says.
-    explain: whether pixel scores come with how rare each kind of evidence is, for findings to tell.
-    strip: from a volume to the same without its skull, before all else (see `running.skull_strip`). None to take volumes as
-        they are.
-    Raises ModelError for methods that are not known, or that the model or the number of restorations lacks something for.
+    slice_count: how many slices of a volume are scored, evenly spaced, or "all". None for the model's own distance in mm, or
+        for all where it has none. The published method takes 32.
+    restorations: how many of each slice. None for the model file's number (published: 15). 0 is much faster, but some pixel
+        methods need restorations.
+    seed: of the random numbers. Each slice has its own, from the seed, the file's name and the slice's index. So a volume's
+        scores do not depend on what else is in the folder.
+    sample_method, pixel_method: names of methods (`methods.table`). None for the model file's.
+    explain: whether scores come with the rarity of each kind of evidence and the expected slices, for findings.
+    strip: removes the skull of a volume before all else (see `running.skull_strip`). None to take volumes as they are.
+    Raises ModelError for unknown methods, and for methods that need what the model or the number of restorations lacks.
 
     >>> import nibabel, numpy
     >>> from mood_submission import load_model
@@ -186,9 +184,10 @@ class Predictor:
         return self.outline(prepared, scored, self.to_volume(prepared, scored.pixel)).findings
 
     def outline(self, prepared: Prepared, scored: Scored, scores: np.ndarray) -> LabelledObjects:
-        """What stands out in a volume.
+        """The objects that stand out in a volume, outlined and numbered.
 
-        prepared, scored: the volume, and what `compute` made of it.
+        prepared: the volume.
+        scored: its scores, as `compute` gives them.
         scores: its pixel scores (X, Y, Z), as `to_volume` gives them.
         Raises ModelError for a model whose scores were not measured on healthy volumes.
         """
@@ -203,7 +202,7 @@ class Predictor:
         return LabelledObjects(findings, mask, self.to_volume(prepared, greys).clip(0, 1))
 
     def check_findings(self) -> None:
-        """Raises ModelError where the model does not say what this predictor's scores mean."""
+        """Raises ModelError for a model whose scores were not measured on healthy volumes by this pixel method."""
         if self.pixel_method.name not in self.model.about.healthy_voxels:
             raise ModelError(
                 f"expected a model whose {self.pixel_method.name} scores were measured on healthy volumes, found one that "
@@ -213,7 +212,7 @@ class Predictor:
     def prepare(self, volume: Volume) -> Prepared:
         """The volume's slices as the networks take them.
 
-        Raises VolumeError for slices so long and narrow that the square around them has more than MOST_PIXELS.
+        Raises VolumeError where the square field of view has more than MOST_PIXELS, as for very long and narrow slices.
         """
         volume = volume if self.strip is None else self.strip(volume)
         preprocessing, shape = self.model.about.preprocessing, volume.data.shape
@@ -250,9 +249,9 @@ class Predictor:
     ) -> Scored:
         """A volume's scores.
 
-        prepared: what `prepare` gives.
+        prepared: the volume, as `prepare` gives it.
         task: one of TASKS or BOTH.
-        remark: called with a line where the volume looks unlike the scans that the weights know.
+        remark: is called with a line where the volume looks unlike the scans that the weights know.
         """
         with self.same_bits_for_any_threads():
             evidence = self.complete_evidence(prepared, task)
@@ -262,9 +261,9 @@ class Predictor:
             return scored
 
     def complete_evidence(self, prepared: Prepared, task: str) -> Evidence:
-        """The evidence of a volume, with restorations where the task has some.
+        """The evidence of a volume, with restorations where the task needs them.
 
-        To be used within `same_bits_for_any_threads`.
+        Call this within `same_bits_for_any_threads`.
         """
         evidence = self.evidence(prepared)
         if self.restorations_for(task):
@@ -272,16 +271,19 @@ class Predictor:
         return evidence
 
     def restorations_for(self, task: str) -> int:
-        """How many restorations of a slice are drawn for one of TASKS or BOTH: none for sample scores, nor for pixel scores
-        that do not look at them."""
+        """How many restorations of each slice a task needs. Sample scores and some pixel methods need none.
+
+        task: one of TASKS or BOTH.
+        """
         if task == "sample" or not (self.explain or "pixel" in self.pixel_method.reads_restorations):
             return 0
         return self.restorations
 
     def remarks(self, evidence: Evidence, path: Path) -> list[str]:
-        """A line where a volume's codes or residuals are more unlikely all over than any healthy hold-out volume's.
+        """A line where NLL or residuals are higher in the whole volume than in any healthy hold-out volume.
 
-        The line names `path`. There is none where the model does not say what is usual.
+        path: the volume's name in the line.
+        Returns no line where the model file does not say what is usual.
         """
         strange, usual = [], self.model.about.usual
         for kind, value in evidence.usual_values([kind for kind in USUAL if kind in usual]).items():
@@ -295,10 +297,10 @@ class Predictor:
         ]
 
     def score(self, evidence: Evidence, task: str) -> Scored:
-        """The scores of evidence, for one of TASKS or BOTH."""
+        """Scores from evidence. task: one of TASKS or BOTH."""
         if task == "sample":
             return Scored(self.sample(evidence))
-        # The sample score is that of the sample task, which draws nothing.
+        # It is the sample task's score, which has no restorations.
         sample = self.sample(evidence.without_restorations()) if task == BOTH else None
         scores = self.pixel(evidence)
         if not self.explain:
@@ -306,7 +308,7 @@ class Predictor:
         return Scored(sample, scores, self._rare(evidence), _expected(evidence))
 
     def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
-        """How rare each kind of evidence is, of those that were measured and are there."""
+        """How rare the evidence is, for each kind that is there and was measured on healthy volumes."""
         tables = self.model.about.rarity_tables
         return {
             name: rarity(maps, tables[name]) for name, maps in evidence.smoothed.items() if name in tables
@@ -321,11 +323,11 @@ class Predictor:
         return self.pixel_method.pixel(evidence)
 
     def evidence(self, prepared: Prepared, restored_codes: Tensor | None = None) -> Evidence:
-        """The evidence of a volume, of which nothing is computed yet."""
+        """The evidence of a volume, before anything is computed."""
         return Evidence(self.model, prepared.slices, prepared.position, restored_codes)
 
     def same_bits_for_any_threads(self) -> AbstractContextManager[None]:
-        """A context in which results have the same bits for any number of threads."""
+        """While this context is open, results have the same bits for any number of threads."""
         return one_thread_each() if self.model.device.type == "cpu" else nullcontext()
 
     def restore(
@@ -337,27 +339,26 @@ class Predictor:
     ) -> Tensor:
         """Restored codes (N, S, h, w).
 
-        prepared: the volume, whose file's name and slices the draws depend on.
-        codes: (N, h, w) int64, of its slices.
-        which: the restorations to draw, of all.
-        threshold: codes with a higher NLL are drawn anew, in nats: one number, or (N,). None for the model's own.
+        prepared: the volume. Random numbers depend on its file's name and its slices.
+        codes: its slices' codes, (N, h, w) int64.
+        which: the restorations to draw, out of all.
+        threshold: codes with a higher NLL, in nats, are replaced. One number, or (N,). None for the model's own.
         """
         threshold = self.model.about.pixel_threshold if threshold is None else threshold
         uniforms = self.uniforms_of(prepared, codes)[:, which]
         return self.model.restore(codes, prepared.position, uniforms, threshold)
 
     def uniforms_of(self, prepared: Prepared, codes: Tensor) -> Tensor:
-        """The numbers that a volume's restorations are drawn with: (N, S, h, w) in [0, 1), for codes (N, h, w)."""
+        """Random numbers for a volume's restorations, (N, S, h, w) in [0, 1). codes: (N, h, w)."""
         height, width = codes.shape[1:]
         return self.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
 
     def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
-        """Numbers to draw with, made on the CPU so that they are the same for every device.
+        """Random numbers for restorations, (N, S, h, w) in [0, 1). They come from the CPU, so every device has the same.
 
-        name: of the volume.
-        indices: (N,), of its slices along z.
+        name: the volume's.
+        indices: (N,), its slices' z.
         grid: height and width of a slice's codes.
-        Returns (N, S, h, w) in [0, 1).
         """
         parts = []
         for index in indices:
@@ -367,13 +368,13 @@ class Predictor:
         return torch.stack(parts)
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
-        """Slices' scores (N, H, H) on the volume: (X, Y, Z) float32 in RAS order."""
+        """Slices' scores (N, H, H) on the volume's voxels: (X, Y, Z) float32 in RAS order."""
         return slices_to_volume(
             scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view
         )
 
     def on_cpu(self) -> "Predictor":
-        """The same with the model on the CPU."""
+        """The same predictor with the model on the CPU."""
         return Predictor(
             self.model.on_cpu(),
             self.slice_count,
@@ -387,7 +388,7 @@ class Predictor:
 
 
 def _expected(evidence: Evidence) -> Tensor:
-    """What would have been expected, (N, S, S), with the air round a brain, which is exactly 0, as dark as can be."""
+    """What the networks would have expected to see, (N, S, S). Air, which is exactly 0 in slices, gets the darkest value."""
     slices = evidence.slices
     restored = evidence.decoded if evidence.restored is None else evidence.restored
     expected = at_size(restored.to(slices), slices.shape[-2:])

@@ -1,4 +1,4 @@
-"""What the networks make of a volume's slices: the pipeline from slices to evidence, once."""
+"""The pipeline from a volume's slices to evidence of anomalies."""
 
 import copy
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ from .normalised import NormalisedEvidence, usual_nll, usual_residual, volume_lo
 from .restorations import weighted_difference
 from .smoothing import smooth_evidence, smooth_logits
 
-# Slices whose restorations are decoded at a time: those of all would be large.
+# How many slices' restorations are decoded at a time. Those of all slices would take much memory.
 CHUNK = 8
-# What `Evidence.usual_values` can tell.
+# The kinds of `Evidence.usual_values`.
 USUAL = ("likelihood", "residual")
 
 
 class _WithoutRestorations:
-    """The parts that restorations do not change. Evidence with other restorations of the same slices shares them."""
+    """What restorations do not change. Evidence with other restorations of the same slices shares it."""
 
     def __init__(self, model: Model, given: Tensor, position: Tensor):
         self.model, self.given, self.position = model, given, position
@@ -54,7 +54,7 @@ class _WithoutRestorations:
         return self.detect(self.decoded)
 
     def smooth(self, kind: str, maps: Tensor) -> Tensor:
-        """Maps of one kind of evidence, smoothed on a grid half as fine as the slices."""
+        """Maps (N, H, H) of one kind of evidence, smoothed, on a grid half as fine as the slices."""
         return smooth_evidence(kind, maps.float(), max(1, self.model.about.preprocessing.image_size // 2))
 
     def detect(self, restored: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class _WithoutRestorations:
 
 
 class Evidence:
-    """What the networks make of slices. Each part is computed when it is first asked for, and once.
+    """What the networks compute from a volume's slices. Each property is computed once, when it is first read.
 
     model: the networks.
     slices: (N, S, S) in the network's intensities, in order.
@@ -92,7 +92,7 @@ class Evidence:
         self.restored_codes = restored_codes
 
     def with_restorations(self, restored_codes: Tensor) -> "Evidence":
-        """The same slices with these restorations. What restorations do not change is computed once for both.
+        """The same slices with these restorations. What restorations do not change is shared.
 
         restored_codes: (N, R, h, w) int64.
         """
@@ -108,10 +108,11 @@ class Evidence:
         return other
 
     def with_calibration(self, about: About) -> "Evidence":
-        """The same evidence, all that is computed included, of a model that is described by another calibration.
+        """The same evidence for a model with another calibration. What is computed already stays.
 
-        Raises ValueError where `about` describes other preprocessing, another temperature or another detector: these
-        decide what is computed.
+        about: the model's description with the other calibration.
+        Raises ValueError where `about` has other preprocessing, another temperature or another detector, since these decide
+        what is computed.
         """
         for name in ("preprocessing", "temperature", "detector"):
             if getattr(about, name) != getattr(self.about, name):
@@ -129,17 +130,17 @@ class Evidence:
 
     @property
     def position(self) -> Tensor:
-        """(N, 1), -0.5 .. 0.5."""
+        """Relative positions of the slices, (N, 1), -0.5 .. 0.5."""
         return self._shared.position
 
     @property
     def slices(self) -> Tensor:
-        """(N, S, S) on the model's device."""
+        """The slices, (N, S, S), on the model's device."""
         return self._shared.slices
 
     @property
     def codes(self) -> Tensor:
-        """(N, h, w) int64."""
+        """The slices' codes, (N, h, w) int64."""
         return self._shared.codes
 
     @property
@@ -149,7 +150,7 @@ class Evidence:
 
     @property
     def decoded(self) -> Tensor:
-        """The slices as their codes are decoded, (N, S', S')."""
+        """The slices' reconstructions, decoded from their codes, (N, S', S')."""
         return self._shared.decoded
 
     @property
@@ -171,7 +172,7 @@ class Evidence:
 
     @cached_property
     def _compared(self) -> tuple[Tensor, Tensor]:
-        """`weighted_difference`, and the mean restorations. What came out alike of a slice is decoded once."""
+        """`weighted_difference`, and the mean restorations. Equal restorations of a slice are decoded once."""
         if self.restored_codes is None:
             raise ValueError("expected restorations, found none")
         parts = []
@@ -192,10 +193,9 @@ class Evidence:
         return difference, mean
 
     def usual_values(self, kinds: Iterable[str] = USUAL) -> dict[str, float]:
-        """What is usual in the anatomy. An anomaly, which is small, hardly moves it; a strange scan does.
+        """Quantiles over the anatomy, by kind. A small anomaly hardly moves them; a strange scan does.
 
-        kinds: any of USUAL. "likelihood" is the median NLL in nats, "residual" the 75th percentile of |slice -
-            reconstruction|.
+        kinds: any of USUAL. "likelihood" is the median NLL in nats, "residual" the 75th percentile of |slice - reconstruction|.
         """
         compute = {
             "likelihood": lambda: usual_nll(self.slices, self.nll)[0],
@@ -205,9 +205,9 @@ class Evidence:
 
     @cached_property
     def smoothed(self) -> dict[str, Tensor]:
-        """Evidence by kind (`rareness.EVIDENCE`), smoothed in 3D, (N, H, H) each, on a grid half as fine as the slices.
+        """Evidence by kind (`rareness.EVIDENCE`), smoothed in 3D: (N, H, H) each, on a grid half as fine as the slices.
 
-        Without restorations there is none of the kind "restoration".
+        Without restorations, the kind "restoration" is missing.
         """
         if self.restored is None:
             return self._shared.smoothed
@@ -219,6 +219,6 @@ class Evidence:
     def logits(self) -> Tensor:
         """The detector's logits, smoothed in 3D: (N, S, S).
 
-        Where no restorations were drawn, reconstructions stand for them. Raises ModelError for a model without a detector.
+        Without restorations, the detector reads reconstructions in their place. Raises ModelError for a model without a detector.
         """
         return self._shared.logits if self.restored is None else self._shared.detect(self.restored)

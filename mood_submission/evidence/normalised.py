@@ -1,7 +1,7 @@
-"""The evidence of a volume as a detector reads it: a slice with its neighbours, relative to what is usual in the volume itself.
+"""Evidence as a detector reads it: each slice with its neighbours, relative to what is usual in the volume.
 
-Scanners differ in how large residuals and NLL are all over; an anomaly is small. So both are divided by what is usual in
-the volume before a network sees them.
+Residuals and NLL are larger for some scanners than for others, in the whole volume. So both are scaled by their own quantiles
+in the volume, which a small anomaly hardly changes.
 """
 
 from dataclasses import dataclass, replace
@@ -15,23 +15,23 @@ from ..model import Model
 from ..networks.detector import Detector
 from ..networks.layers import at_size
 
-# The logit of what lies outside the box round the anatomy.
+# The logit outside the box round the anatomy.
 AIR_LOGIT = -12.0
-# Pixels of air that the box round the anatomy has.
+# How many pixels of air the box round the anatomy includes.
 MARGIN = 8
-# Every so many pixels of each axis are enough for a quantile.
+# Quantiles are taken from every SAMPLED-th pixel along each axis.
 SAMPLED = 4
 
 
 @dataclass(frozen=True)
 class Box:
-    """A part of all slices of a volume: rows and columns."""
+    """A rectangle in all slices of a volume: its rows and its columns."""
 
     rows: slice
     columns: slice
 
     def codes(self, maps: Tensor, size: torch.Size) -> Tensor:
-        """What of maps of codes (B, h, w) lies in the box of slices of this size."""
+        """The part of maps of codes (B, h, w) that lies in the box. size: of the slices, in pixels."""
         spans = []
         for span, places, side in zip((self.rows, self.columns), maps.shape[-2:], size):
             step = max(1, side // places)
@@ -41,7 +41,7 @@ class Box:
         return maps[..., spans[0], spans[1]]
 
     def put(self, maps: Tensor, size: torch.Size, value: float) -> Tensor:
-        """Maps (B, height, width) of the box on slices of this size, with a value all round: (B, *size)."""
+        """Maps (B, height, width) of the box, placed in slices of `size`: (B, *size), with `value` outside the box."""
         if maps.shape[-2:] == size:
             return maps
         whole = maps.new_full((len(maps), *size), value)
@@ -54,13 +54,13 @@ class NormalisedEvidence:
     """The evidence of a volume's slices, in order.
 
     slices: (N, S, S) in the network's intensities.
-    reconstruction: what the slices' codes are decoded to, (N, S', S').
-    restoration: the mean of each slice's restorations, (N, S', S'); the reconstruction again where there are none.
+    reconstruction: the slices decoded from their codes, (N, S', S').
+    restoration: the mean of each slice's restorations, (N, S', S'). Without restorations, the reconstruction.
     nll: of the codes, (N, h, w), in nats.
-    position: (N, 1).
+    position: (N, 1), -0.5 .. 0.5.
     residual: the 75th percentile of |slice - reconstruction| in the anatomy.
-    usual, high: the 50th and the 90th percentile of the NLL there.
-    rows: (Z,) int64, where in the arrays each slice of the volume stands; None for 0, 1, 2 ...
+    usual, high: the 50th and the 90th percentile of the NLL in the anatomy.
+    rows: (Z,) int64, the place in the arrays of each slice of the volume. None for 0, 1, 2 ...
     """
 
     slices: Tensor
@@ -77,7 +77,7 @@ class NormalisedEvidence:
     def of(
         cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
     ) -> "NormalisedEvidence":
-        """Maps as in the class, all on one device, with what is usual in them."""
+        """Evidence with its quantiles, from maps as in the class, all on one device."""
         usual, high = usual_nll(slices, nll)
         residual = usual_residual(slices, reconstruction)
         return cls(
@@ -94,12 +94,12 @@ class NormalisedEvidence:
     def inputs(
         self, index: Tensor, context: tuple[int, ...], stride: int = 1, box: Box | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What a detector reads of some slices: maps (B, C, S, S) and NLL (B, len(context), h, w).
+        """A detector's input for some slices: maps (B, C, S, S) and NLL (B, len(context), h, w).
 
         index: (B,) int64, the slices' numbers in the volume.
-        context: which neighbours are read with a slice, as differences of number, 0 among them.
-        stride: slices from one neighbour to the next. Beyond the first and the last slice these are repeated.
-        box: what part of the slices to read, whose sides are multiples of a code's; None for all.
+        context: a slice's neighbours, as differences of their numbers. 0 is among them.
+        stride: distance of neighbours, in slices. Beyond the volume, its first or last slice is repeated.
+        box: the part to read. Its sides are multiples of a code's. None for whole slices.
         """
         count = len(self.slices if self.rows is None else self.rows)
         near = (index[:, None] + torch.tensor(context, device=index.device) * stride).clamp(0, count - 1)
@@ -120,14 +120,14 @@ class NormalisedEvidence:
         return maps, ((nll - self.usual) / (self.high - self.usual)).clamp(-2, 6)
 
     def _cut(self, maps: Tensor, at: Tensor, box: Box) -> Tensor:
-        """What of maps (N, S', S') lies in the box, at the slices' resolution: (len(at), height, width) float32."""
+        """Maps `at` of (N, S', S') in the box, at the slices' resolution: (len(at), height, width) float32."""
         size = self.slices.shape[-2:]
         if maps.shape[-2:] == size:
             return maps[at][..., box.rows, box.columns].float()
         return at_size(maps[at].float(), size)[..., box.rows, box.columns]
 
     def to(self, device: torch.device) -> "NormalisedEvidence":
-        """The same on a device; itself where it is there already."""
+        """The same evidence on a device. The same object where it is there already."""
         if self.slices.device == device:
             return self
         return replace(
@@ -142,12 +142,12 @@ class NormalisedEvidence:
 
     @property
     def whole(self) -> Box:
-        """The box that is all of a slice."""
+        """The box of whole slices."""
         return Box(*(slice(0, side) for side in self.slices.shape[-2:]))
 
     @cached_property
     def box(self) -> Box:
-        """The box round all anatomy of the volume, with MARGIN pixels of air, its sides multiples of a code's."""
+        """The box round all anatomy of the volume, with MARGIN pixels of air. Its sides are multiples of a code's."""
         if self.rows is not None:
             shown = (self.slices[self.rows.unique()] != 0).any(0)
         else:
@@ -165,7 +165,7 @@ class NormalisedEvidence:
 
 
 def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
-    """The 75th percentile of |slice - reconstruction| where the slices (N, S, S) show anatomy; above 0."""
+    """The 75th percentile of |slice - reconstruction| in the anatomy that slices (N, S, S) show. It is above 0."""
     decoded = at_size(reconstruction, slices.shape[-2:])[:, ::SAMPLED, ::SAMPLED].float()
     some = slices[:, ::SAMPLED, ::SAMPLED].float()
     # Air is exactly 0.
@@ -173,7 +173,7 @@ def usual_residual(slices: Tensor, reconstruction: Tensor) -> float:
 
 
 def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
-    """The 50th and the 90th percentile of the NLL (N, h, w) where the slices (N, S, S) show anatomy, the second larger."""
+    """The 50th and the 90th percentile of the NLL (N, h, w) in the anatomy that slices (N, S, S) show. The second is larger."""
     anatomy = (slices[:, ::SAMPLED, ::SAMPLED] != 0).float()
     places = F.adaptive_avg_pool2d(anatomy[:, None], (nll.shape[-2], nll.shape[-1]))[:, 0] > 0.5
     usual, high = (
@@ -183,20 +183,20 @@ def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
 
 
 def _quantile(values: Tensor, share: float, default: float) -> float:
-    """As a number; `default` of nothing."""
+    """A quantile of the values, or `default` without values."""
     if not values.numel():
         return default
     return float(values.flatten().kthvalue(max(1, round(share * values.numel()))).values)
 
 
 def places(box: Box, size: torch.Size) -> Tensor:
-    """How far below and right of a slice's middle the pixels of a box lie, (2, H, W): -1 .. 1."""
+    """The positions of a box's pixels, down and to the right of the slice's middle: (2, H, W), -1 .. 1."""
     down, right = (torch.linspace(-1, 1, side) for side in size)
     return torch.stack(torch.meshgrid(down[box.rows], right[box.columns], indexing="ij"))
 
 
 def detector_logits(detector: Detector, evidence: NormalisedEvidence, index: Tensor) -> Tensor:
-    """Logits of the slices `index` (B,) of a volume, (B, S, S): of the box round the anatomy; AIR_LOGIT outside."""
+    """The detector's logits (B, S, S) for slices `index` (B,): AIR_LOGIT outside the box round the anatomy."""
     size = evidence.slices.shape[-2:]
     maps, nll = evidence.inputs(index, detector.settings.context, box=evidence.box)
     place = places(evidence.box, size).to(maps.device).expand(len(index), -1, -1, -1)

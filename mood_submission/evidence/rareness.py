@@ -1,7 +1,7 @@
-"""How rare a value would be in a healthy volume, for three kinds of evidence, all on one scale.
+"""Turns three kinds of evidence into one scale: how rare a value is among healthy voxels.
 
-A difference of intensities and a likelihood cannot be added up. So each is turned into how rare it is among healthy
-voxels: r = -log10(share of healthy voxels with as much or more).
+Differences of intensities and likelihoods cannot be added. So each value becomes its rarity,
+-log10(share of healthy voxels with this value or a higher one).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ EXPONENTS = np.arange(33) / 8
 
 
 def rarity_table(healthy: np.ndarray) -> list[float]:
-    """The values that shares 10 ** -EXPONENTS of healthy voxels reach; never falling.
+    """The values that shares 10 ** -EXPONENTS of healthy voxels reach. They never fall.
 
     healthy: smoothed evidence of healthy voxels, any shape.
     """
@@ -26,18 +26,19 @@ def rarity_table(healthy: np.ndarray) -> list[float]:
 
 
 def rarity(values: Tensor, table: Sequence[float]) -> Tensor:
-    """-log10 of the share of healthy voxels with as much or more: 0 for what all have, rising without end.
+    """How rare values are among healthy voxels: 0 for values that all reach, 1 for one in ten, without an upper limit.
 
-    It is linear between the table's values. Beyond the last it is as steep as over its last factor of ten.
+    Rarity is linear between the table's values. Beyond the last it rises as steeply as over the last factor of ten.
+
     values: smoothed evidence, any shape.
     table: what `rarity_table` measured.
     Returns a tensor of the same shape, at least 0.
     """
-    # Of equal values the most common counts.
+    # Where the table holds a value several times, its most common share counts.
     known, first = np.unique(np.asarray(table, np.float32), return_index=True)
     exponents = EXPONENTS[first]
     if len(known) == 1:
-        # Evidence that never varies.
+        # This evidence never varied.
         return torch.where(values > float(known[0]), exponents[0] + 1.0, 0.0).to(values)
     decade = max(float(known[-1] - np.interp(exponents[-1] - 1, exponents, known)), 1e-6)
     known, exponents = np.append(known, known[-1] + 1000 * decade), np.append(exponents, exponents[-1] + 1000)

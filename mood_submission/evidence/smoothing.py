@@ -1,4 +1,4 @@
-"""Gaussian smoothing of a volume's maps in 3D, and the mean of what is highest in them."""
+"""Smooths a volume's maps in 3D with Gaussians, and takes the mean of their highest values."""
 
 import numpy as np
 import torch
@@ -9,16 +9,17 @@ from torch.nn import functional as F
 from ..networks.detector import DetectorSettings
 from ..runtime.precision import exact_float32
 
-# The share of a volume's places that `top_mean` is the mean of.
+# The share of a volume's places that `top_mean` averages.
 TOP_SHARE = 5e-4
-# Standard deviations of the smoothing of evidence by kind: of the number of slices, and of the slices' side.
+# Standard deviations that evidence is smoothed with: along z as a share of the number of slices, in the plane by kind as a
+# share of the slices' side.
 ALONG = 0.04
 IN_PLANE = {"restoration": 0.03, "reconstruction": 0.03, "likelihood": 0.05}
 
 
 @exact_float32()
 def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
-    """A Gaussian filter along an axis, as one matrix product. Beyond the border lies the nearest value.
+    """A Gaussian filter along one axis, as one matrix product. The border's values continue beyond it.
 
     maps: any shape, floating point.
     axis: which axis of `maps`.
@@ -31,10 +32,11 @@ def smooth_along(maps: Tensor, axis: int, sigma: float) -> Tensor:
 
 
 def smooth_evidence(kind: str, maps: Tensor, size: int) -> Tensor:
-    """Evidence on a grid of another size, smoothed in 3D.
+    """Evidence resized and smoothed in 3D.
 
-    kind: one of `rareness.EVIDENCE`, which says how far it is smoothed.
-    maps: (N, H, H), a volume's slices in order. Finer maps are averaged (H a multiple of size), coarser ones interpolated.
+    kind: one of `rareness.EVIDENCE`. It decides the width of the smoothing.
+    maps: (N, H, H), a volume's slices in order. Larger maps are averaged, with H a multiple of size. Smaller ones are
+        interpolated.
     size: side of the result.
     Returns (N, size, size).
     """
@@ -48,10 +50,10 @@ def smooth_evidence(kind: str, maps: Tensor, size: int) -> Tensor:
 
 
 def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
-    """A detector's logits smoothed in 3D: what lies alone goes, what coheres stays.
+    """A detector's logits, smoothed in 3D. High logits in single pixels or slices vanish.
 
     logits: (N, H, W), a volume's slices in order.
-    settings: say how far to smooth.
+    settings: the detector's, with the widths of the smoothing.
     Returns (N, H, W).
     """
     for axis, share in enumerate((settings.along, settings.in_plane, settings.in_plane)):
@@ -61,10 +63,10 @@ def smooth_logits(logits: Tensor, settings: DetectorSettings) -> Tensor:
 
 
 def top_mean(maps: Tensor, share: float = TOP_SHARE) -> float:
-    """The mean of a volume's highest places.
+    """The mean of a volume's highest values.
 
     maps: any shape.
-    share: of the places that are the highest, at least one place.
+    share: of the values that are averaged. At least one value is.
     """
     count = max(1, round(share * maps.numel()))
     return float(maps.flatten().topk(count).values.double().mean())

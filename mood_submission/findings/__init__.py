@@ -1,1 +1,1 @@
-"""From scores to findings: `thresholds` says what scores mean, `objects` finds what stands out."""
+"""From scores to findings: `thresholds` says what scores mean, `objects` outlines the objects that stand out."""

@@ -1,7 +1,11 @@
-"""Numbered objects in a volume of scores, each with an outline that follows what is there, not the smoothing."""
+"""Outlines objects in a volume of scores, numbers them and describes them.
+
+Smoothed scores spread beyond an object. So each outline lies at a score that is relative to the object's own peak.
+"""
 
 import math
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -10,22 +14,29 @@ from ..runtime.triples import three
 from ..volumes import Grid
 from .thresholds import CHALLENGE_VOXELS, CORNERS, HealthyVoxels
 
-LEAST_ML = 0.1  # a ball of 6 mm
-OUTLINE = 0.5  # an object's outline lies so far up from the volume's median score to the object's peak
-EXPECTED = "expected"  # folder within a folder of findings: what the model would have expected to see
-FALSE_BY_DEFAULT = 0.5  # objects that a healthy volume shows at the threshold that is taken
+# The least volume of an object: a ball of 6 mm.
+LEAST_ML = 0.1
+# An outline lies this far up from the volume's median score to the object's peak.
+OUTLINE = 0.5
+# The subfolder of a folder of findings that holds what the model would have expected to see.
+EXPECTED = "expected"
+# The default threshold is the score at which a healthy volume shows this many objects.
+FALSE_BY_DEFAULT = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
     """One object.
 
-    number: from 1 on, the surest first; in the mask, the object's voxels have this value.
-    centre_mm: centre of mass in the file's world coordinates (RAS, mm). centre_voxel: the same in the file's own indices.
-    first_voxel, last_voxel: corners of the bounding box, in the file's own indices, both within.
-    volume_ml: in millilitres. voxels: in voxels. highest, mean: voxel scores within, 0 .. 1.
-    false_objects: how many objects as sure as this a healthy volume shows; NaN where that was not measured.
-    evidence: by kind, how rare what is seen within is among healthy voxels: 2 for one in a hundred, 3 for one in a thousand.
+    number: from 1 on, the surest first. In the mask, the object's voxels have this value.
+    centre_mm: centre of mass in the file's world coordinates (RAS, mm).
+    centre_voxel: centre of mass in the file's own indices.
+    first_voxel, last_voxel: corners of the bounding box in the file's own indices, both included.
+    volume_ml: size in millilitres.
+    voxels: size in voxels.
+    highest, mean: of its voxel scores, 0 .. 1.
+    false_objects: how many objects as sure as this a healthy volume shows. NaN where that was not measured.
+    evidence: by kind, how rare its evidence is among healthy voxels: 2 for one in a hundred, 3 for one in a thousand.
     """
 
     number: int
@@ -40,8 +51,8 @@ class Finding:
     false_objects: float
     evidence: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict:
-        """Plain values, for JSON; what was not measured is None."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. What was not measured is None."""
         values = asdict(self)
         if math.isnan(self.false_objects):
             values["false_objects"] = None
@@ -49,7 +60,7 @@ class Finding:
 
 
 def least_voxels(spacing: tuple[float, float, float]) -> int:
-    """How many voxels an object has at least: LEAST_ML, and as many as the challenge asks for."""
+    """The fewest voxels of an object: LEAST_ML, and no fewer than the challenge counts. spacing: (x, y, z) in mm."""
     return max(CHALLENGE_VOXELS, math.ceil(LEAST_ML * 1000 / math.prod(spacing)))
 
 
@@ -61,12 +72,15 @@ def outline_objects(
     threshold: float | None = None,
     evidence: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Finding], np.ndarray]:
-    """The findings in a volume of scores (X, Y, Z), RAS order, and their mask, (X, Y, Z) uint8 of their numbers.
+    """The findings in a volume of scores, at most the 255 surest, and a mask of their numbers, (X, Y, Z) uint8.
 
-    spacing: mm. grid: the file's. healthy: what scores mean; needed where no threshold is given. threshold: the voxel score
-    that objects reach; by default that at which a healthy volume shows FALSE_BY_DEFAULT of them. evidence: maps like the
-    scores, by kind, of which each finding tells the 90th percentile within. At most 255 are told, the surest.
-    Raises ValueError where there is neither a threshold nor what one could be taken from.
+    scores: (X, Y, Z) float in RAS order, 0 .. 1.
+    spacing: (x, y, z) in mm.
+    grid: the file's.
+    healthy: what scores mean. It is needed where no threshold is given.
+    threshold: the voxel score that objects reach. None for the score at which a healthy volume shows FALSE_BY_DEFAULT objects.
+    evidence: maps like the scores, by kind. A finding holds the 90th percentile of each among its voxels.
+    Raises ValueError without `threshold` and `healthy`.
     """
     if threshold is None:
         if healthy is None:
@@ -87,7 +101,12 @@ def outline_objects(
 
 @dataclass(frozen=True, eq=False)
 class _Object:
-    """box: where in the volume; inside: which of the box's voxels; strength: the score that enough of them reach."""
+    """An outlined object.
+
+    box: where it lies in the volume.
+    inside: its voxels in the box, bool.
+    strength: the highest score that `least_voxels` of its voxels reach.
+    """
 
     box: tuple[slice, ...]
     inside: np.ndarray
@@ -95,7 +114,7 @@ class _Object:
 
 
 def _outlined(scores: np.ndarray, threshold: float, least: int) -> list[_Object]:
-    """Connected parts above the threshold with at least so many voxels, each cut to what is near its own peak."""
+    """Connected components above the threshold with at least `least` voxels, each cut at its own outline."""
     labels, _ = ndimage.label(scores >= threshold, CORNERS)
     objects, base = [], float(np.median(scores[::2, ::2, ::2]))
     for number, box in enumerate(ndimage.find_objects(labels), 1):
@@ -121,7 +140,8 @@ def _described(
     healthy: HealthyVoxels | None,
     evidence: dict[str, np.ndarray],
 ) -> Finding:
-    places = np.argwhere(object_.inside) + [side.start for side in object_.box]  # (V, 3), RAS
+    # (V, 3) in RAS indices.
+    places = np.argwhere(object_.inside) + [side.start for side in object_.box]
     within = scores[object_.box][object_.inside]
     corners = np.stack([places.min(0), places.max(0), places.mean(0)])
     first, last, centre = (grid.file_index(corner) for corner in corners)

@@ -1,4 +1,4 @@
-"""What scores mean: how often healthy hold-out scans reach them. Measured by `calibrate`, kept in the model file."""
+"""What scores mean: how often healthy hold-out scans reach them. `calibrate` measures it, the model file stores it."""
 
 import math
 from bisect import bisect_right
@@ -8,19 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-VOXEL_SHARES = (0.01, 0.001, 0.0001)  # of healthy voxels
-FALSE_ALARMS = (0.05, 0.10)  # of healthy volumes, by their sample scores
-CORNERS = np.ones((3, 3, 3), bool)  # voxels that touch at a corner are one object
-CHALLENGE_VOXELS = 9  # since 2023 the challenge counts components of more than 8 voxels
-LEVELS = 48  # scores at which objects are counted
+# Shares of healthy voxels whose scores are measured.
+VOXEL_SHARES = (0.01, 0.001, 0.0001)
+# Shares of healthy volumes, by their sample scores.
+FALSE_ALARMS = (0.05, 0.10)
+# Voxels that touch at a corner are connected.
+CORNERS = np.ones((3, 3, 3), bool)
+# Since 2023 the challenge counts components of more than 8 voxels.
+CHALLENGE_VOXELS = 9
+# The number of scores at which objects are counted.
+LEVELS = 48
 
 
 @dataclass(frozen=True)
 class HealthyVoxels:
-    """Voxel scores of healthy hold-out volumes by one method.
+    """What was measured of one method's voxel scores on healthy hold-out volumes.
 
-    volumes: how many were measured. exceeded: the score that each of VOXEL_SHARES (as text) of their voxels exceeds.
-    levels, false_objects: at each of these scores, rising, how many objects a healthy volume shows; never rising.
+    volumes: how many volumes were measured.
+    exceeded: by share of voxels (VOXEL_SHARES, as text), the score that this share exceeds.
+    levels: voxel scores, rising.
+    false_objects: how many objects a healthy volume shows at each level. It never rises.
     """
 
     volumes: int
@@ -30,9 +37,11 @@ class HealthyVoxels:
 
     @classmethod
     def of(cls, scores: Sequence[np.ndarray], least: Sequence[int]) -> "HealthyVoxels":
-        """Measured on scores (X, Y, Z) of each volume. least: how many voxels an object has at least, in each.
+        """Measure volumes.
 
-        Raises ValueError for no volumes.
+        scores: (X, Y, Z) of each, in [0, 1].
+        least: the fewest voxels of an object, in each.
+        Raises ValueError without volumes.
         """
         if not scores:
             raise ValueError("expected scores of healthy volumes, found none")
@@ -40,14 +49,14 @@ class HealthyVoxels:
         return cls(len(scores), exceeded, *false_objects_table(scores, least))
 
     def threshold(self, false_objects: float) -> float:
-        """The lowest voxel score at which a healthy volume shows at most so many objects, or the highest level measured."""
+        """The lowest level at which a healthy volume shows at most `false_objects` objects, or else the highest level."""
         for level, count in zip(self.levels, self.false_objects):
             if count <= false_objects:
                 return level
         return self.levels[-1]
 
     def expected(self, score: float) -> float:
-        """How many objects of such a score, or of a higher one, a healthy volume shows."""
+        """How many objects of this score or a higher one a healthy volume shows."""
         place = bisect_right(self.levels, score) - 1
         return self.false_objects[max(place, 0)]
 
@@ -57,8 +66,10 @@ def false_objects_table(
 ) -> tuple[list[float], list[float]]:
     """Levels of the voxel score, and how many objects a healthy volume shows at each.
 
-    scores: (X, Y, Z) in [0, 1] of each healthy volume. least: how many voxels an object has at least, in each. The counts are
-    the most at the level or above it, so that they never rise; from the highest score of all on they are 0.
+    A count is the largest at its level or any above, so counts never rise. The last level is above all scores, and has none.
+
+    scores: (X, Y, Z) of each healthy volume, in [0, 1].
+    least: the fewest voxels of an object, in each volume.
     """
     tops = np.concatenate([np.partition(s.ravel(), -_many(s))[-_many(s) :] for s in scores])
     low, high = float(np.median(tops)), float(tops.max())
@@ -69,12 +80,12 @@ def false_objects_table(
 
 
 def _many(scores: np.ndarray) -> int:
-    """A hundredth of the voxels: objects are looked for among the highest of these."""
+    """A hundredth of the voxels. Levels are placed among the highest of these."""
     return max(1, scores.size // 100)
 
 
 def how_many(mask: np.ndarray, least: int) -> int:
-    """How many connected parts of at least so many voxels a mask has."""
+    """How many connected components with at least `least` voxels a mask has."""
     if not mask.any():
         return 0
     labels, _ = ndimage.label(mask[ndimage.find_objects(mask.astype(np.uint8))[0]], CORNERS)
@@ -82,10 +93,10 @@ def how_many(mask: np.ndarray, least: int) -> int:
 
 
 def false_alarm_score(healthy: Sequence[float], share: float) -> float:
-    """The sample score that at most a share of healthy volumes' scores exceed."""
+    """The sample score that at most a share of the healthy volumes exceed."""
     return float(np.quantile(healthy, 1 - share, method="higher"))
 
 
 def _exceeded(voxels: Sequence[np.ndarray], share: float) -> float:
-    """The score that a share of the voxels exceeds; each volume counts alike, however many voxels it has."""
+    """The score that a share of the voxels exceeds. All volumes count alike, whatever their size."""
     return float(np.mean([np.quantile(scores, 1 - share) for scores in voxels]))

@@ -1,6 +1,6 @@
-"""The published checkpoints' parameter names, and what they become here.
+"""Translates the parameter names of the published checkpoints.
 
-The two files hold state dictionaries: the VQ-VAE's, and the prior's, in which the VQ-VAE's stand again under
+The two files hold state dictionaries: the VQ-VAE's and the prior's. The prior's holds the VQ-VAE's again, under
 `feature_extractor_model.`. Sizes are read off the tensors.
 """
 
@@ -16,7 +16,8 @@ from .vqvae import VQVAESettings
 State = Mapping[str, Tensor]
 
 UNUSED = ("rest_of_filter", "mask", "start_mask", "num_batches_tracked", "background")
-PRIOR_NAMES = (  # published -> ours, in this order
+# From published names to ours, applied in this order.
+PRIOR_NAMES = (
     (r"^ini_conv\.", "first."),
     (r"\.v_resblocks\.", ".vertical."),
     (r"\.h_resblocks\.", ".horizontal."),
@@ -28,14 +29,15 @@ PRIOR_NAMES = (  # published -> ours, in this order
 
 
 class PublishedCheckpointError(ValueError):
-    """A state dictionary that is not one of the published submission's."""
+    """A state dictionary is none of the published submission's."""
 
 
 def convert_vqvae(state: State, stem_padding: int = 0) -> tuple[VQVAESettings, dict[str, Tensor]]:
-    """Settings and parameters of a `VQVAE` from the published state dictionary of the VQ-VAE.
+    """Settings and parameters of a `VQVAE`.
 
-    `stem_padding` is the one size that the tensors do not tell: 0 in the published weights, 3 in the later notebook.
-    Raises PublishedCheckpointError when names or sizes are not the published ones.
+    state: the published state dictionary of the VQ-VAE.
+    stem_padding: the only size that the tensors do not show. 0 in the published weights, 3 in the later notebook.
+    Raises PublishedCheckpointError for other names or sizes than the published ones.
     """
     try:
         stem, codebook = state["Q.0.weight"], state["codebook.embedding.weight"]
@@ -43,11 +45,12 @@ def convert_vqvae(state: State, stem_padding: int = 0) -> tuple[VQVAESettings, d
         raise PublishedCheckpointError(
             f"expected the published VQ-VAE's parameters, found no {error}"
         ) from None
+    # The strided convolutions.
     downs = sorted(
         int(name.split(".")[1])
         for name, value in state.items()
         if re.fullmatch(r"Q\.[1-9]\d*\.weight", name) and value.ndim == 4
-    )  # the strided convolutions
+    )
     if not downs:
         raise PublishedCheckpointError("expected strided convolutions Q.N.weight of 4 axes, found none")
     settings = VQVAESettings(
@@ -67,9 +70,10 @@ def _vqvae_name(name: str) -> str:
 
 
 def convert_prior(state: State) -> tuple[PixelSNAILSettings, dict[str, Tensor], tuple[int, int]]:
-    """Settings and parameters (weight norm folded) of a `PixelSNAIL`, and its grid (h, w), from the published ones.
+    """Settings of a `PixelSNAIL`, its parameters with weight norm folded, and the size (h, w) of its grids.
 
-    Raises PublishedCheckpointError when names or sizes are not the published ones.
+    state: the published state dictionary of the prior.
+    Raises PublishedCheckpointError for other names or sizes than the published ones.
     """
     state = {name: value for name, value in state.items() if not name.startswith("feature_extractor_model.")}
     try:
@@ -98,7 +102,7 @@ def _count(state: State, pattern: str) -> int:
 
 
 def _kernel_of(taps: int) -> int:
-    """Kernel k whose places before the centre, k * (k // 2) + k // 2, are `taps`."""
+    """The kernel k that has `taps` places before its centre: k * (k // 2) + k // 2."""
     for kernel in range(3, 33, 2):
         if kernel * (kernel // 2) + kernel // 2 == taps:
             return kernel
@@ -117,7 +121,7 @@ def _rename_prior(state: State) -> dict[str, Tensor]:
 
 
 def _fold(state: State) -> dict[str, Tensor]:
-    """Weight norm: weight = g * v / |v|, the norm over all but the output channel."""
+    """Fold weight norm: weight = g * v / |v|, with a norm for each output channel."""
     folded = {name: value for name, value in state.items() if not name.endswith(("weight_g", "weight_v"))}
     for name, v in state.items():
         if name.endswith("weight_v"):

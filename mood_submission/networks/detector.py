@@ -135,4 +135,5 @@ class Detector(nn.Module):
         x = self.drop(x)
         for across, beside, up in zip(kept[::-1], self.beside[::-1], self.up[::-1]):
             x = up(beside(torch.cat([across, at_size(x, across.shape[-2:])], 1)))
-        return self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))[:, 0]
+        logits: Tensor = self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))
+        return logits[:, 0]

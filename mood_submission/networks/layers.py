@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with padding kernel // 2 a side whose output is as large as its input.
+    """Convolution with padding kernel // 2 on each side, whose output is as large as its input.
 
-    An axis with an even kernel yields one row (column) too many; the last one is dropped, so that a kernel of 2 sees
+    Along an axis with an even kernel the output has one row (column) too many. The last one is dropped. So a kernel of 2 sees
     its own place and the one above it (to its left), never the one below (to its right).
     """
 
@@ -23,9 +23,12 @@ class SameConv2d(nn.Conv2d):
 class GatedResidualUnit(nn.Module):
     """x + GLU(conv2(dropout(ELU(conv1(ELU(cat[x, cond])) + conv1x1(ELU(aux))))))), with optional batch norms.
 
-    `norm`: batch norm before the first and after the second convolution (the VQ-VAE has it, the prior has not).
-    `aux_channels`: width of a second input that is added after the first convolution; 0 for none.
-    `cond_channels`: width of a conditioning image that is concatenated to the input; 0 for none.
+    channels: width of the input and the output.
+    kernel: of both convolutions.
+    norm: whether there is batch norm before the first and after the second convolution, as in the VQ-VAE.
+    aux_channels: width of a second input that is added after the first convolution. 0 for none.
+    cond_channels: width of a conditioning image that is concatenated to the input. 0 for none.
+    dropout: probability that a channel is dropped in training.
     """
 
     def __init__(
@@ -53,7 +56,8 @@ class GatedResidualUnit(nn.Module):
             h = h + self.conv1_aux(F.elu(aux))
         h = self.conv2(self.dropout(F.elu(h)))
         h = self.norm2(h) if self.norm2 is not None else h
-        return x + F.glu(h, dim=1)  # GLU: first half of the channels x sigmoid(second half)
+        # GLU: the first half of the channels, times the sigmoid of the second half.
+        return x + F.glu(h, dim=1)
 
 
 def units_of(layers: nn.ModuleList) -> list[GatedResidualUnit]:
@@ -62,7 +66,7 @@ def units_of(layers: nn.ModuleList) -> list[GatedResidualUnit]:
 
 
 def broadcast_position(position: Tensor, like: Tensor) -> Tensor:
-    """(B, 1) relative positions -> (B, 1, H, W) constant image of the size and dtype of `like` (B, C, H, W)."""
+    """Relative positions (B, 1) as constant images (B, 1, H, W), of the size and dtype of `like` (B, C, H, W)."""
     return position.to(like.dtype)[:, :, None, None].expand(-1, -1, like.shape[2], like.shape[3])
 
 

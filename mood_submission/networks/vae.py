@@ -1,4 +1,4 @@
-"""The paper's comparison: a variational autoencoder, whose pixel score is |slice - reconstruction| (section 3)."""
+"""The variational autoencoder that the paper compares with. Its pixel score is |slice - reconstruction| (section 3)."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,10 @@ from .vqvae import VQVAESettings, make_decoder, make_encoder
 class VAESettings:
     """Sizes of a VAE: the VQ-VAE's encoder and decoder, two levels deeper, around a dense Gaussian latent.
 
-    channels: width at each level, as the VQ-VAE's. latent: dimensions of the latent. image_size: side of the slices.
-    kl_weight: what the Kullback-Leibler divergence counts in the loss beside the slice's summed L1; 1 for the ELBO.
-    The rest as `VQVAESettings`.
+    channels, n_res_block, dropout: as in `VQVAESettings`.
+    latent: dimensions of the latent.
+    image_size: side of the slices in pixels.
+    kl_weight: weight of the Kullback-Leibler divergence in the loss, beside the slice's summed L1. 1 makes the loss the ELBO.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 256, 256)
@@ -27,15 +28,16 @@ class VAESettings:
     kl_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))  # JSON gives lists
+        # JSON gives lists.
+        object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
 
     def convolutional(self) -> VQVAESettings:
-        """The settings that the encoder and decoder shared with the VQ-VAE are made from."""
+        """Settings of the encoder and the decoder, which are those of a VQ-VAE."""
         return VQVAESettings(self.channels, n_res_block=self.n_res_block, dropout=self.dropout)
 
 
 class VAE(nn.Module):
-    """Slices (B, H, W) and positions (B, 1) to a Gaussian over latents (B, L), and from latents back to slices."""
+    """From slices (B, H, W) and positions (B, 1) to a Gaussian over latents (B, L), and from latents back to slices."""
 
     def __init__(self, settings: VAESettings):
         super().__init__()
@@ -57,7 +59,8 @@ class VAE(nn.Module):
     def decode(self, latent: Tensor, position: Tensor) -> Tensor:
         """Slices (B, H, W) of latents (B, L)."""
         x = self.from_latent(latent.to(self.from_latent.weight.dtype)).unflatten(1, self.grid)
-        return self.decoder(torch.cat([x, broadcast_position(position, x)], dim=1))[:, 0]
+        slices: Tensor = self.decoder(torch.cat([x, broadcast_position(position, x)], dim=1))
+        return slices[:, 0]
 
     def reconstruct(self, slices: Tensor, position: Tensor) -> Tensor:
         """Slices (B, H, W) decoded from the means of their latents."""
@@ -65,5 +68,5 @@ class VAE(nn.Module):
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Kullback-Leibler divergence in nats of a diagonal Gaussian (B, L) from the standard normal one, (B,)."""
+    """Kullback-Leibler divergence of diagonal Gaussians (B, L) from the standard normal one, in nats, (B,)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)

@@ -1,4 +1,4 @@
-"""The VQ-VAE: a slice to a grid of codes and back (Marimont & Tarroni, 2020, section 2: feature extraction)."""
+"""The VQ-VAE, which turns a slice into a grid of codes and back (Marimont & Tarroni, 2020, section 2: feature extraction)."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from .layers import GatedResidualUnit, broadcast_position
 class VQVAESettings:
     """Sizes of a VQ-VAE.
 
-    channels: width at each level, from the slice's resolution to the code grid's; each step halves the resolution.
+    channels: width at each level. The first has the slice's resolution, each next one half of it, the last the code grid's.
         Published: (16, 32, 64, 256) for the brain, (16, 32, 64, 128, 256) for the abdomen.
-    codebook_size: number of codes; published 128.
-    n_res_block: gated residual units a level.
-    stem_kernel, stem_padding: first convolution; the published weights have 7 and 0, the authors' later notebook 7 and 3.
-    dropout: probability that a unit drops a channel in training; published 0.1.
+    codebook_size: number of codes. Published: 128.
+    n_res_block: gated residual units at each level.
+    stem_kernel, stem_padding: of the first convolution. The published weights have 7 and 0, the authors' later notebook 7 and 3.
+    dropout: probability that a unit drops a channel in training. Published: 0.1.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 256)
@@ -29,13 +29,15 @@ class VQVAESettings:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))  # JSON gives lists
+        # JSON gives lists.
+        object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
 
     def latent_size(self, image_size: int) -> int:
-        """Side of the code grid for slices of `image_size` squared (160 -> 20 for the brain)."""
+        """Side of the code grid for slices of `image_size` squared. For the brain, 160 gives 20."""
         size = image_size + 2 * self.stem_padding - self.stem_kernel + 1
         for _ in self.channels[1:]:
-            size = (size - 1) // 2 + 1  # kernel 5, stride 2, padding 2
+            # Kernel 5, stride 2, padding 2.
+            size = (size - 1) // 2 + 1
         return size
 
 
@@ -52,13 +54,15 @@ class VQVAE(nn.Module):
     def features(self, slices: Tensor, position: Tensor) -> Tensor:
         """Encoder output before quantisation, (B, C, h, w), for slices (B, H, W) and positions (B, 1)."""
         x = slices[:, None]
-        return self.encoder(torch.cat([x, broadcast_position(position, x)], dim=1))
+        features: Tensor = self.encoder(torch.cat([x, broadcast_position(position, x)], dim=1))
+        return features
 
     def nearest_codes(self, z_e: Tensor) -> Tensor:
-        """Index of the codebook vector nearest by squared L2, (B, C, h, w) -> (B, h, w) int64."""
-        z = z_e.movedim(1, -1)  # (B, h, w, C)
+        """The nearest codes by squared L2 distance: features (B, C, h, w) -> (B, h, w) int64."""
+        # (B, h, w, C).
+        z = z_e.movedim(1, -1)
         codebook = self.codebook.to(z.dtype)
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 does not change which e is nearest
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every e.
         return (codebook.square().sum(1) - 2 * z @ codebook.T).argmin(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -67,7 +71,8 @@ class VQVAE(nn.Module):
 
     def decode_features(self, z_q: Tensor, position: Tensor) -> Tensor:
         """Slices (B, H, W) from code vectors (B, C, h, w) and positions (B, 1)."""
-        return self.decoder(torch.cat([z_q, broadcast_position(position, z_q)], dim=1))[:, 0]
+        slices: Tensor = self.decoder(torch.cat([z_q, broadcast_position(position, z_q)], dim=1))
+        return slices[:, 0]
 
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes (B, h, w) of slices (B, H, W) at positions (B, 1)."""

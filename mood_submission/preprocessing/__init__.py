@@ -1,7 +1,7 @@
-"""From a volume to the networks' input: where its anatomy lies, what its intensities mean, its slices; and the way back.
+"""From a volume to the networks' input, and from score maps back to the volume.
 
-`settings` says how, `frame` and `anatomy` where to look, `tone` what grey values become, `view` joins these for one
-volume, `slices` cuts the slices and puts score maps back.
+`settings` holds what a model file says. `frame` and `anatomy` find where to look, `tone` maps grey values to a common scale,
+`view` joins these for one volume, and `slices` cuts slices and puts score maps back.
 """
 
 from .frame import Frame, frame_of

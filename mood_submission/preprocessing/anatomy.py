@@ -1,7 +1,6 @@
-"""Where the brain or the body is in a volume, on a coarse grid: what frames and landmarks are found by.
+"""Finds the brain or the body in a volume, on a coarse grid. Frames and landmarks are placed by it.
 
-Everything here is relative to the volume's own values and to the anatomy, so that crop, padding and scaling of the array
-hardly change it.
+All thresholds are relative to the volume's own values. So cropping, padding and scaling hardly change the result.
 """
 
 import math
@@ -12,19 +11,25 @@ from scipy import ndimage
 
 from ..runtime.triples import three
 
-COARSE_MM = 2.5  # no voxel of the coarse grid is made longer than this by averaging
-MOST_COARSE = 160  # voxels along an axis of the coarse grid; longer ones are averaged more
-TISSUE = 0.1  # share of the bright tissue's median below which a voxel is air
-FEWEST = 64  # coarse voxels; what is smaller is no anatomy
+# Averaging makes no voxel of the coarse grid longer than this, except to keep to MOST_COARSE.
+COARSE_MM = 2.5
+# The most voxels along an axis of the coarse grid.
+MOST_COARSE = 160
+# The share of the bright tissue's median below which a voxel is air.
+TISSUE = 0.1
+# The fewest coarse voxels that an anatomy has.
+FEWEST = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
     """The anatomy of a volume.
 
-    coarse: (X', Y', Z') float32, block means of the volume less its lowest value, or less 0 where that is lower.
-    mask: bool of the same shape, one component. tissue: bool, all that is brighter than air, other components too.
-    steps: voxels of the volume in a coarse one, by axis. spacing: mm of a coarse voxel, by axis.
+    coarse: (X', Y', Z') float32, means of blocks of the volume, shifted so that none is negative.
+    mask: (X', Y', Z') bool, the anatomy, one component.
+    tissue: (X', Y', Z') bool, all that is brighter than air, in any component.
+    steps: voxels of the volume in a coarse voxel, by axis.
+    spacing: size of a coarse voxel in mm, by axis.
     """
 
     coarse: np.ndarray
@@ -35,7 +40,7 @@ class Anatomy:
 
     @property
     def centroid(self) -> tuple[float, float, float]:
-        """The mask's, in voxels of the volume."""
+        """The centre of the mask, in voxels of the volume."""
         middle = ndimage.center_of_mass(self.mask)
         return three(float((c + 0.5) * step - 0.5) for c, step in zip(middle, self.steps))
 
@@ -43,16 +48,16 @@ class Anatomy:
     def extent(self) -> tuple[float, float, float]:
         """How long the mask is along each axis, in mm."""
         box = ndimage.find_objects(self.mask.astype(np.uint8))[0]
-        return tuple((side.stop - side.start) * d for side, d in zip(box, self.spacing))
+        return three((side.stop - side.start) * d for side, d in zip(box, self.spacing))
 
     def span(self, axis: int) -> tuple[int, int]:
-        """First and last voxel of the volume along an axis with any tissue."""
+        """The first and the last voxel of the volume along an axis that have tissue."""
         places = np.flatnonzero(self.tissue.any(tuple(a for a in range(3) if a != axis)))
         step = self.steps[axis]
         return int(places[0]) * step, int(places[-1]) * step + step - 1
 
     def inner(self, depth: float) -> np.ndarray:
-        """The part of the mask that lies more than `depth` mm below its surface; the mask itself where nothing does."""
+        """The mask more than `depth` mm below its surface. The whole mask where fewer than FEWEST voxels are so deep."""
         deep = (
             ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1]
             > depth
@@ -61,10 +66,12 @@ class Anatomy:
 
 
 def find_anatomy(data: np.ndarray, spacing: tuple[float, float, float]) -> Anatomy | None:
-    """The largest solid thing in a volume (X, Y, Z), float, any scale; None where there is none.
+    """The largest solid object in a volume, or None.
 
-    spacing: mm, positive. Solid: more than TISSUE of the bright tissue's median, opened by two coarse voxels, and filled
-    slice by slice.
+    Voxels are solid above TISSUE of the bright tissue's median, after opening by two coarse voxels and filling each slice.
+
+    data: (X, Y, Z) float, on any scale.
+    spacing: (x, y, z) in mm, positive.
     """
     steps = coarse_steps(data.shape, spacing)
     coarse = block_means(data, steps)
@@ -77,10 +84,10 @@ def find_anatomy(data: np.ndarray, spacing: tuple[float, float, float]) -> Anato
     cross = ndimage.generate_binary_structure(3, 1)
     solid = ndimage.binary_opening(tissue, cross, 2) if min(tissue.shape) > 8 else tissue
     solid = ndimage.binary_fill_holes(solid, ndimage.generate_binary_structure(2, 1)[:, :, None])
-    parts, count = ndimage.label(solid)
+    labels, count = ndimage.label(solid)
     if count == 0:
         return None
-    mask = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     if np.count_nonzero(mask) < FEWEST:
         return None
     return Anatomy(coarse, mask, tissue, steps, three(d * step for d, step in zip(spacing, steps)))
@@ -88,24 +95,28 @@ def find_anatomy(data: np.ndarray, spacing: tuple[float, float, float]) -> Anato
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A mask on a coarse grid, bool (X', Y', Z'), of blocks of `steps` voxels."""
+    """A body on a coarse grid.
+
+    mask: (X', Y', Z') bool.
+    steps: voxels of the volume in a coarse voxel, by axis.
+    """
 
     mask: np.ndarray
     steps: tuple[int, int, int]
 
     def plane(self, z: int, shape: tuple[int, int]) -> np.ndarray:
-        """The mask of the volume's slice z, bool (X, Y)."""
+        """The mask of the volume's slice z, bool (X, Y). shape: (X, Y)."""
         coarse = self.mask[:, :, min(z // self.steps[2], self.mask.shape[2] - 1)]
         return np.repeat(np.repeat(coarse, self.steps[0], 0), self.steps[1], 1)[: shape[0], : shape[1]]
 
 
 def coarse_steps(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> tuple[int, int, int]:
-    """How many voxels along each axis of a volume make one of its coarse grid."""
+    """How many voxels along each axis of a volume make one coarse voxel. spacing: (x, y, z) in mm."""
     return three(max(1, int(COARSE_MM // d), math.ceil(n / MOST_COARSE)) for d, n in zip(spacing, shape))
 
 
 def block_means(data: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:
-    """Means of blocks of `steps` voxels, float32; at the far border of what is left of a block."""
+    """Means of blocks of `steps` voxels, float32. Blocks at the far border may be smaller."""
     (a, b, c), (X, Y, Z) = steps, data.shape
     if steps == (1, 1, 1):
         return np.array(data, np.float32)
@@ -119,7 +130,7 @@ def block_means(data: np.ndarray, steps: tuple[int, int, int]) -> np.ndarray:
 
 
 def _between(values: np.ndarray) -> float:
-    """The threshold halfway between the means of what is above and below it (Ridler & Calvard, 1978)."""
+    """The threshold that is halfway between the mean above it and the mean below it (Ridler & Calvard, 1978)."""
     threshold = float(values.mean(dtype=np.float64))
     for _ in range(20):
         above, below = values[values > threshold], values[values <= threshold]

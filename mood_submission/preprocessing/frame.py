@@ -3,14 +3,18 @@
 import math
 from dataclasses import dataclass
 
-MAX_ANISOTROPY = 10.0  # in-plane spacing more uneven than this is taken for a broken header
+# Spacing that is more uneven than this comes from a broken header.
+MAX_ANISOTROPY = 10.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """How a slice of `height` x `width` pixels stands, `top` and `left`, in its square field of view of `padded_height` x
-    `padded_width` pixels: zero-padded where the square reaches beyond the slice, cut off where the slice reaches beyond the
-    square (`top` or `left` below 0, or the slice too long)."""
+    """A slice in its square field of view. The square is zero outside the slice; the slice is cut off outside the square.
+
+    height, width: of the slice, in pixels.
+    top, left: where in the square the slice begins, in pixels; below 0 where it begins before the square.
+    padded_height, padded_width: of the square, in pixels.
+    """
 
     height: int
     width: int
@@ -29,7 +33,7 @@ class Frame:
 
     @property
     def seen(self) -> tuple[slice, slice]:
-        """Rows and columns of the slice that lie in the square: those that `inner` shows."""
+        """Rows and columns of the slice that lie in the square."""
         rows, columns = self.inner
         return (
             slice(rows.start - self.top, max(rows.start, rows.stop) - self.top),
@@ -38,11 +42,13 @@ class Frame:
 
 
 def frame_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Frame:
-    """The square field of view, in mm, for the axial slices of a volume (X, Y, Z) with this spacing in mm.
+    """The square field of view of a volume's axial slices, as large in mm as their longer side.
 
-    The published code resizes the (y, x) slice to a square, which keeps the anatomy's proportions only where the field
-    of view is square: others are first padded alike on both sides, an odd row or column going below or to the right.
-    Square isotropic slices are not padded. Spacing that cannot be true is taken as isotropic.
+    The published code resizes each slice to a square. That keeps the anatomy's proportions only where the field of view is
+    square. So other slices are padded alike on both sides; an odd row goes below, an odd column to the right.
+
+    shape: (X, Y, Z).
+    spacing: (x, y, z) in mm. One that cannot be true counts as isotropic.
     """
     width, height = int(shape[0]), int(shape[1])
     dx, dy = float(spacing[0]), float(spacing[1])
@@ -59,13 +65,16 @@ def frame_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -
 def frame_round(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], centre: tuple[float, float], side: float
 ) -> Frame:
-    """The square field of view of `side` mm round a place of the axial slices of a volume (X, Y, Z).
+    """A square field of view round a place in a volume's axial slices. Lengths are rounded to whole voxels.
 
-    spacing in mm, positive; centre: x and y in voxels. What of the slices lies outside the square is cut off, what of the
-    square lies outside the slices is zero. Lengths are rounded to whole voxels.
+    shape: (X, Y, Z).
+    spacing: (x, y, z) in mm, positive.
+    centre: x and y in voxels.
+    side: of the square, in mm.
     """
     width, height = int(shape[0]), int(shape[1])
     padded_width, padded_height = (max(1, round(side / d)) for d in spacing[:2])
     left = round(padded_width / 2 - (centre[0] + 0.5))
-    top = round(padded_height / 2 - (height - 0.5 - centre[1]))  # rows run from anterior to posterior
+    # Rows run from anterior to posterior.
+    top = round(padded_height / 2 - (height - 0.5 - centre[1]))
     return Frame(height, width, top, left, padded_height, padded_width)

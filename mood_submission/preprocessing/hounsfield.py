@@ -1,4 +1,4 @@
-"""Hounsfield units whatever the scaling: the line from grey values to units under which a CT's histogram is likeliest."""
+"""Finds Hounsfield units in a CT of unknown scaling: the line from grey values to units that makes its histogram likeliest."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,36 +9,52 @@ from scipy.special import ndtr
 
 from .tone import AIR_HU, Tone
 
-# what a CT is made of, in Hounsfield units: (mean, deviation) of a Gaussian or (from, to) of an even spread; how much of each
-# there is differs from scan to scan and is fitted
+# The components of a CT, in Hounsfield units: PEAKS are Gaussians (mean, deviation), SPREADS uniform distributions (from, to).
+# How much of each a scan has is fitted.
 PEAKS = {"air": (-990.0, 15.0), "fat": (-103.0, 18.0), "muscle": (50.0, 18.0), "organs": (85.0, 40.0)}
 SPREADS = {"lung and gas": (-960.0, -150.0), "between": (-80.0, 30.0), "contrast and bone": (100.0, 1500.0)}
-Cumulative = Callable[[np.ndarray], np.ndarray]  # Hounsfield units -> the share of a part that is below
-FAT, SOFT_TISSUES = [1], [2, 3]  # places of these among the parts
-SOFT = 50.0  # Hounsfield units of soft tissue
-LEAST_SOFT = 0.25  # of fat and soft tissue together
+# From Hounsfield units to the share of a component below them.
+Cumulative = Callable[[np.ndarray], np.ndarray]
+# Numbers of these among the components.
+FAT, SOFT_TISSUES = [1], [2, 3]
+# Hounsfield units of soft tissue.
+SOFT = 50.0
+# The least share of soft tissue in fat and soft tissue together.
+LEAST_SOFT = 0.25
 BINS = 256
-ROUNDS = 12  # of fitting the shares
-WIDE_ZEROS = (-1024.0, -1000.0)  # units of the value 0 in a scaling that begins at air
-BRIGHTER = 0.45  # of the grey of soft tissue: what is brighter is neither air nor lung in a wide scaling
-# Of the values from BRIGHTER of a grey on, how many lie between 0.8 and 1.13 of it. With a wide scaling that is more, since fat
-# and soft tissue lie close together there (0.85 and more); in a window it is less (up to 0.67).
+# Rounds of fitting the components' shares.
+ROUNDS = 12
+# Hounsfield units of the value 0 in wide scalings, which begin at air.
+WIDE_ZEROS = (-1024.0, -1000.0)
+# In a wide scaling, what is brighter than this share of soft tissue's grey is neither air nor lung.
+BRIGHTER = 0.45
+# Wide scalings show fat and soft tissue at close greys, windows apart. So for some grey g of a wide scaling, 0.85 or more of
+# the values above BRIGHTER * g lie between 0.8 * g and 1.13 * g; in windows 0.67 at most. This is the threshold between them.
 WIDE_SHARE = 0.76
-# Hounsfield units of 0 and of the largest value that a file's numbers can have, in wide scalings that are in use: of these
-# one is taken where it is nearly as likely as the likeliest line, since patients differ more than that
+# Wide scalings in use: Hounsfield units of the value 0, and of the largest value that a file's type holds. One of these is
+# taken where it is nearly as likely as the likeliest line, since patients differ more than that.
 USUAL_LINES = ((-1000.0, 1000.0), (-1024.0, 3071.0))
 LARGEST_VALUES = (1.0, 255.0, 4095.0, 65535.0)
-NEARLY = 0.09  # logarithm of the likelihood, a value: five CTs lost up to 0.08 on their own line and from 0.22 on another
-CENTRES = np.linspace(-30.0, 90.0, 33)  # Hounsfield units that the middle of these may be
-WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)  # the same for clinical windows
+# How much less log-likelihood per value is nearly as likely. Five CTs lost up to 0.08 on their own line, and 0.22 or more on
+# another.
+NEARLY = 0.09
+# Hounsfield units that the band of closest greys may have in wide scalings.
+CENTRES = np.linspace(-30.0, 90.0, 33)
+# Hounsfield units that the lowest and the highest value may have in clinical windows.
+WINDOW_ZEROS = np.arange(-260.0, -20.0, 15.0)
 WINDOW_ONES = np.arange(120.0, 420.0, 15.0)
-FAT_BLACK = -125.0  # a window that begins above this shows fat as black as air
+# A window that begins above this shows fat as black as air.
+FAT_BLACK = -125.0
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a CT's values were read. tone: to the window's [0, 1]. kind: "hounsfield", "wide" (from air on), "windowed" or
-    "unknown". zero, one: the Hounsfield units of the lowest and of the highest value."""
+    """How a CT's values are read.
+
+    tone: from values to [0, 1].
+    kind: "hounsfield", "wide" (from air on), "windowed" or "unknown".
+    zero, one: Hounsfield units of the lowest and of the highest value. NaN for "unknown".
+    """
 
     tone: Tone
     kind: str
@@ -47,12 +63,15 @@ class Scaling:
 
 
 def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
-    """How a CT is scaled, from its values on a coarse grid (block means, any shape, float), and the tone to `window`.
+    """How a CT is scaled, and its tone curve to `window`.
 
-    Values below -200 can only be Hounsfield units. Else how close the tissues lie together tells wide scalings from clinical
-    windows, and of the lines that are possible the one is taken under which a mixture of air, fat and soft tissue makes the
-    histogram likeliest. In a window that shows fat as black as air,
-    black stays black, and soft tissue is brought to its place. "unknown": the values do not vary.
+    Values below -200 can only be Hounsfield units. Otherwise the distance between the tissues tells wide scalings from clinical
+    windows. Of the lines that are possible then, the result is the one under which a mixture of air, fat and soft tissue makes
+    the histogram likeliest. Where a window shows fat as black as air, black stays black and soft tissue moves to its place.
+    The scaling is "unknown" where the values do not vary.
+
+    coarse: means of blocks of the CT, float, any shape.
+    window: the Hounsfield units that become 0 and 1.
     """
     low, high = float(coarse.min()), float(coarse.max())
     if low < AIR_HU:
@@ -61,7 +80,8 @@ def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
         return Scaling(Tone(low, 1.0), "unknown", np.nan, np.nan)
     counts = np.histogram(coarse, BINS, range=(low, high))[0].astype(np.float64)
     share, middle = _closest(counts)
-    counts[0] = 0  # air, padding, and whatever a window makes black
+    # The lowest bin is air, padding, and whatever a window makes black.
+    counts[0] = 0
     if share >= WIDE_SHARE:
         lines = [(zero, zero + (units - zero) / middle, "wide") for zero in WIDE_ZEROS for units in CENTRES]
     else:
@@ -81,24 +101,30 @@ def find_scaling(coarse: np.ndarray, window: tuple[float, float]) -> Scaling:
     if kind == "wide":
         counts[: round(BRIGHTER * middle * BINS)] = 0
         zero, one = _usual(counts, (zero, one), low, high)
-    units = (one - zero) / (high - low)  # Hounsfield units for one of the file's
+    # Hounsfield units for each unit of the file.
+    units = (one - zero) / (high - low)
     if kind == "windowed" and zero > FAT_BLACK:
         return Scaling(Tone(low, 1 / (high - low)), kind, zero, one)
     tone = Tone(float(low + (window[0] - zero) / units), float(units / (window[1] - window[0])))
-    if kind == "windowed" and tone.low < low:  # black stays black, and soft tissue comes to its place
+    if kind == "windowed" and tone.low < low:
+        # Black stays black, and soft tissue moves to its place.
         tone = Tone(low, float((SOFT - window[0]) / (window[1] - window[0]) / ((SOFT - zero) / units)))
-    if (
-        kind == "windowed" and not 0.7 < tone.scale * (high - low) < 1.4
-    ):  # another window than any that is in use
+    if kind == "windowed" and not 0.7 < tone.scale * (high - low) < 1.4:
+        # No clinical window is like this.
         tone = Tone(low, 1 / (high - low))
     return Scaling(tone, kind, float(zero), float(one))
 
 
 def _closest(counts: np.ndarray) -> tuple[float, float]:
-    """The largest share of the brighter values that one band holds (see WIDE_SHARE), and the band's grey in 0 .. 1:
-    the middle of those that hold nearly as many."""
+    """The largest share of the brighter values that one band of greys holds (see WIDE_SHARE), and that band's grey, 0 .. 1.
+
+    The grey is the mean of all whose bands hold nearly as many.
+    """
     below = np.append(0, np.cumsum(counts)) / counts.sum()
-    share_below = lambda grey: np.interp(grey, np.linspace(0, 1, BINS + 1), below)  # noqa: E731
+
+    def share_below(grey: np.ndarray | float) -> np.ndarray:
+        return np.asarray(np.interp(grey, np.linspace(0, 1, BINS + 1), below))
+
     greys = np.linspace(0.15, 0.8, 200)
     brighter = 1 - share_below(BRIGHTER * greys)
     enough = brighter > 0.3 * (1 - share_below(0.06))
@@ -111,8 +137,10 @@ def _closest(counts: np.ndarray) -> tuple[float, float]:
 def _usual(
     counts: np.ndarray, likeliest: tuple[float, float], low: float, high: float
 ) -> tuple[float, float]:
-    """Of the usual wide lines the likeliest, where it is nearly as likely as the likeliest of all, else that one: the
-    Hounsfield units of the lowest and the highest value."""
+    """The likeliest of USUAL_LINES where it is nearly as likely as `likeliest`; `likeliest` otherwise.
+
+    A line is the Hounsfield units of the lowest and of the highest value.
+    """
     largest = next((value for value in LARGEST_VALUES if high <= value), high)
     lines = [likeliest]
     for zero, one in USUAL_LINES:
@@ -128,25 +156,27 @@ def _likeliest(counts: np.ndarray, lines: list[tuple[float, float, str]]) -> tup
 
 
 def _likelihoods(counts: np.ndarray, lines: list[tuple[float, float]]) -> np.ndarray:
-    """The mean logarithm of the likelihood of a value under each line, with the shares of the parts that fit it best."""
+    """The mean log-likelihood of a value under each line, (lines,). The components' shares are fitted to each line."""
     zeros, ones = (np.array(values)[:, None] for values in zip(*lines))
-    edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)  # (lines, BINS + 1), in Hounsfield units
-    components = np.stack(
-        [_shares(edges, cumulative) for cumulative in _cumulatives()], 1
-    )  # (lines, parts, BINS)
+    # (lines, BINS + 1), in Hounsfield units.
+    edges = zeros + (ones - zeros) * np.linspace(0, 1, BINS + 1)
+    # (lines, components, BINS).
+    components = np.stack([_shares(edges, cumulative) for cumulative in _cumulatives()], 1)
     weight = np.full((len(lines), components.shape[1], 1), 1 / components.shape[1])
     share = counts / max(counts.sum(), 1)
-    for _ in range(ROUNDS):  # expectation and maximisation of how much of each part there is
+    # Expectation and maximisation of the components' shares.
+    for _ in range(ROUNDS):
         of_component = weight * components
         weight = (of_component / of_component.sum(1, keepdims=True) * share).sum(2, keepdims=True)
     likelihood = (share * np.log((weight * components).sum(1))).sum(1)
     fat, soft = weight[:, FAT, 0].sum(1), weight[:, SOFT_TISSUES, 0].sum(1)
-    # no abdomen is all fat: that is soft tissue taken for it
-    return np.where(soft < LEAST_SOFT * (fat + soft), likelihood - 10, likelihood)
+    # No abdomen is nearly all fat. Such a line takes soft tissue for fat.
+    plausible: np.ndarray = np.where(soft < LEAST_SOFT * (fat + soft), likelihood - 10, likelihood)
+    return plausible
 
 
 def _cumulatives() -> Iterator[Cumulative]:
-    """Of each part: Hounsfield units -> the share of it that is below."""
+    """The cumulative distribution of each component."""
     for mean, deviation in PEAKS.values():
         yield partial(_of_gaussian, mean, deviation)
     for start, stop in SPREADS.values():
@@ -154,15 +184,17 @@ def _cumulatives() -> Iterator[Cumulative]:
 
 
 def _of_gaussian(mean: float, deviation: float, units: np.ndarray) -> np.ndarray:
-    return ndtr((units - mean) / deviation)
+    share: np.ndarray = ndtr((units - mean) / deviation)
+    return share
 
 
 def _of_spread(start: float, stop: float, units: np.ndarray) -> np.ndarray:
-    return np.clip((units - start) / (stop - start), 0, 1)
+    share: np.ndarray = np.clip((units - start) / (stop - start), 0, 1)
+    return share
 
 
 def _shares(edges: np.ndarray, cumulative: Cumulative) -> np.ndarray:
-    """The share of a part in each bin, (lines, BINS): what is below the first and above the last edge is cut to them."""
+    """The share of a component in each bin, (lines, BINS). The outer bins hold what lies beyond them too."""
     below = cumulative(edges)
     below[:, 0], below[:, -1] = 0, 1
     return np.diff(below, axis=1) + 1e-7

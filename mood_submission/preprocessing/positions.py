@@ -1,12 +1,13 @@
-"""Which slices of a volume are looked at, and where each lies in it."""
+"""Chooses slices of a volume, and tells where each lies in it."""
 
 import numpy as np
 
 
 def slice_indices(depth: int, count: int | None = None) -> np.ndarray:
-    """Which of a volume's `depth` axial slices to look at: (N,) int64, rising, evenly spread from 0.
+    """Indices of axial slices, evenly spread from 0: (N,) int64, rising. As published, (256, 32) gives 0, 8, ..., 248.
 
-    count None, or not below depth: all. (256, 32) gives 0, 8, ..., 248, as published.
+    depth: how many slices the volume has.
+    count: how many to choose, or all where it has no more. None for all.
     Raises ValueError for a depth or count below 1.
     """
     count = depth if count is None else count
@@ -17,7 +18,11 @@ def slice_indices(depth: int, count: int | None = None) -> np.ndarray:
 
 
 def relative_positions(indices: np.ndarray, depth: int) -> np.ndarray:
-    """The networks' condition: (N, 1) float32, from -0.5 at the lowest slice of the volume to 0.5 at the highest."""
+    """The networks' positions of slices, (N, 1) float32: -0.5 for the lowest slice of the volume, 0.5 for the highest.
+
+    indices: (N,) along z.
+    depth: how many slices the volume has.
+    """
     indices = np.asarray(indices, dtype=np.float64).reshape(-1, 1)
     if depth == 1:
         return np.zeros(indices.shape, dtype=np.float32)

@@ -1,6 +1,7 @@
-"""How volumes become network input: the settings that travel in the model file."""
+"""The settings of preprocessing, which are stored in the model file."""
 
 from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
 
 from ..runtime.contract import REGIONS
 
@@ -10,27 +11,29 @@ FRAMES = ("array", "anatomy")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How volumes become network input; travels as JSON in the weights file.
+    """How volumes become network input. It is stored as JSON in the model file.
 
     region: "brain" or "abdom".
     image_size: side of the square slices, in pixels.
-    intensity: "foreground" (below the threshold 0, the rest standardised by the volume's own foreground; brain as
-        published), "symmetric" (x * 2 - 1; abdomen as published) or "landmarks" (grey values are first brought to a common
-        scale by landmarks of the anatomy's histogram, then `centre` becomes 0 and `spread` 1; air round the anatomy is 0).
-    foreground_threshold: the least foreground value, on the [0, 1] scale.
-    hounsfield_window: the Hounsfield units that become 0 and 1; soft tissue at 40 HU lands on 0.5, as in the
+    intensity: how grey values become the network's.
+        "foreground", as published for the brain: 0 below the threshold, else standardised by the volume's own foreground.
+        "symmetric", as published for the abdomen: x * 2 - 1.
+        "landmarks": landmarks of the anatomy's histogram bring grey values to a common scale; then `centre` becomes 0 and
+        `centre + spread` becomes 1. Air round the anatomy is 0.
+    foreground_threshold: the least value of foreground, on the [0, 1] scale.
+    hounsfield_window: the Hounsfield units that become 0 and 1. With the default, soft tissue at 40 HU becomes 0.5, as in the
         training data.
-    frame: "array" (the volume's own field of view, as published) or "anatomy" (a square of `field_of_view` mm centred on
-        the brain, wherever it lies in the array; an abdomen fills the share BODY_SHARE of the square's side).
-    field_of_view: side of the square in mm, and how far along z the relative position runs from -0.5 to 0.5; used by the
-        frame "anatomy" alone.
-    slice_distance: how far apart the slices are that are looked at by default, in mm; 0 for all of a volume's slices.
-    resolution: the voxel size in mm whose sharpness finer volumes are blurred to; 0 leaves them as sharp as they are.
-    landmarks: what the 25th, 50th and 75th percentile of the inner brain become on the [0, 1] scale; for "landmarks".
-    centre, spread: of the network's intensities, on the [0, 1] scale; for "landmarks".
+    frame: the field of view. "array", as published, is the volume's own. "anatomy" is a square round the anatomy: of
+        `field_of_view` mm for a brain; for an abdomen so large that the body fills BODY_SHARE of its side.
+    field_of_view: side of the square in mm, and the length along z of relative positions -0.5 to 0.5. For the brain's
+        "anatomy" only.
+    slice_distance: distance in mm of the slices that are scored by default. 0 for all slices.
+    resolution: voxel size in mm. Finer volumes are blurred to its sharpness. 0 for no blurring.
+    landmarks: what the 25th, 50th and 75th percentile of the inner brain become, on the [0, 1] scale. For "landmarks".
+    centre, spread: of the network's intensities, on the [0, 1] scale. For "landmarks".
 
-    The defaults of the fields from `frame` on change nothing, so that model files that were written before these existed
-    mean what they meant. Raises ValueError for an unknown region, intensity or frame, and sizes or a window that cannot be.
+    With the defaults of `frame` and the fields after it, preprocessing is as before these fields existed. So older model files
+    keep their meaning. Raises ValueError for an unknown region, intensity or frame, and for sizes or a window that cannot be.
     """
 
     region: str
@@ -80,7 +83,7 @@ class Preprocessing:
 
     @classmethod
     def harmonised(cls, region: str) -> "Preprocessing":
-        """Settings under which scans of different scanners, crops and scalings look alike."""
+        """Settings that make scans of different scanners, crops and scalings look alike."""
         if region == "brain":
             return cls(
                 region,
@@ -93,7 +96,7 @@ class Preprocessing:
             )
         return cls(region, intensity="landmarks", frame="anatomy", slice_distance=4.0)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, for JSON."""
         return {
             **asdict(self),
@@ -102,22 +105,21 @@ class Preprocessing:
         }
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Preprocessing":
-        """The inverse of `to_dict`. Raises ValueError naming the keys that are unknown or missing."""
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `to_dict`. Raises ValueError that names unknown or missing keys."""
         values = {name: value for name, value in values.items() if name not in RETIRED}
         known = {field.name for field in fields(cls)}
         needed = {field.name for field in fields(cls) if field.default is MISSING} | set(BEFORE_FRAMES)
         unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
         if unknown or missing:
             raise ValueError(f"preprocessing: unknown keys {unknown}, missing keys {missing}")
-        lists = {name: tuple(values[name]) for name in ("hounsfield_window", "landmarks") if name in values}
+        lists: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("hounsfield_window", "landmarks") if name in values
+        }
         return cls(**{**values, **lists})
 
 
-BEFORE_FRAMES = (
-    "image_size",
-    "intensity",
-    "foreground_threshold",
-    "hounsfield_window",
-)  # in every model file
-RETIRED = ("slices",)  # of earlier versions' model files; nothing ever read it
+# Keys that every model file has.
+BEFORE_FRAMES = ("image_size", "intensity", "foreground_threshold", "hounsfield_window")
+# Keys of earlier versions' model files that nothing ever read.
+RETIRED = ("slices",)

@@ -1,6 +1,7 @@
-"""Whole heads: telling them from stripped brains, and finding the brain in them.
+"""Tells whole heads from stripped brains, and finds the brain in a whole head.
 
-The networks know brains alone. Stripping is deepbet's work (Fisch et al., 2024; MIT licence), an extra whose models come with it.
+The networks are trained on stripped brains. The brain is found by deepbet (Fisch et al., 2024; MIT licence), an optional
+package that brings its own weights.
 """
 
 from importlib.util import find_spec
@@ -12,18 +13,24 @@ from scipy import ndimage
 from ..runtime.memory import free_memory
 from .anatomy import find_anatomy
 
-# Millilitres. Stripped adult brains, with the rims that stripping leaves on, have 900 to 2000; whole heads 2800 and more.
+# The least volumes of a brain and of a whole head, in ml. Stripped adult brains have 900 to 2000 ml, with the rims that
+# stripping leaves on; whole heads have 2800 ml or more.
 LEAST_BRAIN, LEAST_HEAD = 500, 2300
-NEEDED_BYTES = 1 << 30  # deepbet takes 0.75 GB, whatever the head's size
+# deepbet takes 0.75 GB for heads of any size.
+NEEDED_BYTES = 1 << 30
 DEEPBET = "deepbet (pip install 'mood-submission[skullstrip]')"
 
 
 class StrippingError(ValueError):
-    """A head in which no brain was found. One line: what was expected and what was found."""
+    """No brain was found in a head. One line says what was expected and what was found."""
 
 
 def is_whole_head(data: np.ndarray, spacing: tuple[float, float, float]) -> bool:
-    """Whether a scan (X, Y, Z) still has its skull and skin, by the volume that it fills. spacing: mm."""
+    """Whether a scan still has its skull and skin, by the volume that it fills.
+
+    data: (X, Y, Z) float, on any scale.
+    spacing: (x, y, z) in mm.
+    """
     anatomy = find_anatomy(data, spacing)
     if anatomy is None:
         return False
@@ -37,9 +44,11 @@ def can_strip() -> bool:
 
 
 def brain_mask(data: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Where the brain is in a whole head (X, Y, Z) float32, bool of the same shape; found on the CPU, so alike on every machine.
+    """The brain in a whole head, (X, Y, Z) bool. It is found on the CPU, so it is the same on every machine.
 
-    spacing: mm. Raises StrippingError without deepbet or memory for it, and where what it finds cannot be a brain.
+    data: (X, Y, Z) float32, on any scale.
+    spacing: (x, y, z) in mm.
+    Raises StrippingError without deepbet or memory for it, and where its result cannot be a brain.
     """
     if not can_strip():
         raise StrippingError(f"expected {DEEPBET}, found no such package")
@@ -50,9 +59,10 @@ def brain_mask(data: np.ndarray, spacing: tuple[float, float, float]) -> np.ndar
 
     strip = BrainExtraction(no_gpu=True)
     try:
-        mask = strip.run_model(np.array(data, np.float32, order="C")) > 0.5
+        mask: np.ndarray = strip.run_model(np.array(data, np.float32, order="C")) > 0.5
         mask = strip.postprocess(mask)
-    except (AssertionError, ValueError) as error:  # nothing that could be framed, or no component
+    # deepbet found nothing to frame, or no component.
+    except (AssertionError, ValueError) as error:
         raise StrippingError(f"expected a head with a brain, found none ({error})") from None
     except (RuntimeError, MemoryError) as error:
         text = " ".join(str(error).split())[:200]

@@ -1,7 +1,7 @@
-"""From a volume to the network's slices, and from score maps back to the volume.
+"""Cuts the network's slices from a volume, and puts score maps back on it.
 
-Volumes are numpy arrays (X, Y, Z) in RAS order; slices are torch tensors (N, S, S), one axial slice each, anterior at
-the top row and x running from left to right column. Everything works chunk by chunk, so that a 512-cube stays cheap.
+Volumes are numpy arrays (X, Y, Z) in RAS order. Axial slices are torch tensors (N, S, S), with anterior in the top row and x
+rising from column to column. Slices are worked on chunk by chunk, so that large volumes take little memory.
 """
 
 import numpy as np
@@ -25,11 +25,15 @@ def volume_to_slices(
 ) -> torch.Tensor:
     """Axial slices for the networks, before `normalise`: (N, S, S) float32 on `device`, S = prep.image_size.
 
-    data: (X, Y, Z) in RAS order; fastest in Fortran order. spacing in mm. indices: (N,), z of each slice.
-    view: of this volume, see `view.look`: its frame, sharpness and tone are taken; None for the array's own field of view,
-    data in [0, 1] as it is.
-    Each slice is (y, x) with y reversed, framed and resized (linear, anti-aliased), which is left out where it has that size
-    already. Raises ValueError for an index outside the volume.
+    Each slice is (y, x) with y reversed. It is framed, then resized (linear, anti-aliased) unless it has the size already.
+
+    data: (X, Y, Z) float32 in RAS order, fastest in Fortran order; in [0, 1] where the view has no tone curve.
+    spacing: (x, y, z) in mm.
+    indices: (N,), z of each slice.
+    prep: the settings.
+    device: of the result.
+    view: the volume's, from `view.look`: frame, sharpness, tone and body. None for the array's own field of view.
+    Raises ValueError for an index outside the volume.
     """
     indices = _checked_indices(indices, data.shape[2])
     frame, size = view.frame if view else frame_of(data.shape, spacing), prep.image_size
@@ -43,7 +47,8 @@ def volume_to_slices(
             shown = view.tone(plane) if view and view.tone else plane
             if view and view.body:
                 shown = np.where(view.body.plane(int(z), plane.shape), shown, np.float32(0))
-            place[frame.inner] = shown[:, ::-1].T[frame.seen]  # (X, Y) -> (y, x), anterior first
+            # (X, Y) -> (y, x), anterior first.
+            place[frame.inner] = shown[:, ::-1].T[frame.seen]
         resized = _resize(torch.from_numpy(padded).to(device), (size, size))
         result[start : start + step] = _blurred(resized, view.blur_in_plane) if view else resized
     return result
@@ -57,14 +62,19 @@ def slices_to_volume(
     out: np.ndarray | None = None,
     view: View | None = None,
 ) -> np.ndarray:
-    """Score maps back on the volume's voxels: (X, Y, Z) float32 in RAS order; the way back of `volume_to_slices`.
+    """Score maps on the volume's voxels, (X, Y, Z) float32 in RAS order: `volume_to_slices` backwards.
 
-    scores: (N, S, S) float, any device; indices: (N,) rising, the z of each. Linear in the plane (anti-aliased where it
-    shrinks) and along z between the given slices; beyond the first and last the nearest. Values stay in scores' range, but
-    for voxels outside the frame or the body, or in slices where the view sees nothing to look at, which are 0.
-    out: float32 array (X, Y, Z) to fill, fastest in Fortran order; by default a new one.
-    view: that the slices were cut with; None for the array's own field of view.
-    Raises ValueError where the numbers of scores and indices differ, or indices do not rise or lie outside the volume.
+    Maps are interpolated linearly in the plane (anti-aliased where they shrink) and along z. Beyond the first and the last map
+    the nearest counts. Values stay in the maps' range. Voxels outside the frame, the body or the view's slices are 0.
+
+    scores: (N, S, S) float, on any device.
+    indices: (N,) rising, z of each map.
+    shape: (X, Y, Z).
+    spacing: (x, y, z) in mm.
+    out: array (X, Y, Z) float32 to fill, fastest in Fortran order. None for a new one.
+    view: the one that the slices were cut with. None for the array's own field of view.
+    Raises ValueError where the numbers of maps and indices differ, indices do not rise or lie outside the volume, or `out`
+    has another shape or dtype.
     """
     indices = _checked_indices(indices, shape[2])
     scores = torch.as_tensor(scores)
@@ -78,7 +88,8 @@ def slices_to_volume(
     frame = view.frame if view else frame_of(shape, spacing)
     lower, upper, share = _neighbours(indices, shape[2])
     weight = torch.from_numpy(share).to(scores.device)
-    target = out.transpose(2, 1, 0)[:, ::-1]  # (z, y, x), anterior first, as the slices are
+    # (z, y, x), anterior first, as slices are.
+    target = out.transpose(2, 1, 0)[:, ::-1]
     whole = frame.seen == (slice(0, frame.height), slice(0, frame.width))
     step = _chunk_length(frame, scores.shape[-1])
     for start in range(0, shape[2], step):
@@ -99,7 +110,7 @@ def slices_to_volume(
 
 
 def _plane(data: np.ndarray, z: int, sigma: float) -> np.ndarray:
-    """The slice z of data (X, Y, Z), (X, Y), blurred across slices by a Gaussian of `sigma` slices."""
+    """Slice z of data (X, Y, Z), (X, Y), blurred along z by a Gaussian with a standard deviation of `sigma` slices."""
     reach = int(2.5 * sigma + 0.5)
     if reach == 0:
         return data[:, :, z]
@@ -111,7 +122,7 @@ def _plane(data: np.ndarray, z: int, sigma: float) -> np.ndarray:
 
 
 def _blurred(slices: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Slices (N, S, S) after a Gaussian of `sigma` pixels, as two matrix products; themselves for 0."""
+    """Slices (N, S, S) blurred by a Gaussian of `sigma` pixels, as two matrix products. The same tensor for 0."""
     if sigma == 0 or len(slices) == 0:
         return slices
     spread = ndimage.gaussian_filter1d(np.eye(slices.shape[-1]), sigma, axis=0, mode="nearest", truncate=3)
@@ -129,7 +140,7 @@ def _checked_indices(indices: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _neighbours(indices: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each z the given slices below and above it (int64 places in `indices`), and the upper one's float32 weight."""
+    """For each z: the maps below and above it, as int64 places in `indices`, and the float32 weight of the upper one."""
     place = np.interp(np.arange(depth), indices, np.arange(len(indices)))
     lower = np.minimum(place.astype(np.int64), max(0, len(indices) - 1))
     upper = np.minimum(lower + 1, len(indices) - 1)
@@ -137,14 +148,14 @@ def _neighbours(indices: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _chunk_length(frame: Frame, size: int) -> int:
-    """How many slices fit in a chunk, by the larger of their two sizes."""
+    """How many slices fit in a chunk, by the larger of their sizes before and after resizing."""
     return max(1, CHUNK_PIXELS // max(frame.padded_height * frame.padded_width, size * size))
 
 
 def _resize(slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(N, H, W) to (N, *size), linear, anti-aliased where it shrinks; itself where it has that size.
+    """(N, H, W) resized to (N, *size): linear, anti-aliased where it shrinks. The same tensor where it has that size.
 
-    Clamped to the range that it had: rounding in the anti-aliasing weights can lead 5e-7 out of it.
+    The result is clamped to the input's range. Rounding in the anti-aliasing weights can leave it by 5e-7.
     """
     if tuple(slices.shape[-2:]) == size:
         return slices

@@ -1,4 +1,4 @@
-"""How one volume is looked at: where its slices are cut, how sharp, and on which grey scale."""
+"""Decides for one volume where slices are cut, how sharp they are, and on which grey scale."""
 
 import math
 from dataclasses import dataclass
@@ -15,30 +15,36 @@ from .positions import relative_positions, slice_indices
 from .settings import Preprocessing
 from .tone import Tone, brain_tone, to_unit_range
 
-BRAIN_MM = 154.0  # root of length x width of an adult brain
-BRAIN_RANGE = (
-    100.0,
-    190.0,
-)  # of the same; where the header's spacing says otherwise, it is taken to be wrong
-BODY_SHARE = 0.86  # of the field of view that an abdomen's longer side in the plane fills
-FEWEST_SLICES = 24  # of an abdomen, before any are left out
-AROUND_BODY = 2  # coarse voxels round the body that are looked at too
-PLANE = np.array([[[False, True, False]] * 3] * 3)  # only neighbours in the plane: slices may be far apart
-BLUR = 0.3  # standard deviation, in voxels, of what a voxel averages: makes 1 mm scans as sharp as 2 mm ones
+# The root of length x width of an adult brain, in mm.
+BRAIN_MM = 154.0
+# The range of the same. Spacing that puts a brain outside it is taken to be wrong.
+BRAIN_RANGE = (100.0, 190.0)
+# The share of the field of view's side that an abdomen's longer side in the plane fills.
+BODY_SHARE = 0.86
+# The fewest slices of an abdomen that are scored, where it has so many.
+FEWEST_SLICES = 24
+# How many coarse voxels round the body are scored too.
+AROUND_BODY = 2
+# Neighbours in the plane only, since slices may be far apart.
+PLANE = np.array([[[False, True, False]] * 3] * 3)
+# The blur of a voxel, as a standard deviation in voxels. It makes 1 mm scans as sharp as 2 mm ones.
+BLUR = 0.3
 
 
 @dataclass(frozen=True)
 class View:
-    """How a volume is looked at.
+    """How the slices of a volume are cut.
 
-    frame: the field of view in the plane. tone: to the common grey scale; None where the values are in [0, 1] already.
-    centre, span: of the relative position, in slices: -0.5 at centre - span / 2, 0.5 at centre + span / 2; span 0 for
-        positions relative to the array.
-    first, last: slices beyond which there is nothing to look at.
-    step: slices from one that is looked at by default to the next.
-    blur_along, blur_in_plane: standard deviations that bring the volume to the common sharpness, in slices of the volume
-        and in pixels of the network's slices.
-    body: what is looked at of the slices: the rest, such as a scanner's table, is taken for air and not scored; None for all.
+    frame: the field of view in the plane.
+    depth: how many slices the volume has.
+    tone: the curve to the common grey scale. None where `to_unit_range` brings the values to [0, 1].
+    centre, span: of relative positions, in slices: -0.5 at centre - span / 2, 0.5 at centre + span / 2. Span 0 makes positions
+        relative to the array.
+    first, last: the slices that are scored lie from `first` to `last`. A `last` of -1 is the volume's last slice.
+    step: distance of the slices that are scored by default, in slices.
+    blur_along: standard deviation of the blur along z, in slices of the volume.
+    blur_in_plane: standard deviation of the blur in the plane, in pixels of the network's slices.
+    body: the part that is scored. The rest, such as a scanner's table, counts as air. None for all.
     """
 
     frame: Frame
@@ -55,12 +61,14 @@ class View:
 
     @property
     def end(self) -> int:
-        """The slice after the last that there is something to look at in."""
+        """The slice after the last one that is scored."""
         return self.depth if self.last < 0 else self.last + 1
 
     def indices(self, count: int | str | None = None) -> np.ndarray:
-        """Which slices to look at, rising, (N,) int64. None: every `step`th, counted from the centre; "all"; or so many,
-        evenly spread."""
+        """The slices to score, (N,) int64, rising.
+
+        count: how many, evenly spread; or "all". None for every `step`th, counted from the centre.
+        """
         last = self.end - 1
         if isinstance(count, int):
             return self.first + slice_indices(last - self.first + 1, count)
@@ -69,7 +77,7 @@ class View:
         return np.arange(min(start, last), last + 1, step, dtype=np.int64)
 
     def positions(self, indices: np.ndarray) -> np.ndarray:
-        """The networks' condition, (N, 1) float32 in -0.5 .. 0.5."""
+        """The networks' positions of slices, (N, 1) float32, -0.5 .. 0.5. indices: (N,) along z."""
         if not self.span:
             return relative_positions(indices, self.depth)
         place = (np.asarray(indices, np.float64).reshape(-1, 1) - self.centre) / self.span
@@ -79,19 +87,25 @@ class View:
 def harmonise(
     data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing
 ) -> tuple[np.ndarray, View]:
-    """A volume's data as `volume_to_slices` takes it, and its view. data: (X, Y, Z) float32, finite, RAS order, any scale.
+    """A volume's data as `volume_to_slices` takes it, and its view.
 
-    Where the view has a tone curve, that brings the data to [0, 1] slice by slice, and it is returned as it is; else by
-    `to_unit_range`.
+    Data is returned as it is where the view has a tone curve, which `volume_to_slices` applies slice by slice. Otherwise
+    `to_unit_range` brings it to [0, 1].
+
+    data: (X, Y, Z) float32, finite, in RAS order, on any scale.
+    spacing: (x, y, z) in mm.
+    prep: the settings.
     """
     view = look(data, spacing, prep)
     return (data if view.tone else to_unit_range(data, prep)), view
 
 
 def look(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing) -> View:
-    """The view of a volume (X, Y, Z), float32, finite, in RAS order, under these settings. spacing: mm.
+    """The view of a volume. It is the array's own field of view where the volume shows no anatomy.
 
-    Where nothing stands out in the volume it is the array's own field of view.
+    data: (X, Y, Z) float32, finite, in RAS order, on any scale.
+    spacing: (x, y, z) in mm.
+    prep: the settings.
     """
     plain = View(frame_of(data.shape, spacing), data.shape[2])
     if (
@@ -131,7 +145,8 @@ def _at_body(data: np.ndarray, spacing: tuple[float, float, float], prep: Prepro
         frame = frame_round(data.shape, spacing, centre[:2], longer / BODY_SHARE)
     around = ndimage.binary_dilation(body, ndimage.generate_binary_structure(3, 1) & PLANE, AROUND_BODY)
     step = max(1, round(prep.slice_distance / spacing[2])) if prep.slice_distance else 1
-    step = max(1, min(step, data.shape[2] // FEWEST_SLICES))  # a short stack is looked at whole
+    # A short stack is scored whole.
+    step = max(1, min(step, data.shape[2] // FEWEST_SLICES))
     return View(
         frame,
         data.shape[2],
@@ -146,7 +161,7 @@ def _at_brain(
     data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy
 ) -> View:
     length = math.sqrt(anatomy.extent[0] * anatomy.extent[1])
-    # how many times too large the brain is by the header
+    # How many times too large the brain is by the header.
     size = 1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM
     spacing, depth = three(d / size for d in spacing), data.shape[2]
     frame, centre, span, first, last = frame_of(data.shape, spacing), 0.0, 0.0, 0, depth - 1
@@ -157,7 +172,8 @@ def _at_brain(
         low, high = anatomy.span(2)
         first = max(low - 1, math.ceil(centre - span / 2), 0)
         last = min(high + 1, math.floor(centre + span / 2), depth - 1)
-        if last < first:  # what is bright lies in slices far from the brain
+        if last < first:
+            # All bright slices lie far from the brain.
             first, last = 0, depth - 1
     tone = None
     if prep.intensity == "landmarks":
@@ -169,12 +185,12 @@ def _at_brain(
 
 
 def _blur(resolution: float, spacing: float) -> float:
-    """Standard deviation, mm, of the Gaussian that makes voxels of `spacing` as blurred as voxels of `resolution`."""
+    """Standard deviation of the Gaussian that makes voxels of `spacing` as blurred as voxels of `resolution`, all in mm."""
     return BLUR * math.sqrt(max(0.0, resolution**2 - spacing**2))
 
 
 def _usable(spacing: tuple[float, float, float]) -> tuple[float, float, float]:
-    """The spacing where it can be true, else voxels of 1 mm."""
+    """The spacing in mm where it can be true; 1 mm otherwise."""
     sides = [float(d) for d in spacing]
     usable = all(math.isfinite(d) and d > 0 for d in sides) and max(sides) <= MAX_ANISOTROPY * min(sides)
     return three(sides) if usable else (1.0, 1.0, 1.0)

@@ -1,1 +1,1 @@
-"""Restoration: unlikely codes are redrawn from the prior."""
+"""Restoration: unlikely codes are replaced by draws from the prior."""

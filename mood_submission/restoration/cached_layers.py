@@ -1,4 +1,4 @@
-"""The layers of the prior, one place at a time: each keeps in its caches what the next place needs."""
+"""The layers of the prior, computed one place at a time. Each layer caches what the next places need."""
 
 from abc import ABC, abstractmethod
 
@@ -9,22 +9,23 @@ from torch.nn import functional as F
 from ..networks.layers import GatedResidualUnit, units_of
 from ..networks.pixelsnail import ATTENTION_KERNEL, Block, CausalAttention, PointwiseMap, background_of
 
-State = dict[str, Tensor]  # of one part: what its caches hold, by their names
+# What the caches of one layer hold, by their names.
+State = dict[str, Tensor]
 
 
 def _row_of(grid: Tensor, members: Tensor, row: Tensor, left: int = 0, right: int = 0) -> Tensor:
-    """Row row[i] of slice members[i] of (B, C, H, W), zeros for rows above the grid: (N, left + W + right, C)."""
+    """Row row[i] of slice members[i] of a grid (B, C, H, W): (N, left + W + right, C). Rows above the grid are zeros."""
     picked = grid[members, :, row.clamp(0, grid.shape[2] - 1)] * (row >= 0)[:, None, None]
     return F.pad(picked.transpose(1, 2), (0, 0, left, right))
 
 
 # ---- The prior, one place at a time --------------------------------------------------------------------------------
 #
-# Everything is channels-last. A cache holds one grid row of a layer's input for each of `rows` restorations, with a
-# column of zeros where the convolution pads: (rows, width + padding, C), so that the window of neighbouring places
-# which a convolution sees is one contiguous vector. What a convolution sees of the row above is known for all places
-# when a row begins, and is computed then, in one convolution; what it sees of the present row is one matrix product
-# a place. Weights are copied into the shapes that these two need.
+# All arrays are channels-last. A cache holds one grid row of a layer's input for each of `rows` restorations, with columns of
+# zeros where the convolution pads: (rows, width + padding, C). So the window of places that a convolution sees is one
+# contiguous vector. What a convolution sees of the row above is known when a row begins, and is computed then for all places in
+# one convolution. What it sees of the present row is one matrix product for each place. Weights are copied into the shapes that
+# these two need.
 
 
 def row_conv(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,33 +34,35 @@ def row_conv(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _row_weight(weight: Tensor) -> Tensor:
-    """(O, C, rows, k), as convolutions over channels-last data like it."""
+    """A copy of a weight (O, C, rows, k) in the memory layout that is fast with channels-last data."""
     return weight.detach().clone(memory_format=torch.channels_last)
 
 
 def _place_weight(weight: Tensor) -> Tensor:
-    """(O, C, k) -> (k * C, O), to be multiplied by a window of k places."""
+    """A weight (O, C, k) as a matrix (k * C, O) for windows of k places."""
     return weight.detach().permute(2, 1, 0).flatten(0, 1).contiguous()
 
 
 def _cond_effect(unit: GatedResidualUnit, width: int) -> Tensor:
-    """What a conditioning channel that is 1 everywhere adds to conv1, on the top row and on all others: (2, W, C)."""
-    weight = unit.conv1.weight.detach()[:, unit.conv2.in_channels :]  # (C, 1, 2, k)
+    """What a conditioning channel of ones adds to conv1, (2, W, C): in the top row, and in all others."""
+    # (C, 1, 2, k).
+    weight = unit.conv1.weight.detach()[:, unit.conv2.in_channels :]
     ones = weight.new_ones(1, 1, 2, width)
     return F.conv2d(ones, weight, padding=unit.conv1.padding)[0, :, :2, :width].permute(1, 2, 0).contiguous()
 
 
 class Buffer:
-    """A cache: one tensor whose first axis is the restoration. It takes memory from `reserve` to `release` only.
+    """A cache: a tensor with an entry for each restoration. It takes memory only between `reserve` and `release`.
 
-    shape: of what is kept for one restoration. data: (rows, *shape), or empty while nothing is reserved.
+    shape: of one restoration's entry.
+    data: (rows, *shape). Empty while nothing is reserved.
     """
 
     def __init__(self, *shape: int):
         self.shape, self.data = shape, torch.empty(0)
 
     def reserve(self, rows: int, like: Tensor) -> None:
-        """Zeros for `rows` restorations, of the type and on the device of `like`."""
+        """Take memory for `rows` restorations, filled with zeros, with the dtype and device of `like`."""
         self.data = like.new_zeros(rows, *self.shape)
 
     def release(self) -> None:
@@ -68,39 +71,39 @@ class Buffer:
 
 
 class CachedLayer(ABC):
-    """A part of the prior with caches. buffers: each of them by its name, as `state` calls it."""
+    """A layer of the prior with caches. buffers: the caches by name."""
 
     buffers: dict[str, Buffer]
 
     @abstractmethod
     def state(self, seen: dict[nn.Module, Tensor], members: Tensor, row: Tensor) -> State:
-        """What the caches hold when a slice's `row` (N,) begins, of N of the slices in a batch.
+        """What the caches hold when a row begins, for N slices of a batch. Caches that are empty then are left out.
 
-        seen: a forward's activations of the whole batch. members: which of its slices, (N,).
-
-        Caches that begin a row empty are left out.
+        seen: activations of a forward of the whole batch, by network layer.
+        members: (N,), the slices' numbers in the batch.
+        row: (N,), the row of each slice.
         """
 
     def load(self, first: int, last: int, state: State, index: Tensor) -> None:
-        """Fill the caches of the rows first .. last - 1 with index[i] of `state`."""
+        """Fill the caches of restorations first .. last - 1 with entries `index` of `state`."""
         for name, value in state.items():
             self.buffers[name].data[first:last] = value[index]
 
 
 def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> Tensor:
-    """A layer's bias, apart from the graph of gradients. Every layer of the prior has one."""
+    """A layer's bias without gradients. Every layer of the prior has one."""
     assert layer.bias is not None
     return layer.bias.detach()
 
 
 def aux_of(unit: GatedResidualUnit) -> nn.Conv2d:
-    """The convolution of a unit's second input, of a unit that has one."""
+    """The convolution of a unit's second input. The unit must have one."""
     assert unit.conv1_aux is not None
     return unit.conv1_aux
 
 
 class VerticalUnit(CachedLayer):
-    """A unit of kernel (2, 3), a row at a time. Caches ELU of both convolutions' inputs of the last row."""
+    """A unit of kernel (2, 3), computed row by row. It caches ELU of both convolutions' inputs in the last row."""
 
     def __init__(self, unit: GatedResidualUnit, width: int):
         self.unit, c = unit, unit.conv2.in_channels
@@ -119,7 +122,12 @@ class VerticalUnit(CachedLayer):
         }
 
     def advance(self, n: int, r: int, v: Tensor, elu_v: Tensor, cond: Tensor) -> Tensor:
-        """Take in row r, v and ELU(v) (n, W, C); return the unit's output there. cond: ELU(position) (n, 1, 1)."""
+        """The unit's output in row r, (n, W, C).
+
+        n: how many restorations.
+        v, elu_v: the unit's input in row r and its ELU, (n, W, C).
+        cond: ELU of the positions, (n, 1, 1).
+        """
         inputs, middle = self.input.data[:n], self.middle.data[:n]
         hidden = row_conv(inputs, self.above1, self.bias1)
         inputs[:, 1:-1] = elu_v
@@ -132,11 +140,12 @@ class VerticalUnit(CachedLayer):
 
 
 class HorizontalUnit(CachedLayer):
-    """A unit of kernel (2, 2) with aux, a place at a time.
+    """A unit of kernel (2, 2) with a second input, computed place by place.
 
-    `input` and `middle` hold ELU of both convolutions' inputs: of the row above until the row begins, then of the
-    present row as far as it is done. Right of that, `middle` holds the sums that conv1 has so far; `gated` holds
-    conv2's. `aux` is ELU of the vertical stream in the row above.
+    input, middle: ELU of both convolutions' inputs. Before a row begins they hold the row above. Then they hold the present
+        row as far as it is done. At places that are not done yet, `middle` holds what conv1 has summed so far.
+    gated: what conv2 has summed so far.
+    aux: ELU of the vertical stream in the row above.
     """
 
     def __init__(self, unit: GatedResidualUnit, width: int):
@@ -155,18 +164,19 @@ class HorizontalUnit(CachedLayer):
         return {
             "input": _row_of(seen[self.unit.conv1][:, :c], members, before, 1),
             "middle": _row_of(seen[self.unit.conv2], members, before, 1),
-            "aux": _row_of(seen[aux_of(self.unit)], members, row),  # already shifted down there
+            # The forward has shifted it down already.
+            "aux": _row_of(seen[aux_of(self.unit)], members, row),
         }
 
     def begin_row(self, n: int, r: int, cond: Tensor) -> None:
-        """Set up the sums of row r, of which nothing is done yet. cond: ELU(position) (n, 1, 1)."""
+        """Sum what the convolutions see of the row above row r. cond: ELU of the positions, (n, 1, 1)."""
         self.gated.data[:n] = row_conv(self.middle.data[:n], self.above2, self.bias2)
         hidden = row_conv(self.input.data[:n], self.above1, self.bias1)
         hidden += row_conv(self.aux.data[:n], self.weight_aux)
         self.middle.data[:n, 1:] = hidden.addcmul_(cond, self.cond_effect[min(r, 1)])
 
     def place(self, n: int, c: int, h: Tensor) -> Tensor:
-        """The unit's output at column c of the present row, from its input h there: (n, C) -> (n, C)."""
+        """The unit's output (n, C) at column c of the present row, from its input h (n, C) there."""
         inputs, middle = self.input.data[:n], self.middle.data[:n]
         inputs[:, c + 1] = F.elu(h)
         F.elu_(middle[:, c + 1].addmm_(inputs[:, c : c + 2].flatten(1), self.here1))
@@ -175,7 +185,10 @@ class HorizontalUnit(CachedLayer):
 
 
 class Pointwise:
-    """A unit of kernel 1 at a place: (n, C) -> (n, C), with what aux adds to conv1, conv1's bias included, if any."""
+    """A unit of kernel 1 at a place: (n, C) -> (n, C).
+
+    aux: what the second input adds to conv1, conv1's bias included; None for a unit without one.
+    """
 
     def __init__(self, unit: GatedResidualUnit):
         self.weight1, self.weight2 = (conv.weight.detach().flatten(1) for conv in (unit.conv1, unit.conv2))
@@ -198,7 +211,7 @@ class Projection:
 
 
 class CachedAttention(CachedLayer):
-    """Keys and values of all positions so far, (rows, positions, ..)."""
+    """The attention. It caches keys and values of all positions so far, (rows, positions, ..)."""
 
     def __init__(self, attention: CausalAttention, positions: int):
         self.attention = attention
@@ -214,27 +227,30 @@ class CachedAttention(CachedLayer):
         return {"key": seen[self.attention.key][members], "value": seen[self.attention.value][members]}
 
     def place(self, n: int, position: int, query: Tensor, key: Tensor) -> Tensor:
-        """What the attention gives at a position of its grid: (n, C) twice -> (n, C)."""
+        """The attention's output (n, C) at a position of its grid, from its two inputs (n, C) there."""
         self.key.data[:n, position], self.value.data[:n, position] = self.to_key(key), self.to_value(key)
-        if position == 0:  # there is nothing earlier to attend to
+        if position == 0:
+            # There is nothing earlier to attend to.
             return torch.zeros_like(query)
         q, keys, values = self.query(query), self.key.data[:n, :position], self.value.data[:n, :position]
-        scores = torch.bmm(keys, q[:, :, None] * self.scale)[:, None, :, 0]  # (n, 1, positions)
+        # (n, 1, positions).
+        scores = torch.bmm(keys, q[:, :, None] * self.scale)[:, None, :, 0]
         return torch.bmm(scores.softmax(-1), values)[:, 0]
 
 
 class CachedBlock(CachedLayer):
-    """A block: its streams, the attention on every `step`-th row and column, and the last unit.
+    """A block: its two streams, the attention on every `step`-th row and column, and the last unit.
 
-    `above`, `here`: cat[block input, h] of the last two rows and of the present one, two columns of zeros either side.
-    `key_query`: sums that the attention's two masked convolutions have so far, (key, query), in the present row.
-    `aux`: what the attention adds to the last unit's conv1, for the `step` rows from the last row with attention on.
+    above, here: cat[block input, h] of the last two rows, and of the present row, with two columns of zeros on either side.
+    key_query: what the attention's two masked convolutions (key, query) have summed so far in the present row.
+    aux: what the attention adds to the last unit's conv1, for `step` rows from the last row with attention on.
     """
 
     def __init__(self, block: Block, height: int, width: int):
         c, step, half = block.out.conv2.in_channels, block.upsample.stride[0], ATTENTION_KERNEL // 2
         self.block, self.step, self.half, self.channels, self.width = block, step, half, c, width
-        self.columns = -(-width // step)  # of the attention's grid
+        # Of the attention's grid.
+        self.columns = -(-width // step)
         self.vertical = [VerticalUnit(unit, width) for unit in units_of(block.vertical)]
         self.horizontal = [HorizontalUnit(unit, width) for unit in units_of(block.horizontal)]
         self.attention = CachedAttention(block.attention, -(-height // step) * self.columns)
@@ -249,7 +265,8 @@ class CachedBlock(CachedLayer):
             "aux": self.aux,
         }
         self._lay_out_downsampling(height)
-        self.upsample = block.upsample.weight.detach().permute(0, 2, 3, 1).flatten(1)  # (C, step * step * C)
+        # (C, step * step * C).
+        self.upsample = block.upsample.weight.detach().permute(0, 2, 3, 1).flatten(1)
         self.upsample_bias = bias_of(block.upsample).repeat(step * step)
         self.aux_weight = aux_of(block.out).weight.detach().flatten(1)
         self.aux_bias = bias_of(aux_of(block.out)) + bias_of(block.out.conv1)
@@ -257,11 +274,14 @@ class CachedBlock(CachedLayer):
 
     @property
     def layers(self) -> list[CachedLayer]:
-        """All parts with caches. Not kept: a block that held itself would hold its caches until Python looks."""
+        """All layers with caches, this one included.
+
+        The list is made anew each time. A block that held itself would keep its memory until Python collects cycles.
+        """
         return [*self.vertical, *self.horizontal, self.attention, self]
 
     def _lay_out_downsampling(self, height: int) -> None:
-        """Both masked convolutions as one from cat[x, h, background] to cat[key, query]; queries do not see x."""
+        """Join both masked convolutions into one, from cat[x, h, background] to cat[key, query]. Queries do not see x."""
         key, query, c, k = (
             self.block.downsample_key,
             self.block.downsample_query,
@@ -278,7 +298,7 @@ class CachedBlock(CachedLayer):
         )
         full = F.pad(weight[:, 2 * c :], (0, (self.half + 1) * k - key.taps)).unflatten(2, (self.half + 1, k))
         bias = torch.cat([key.bias, query.bias]).detach()
-        # what does not depend on codes: (2C, rows, columns)
+        # What does not depend on codes, (2C, rows, columns).
         constant = F.conv2d(background, full, bias, self.step)[0]
         self.kq_constant = constant.permute(1, 2, 0).contiguous()
 
@@ -287,9 +307,8 @@ class CachedBlock(CachedLayer):
         above = [_row_of(inputs, members, row - back, half, half) for back in range(half, 0, -1)]
         added, top = seen[aux_of(self.block.out)], row - row % self.step
         right = self.columns * self.step - self.width
-        aux = [
-            _row_of(added, members, top + i, 0, right) for i in range(self.step)
-        ]  # never looked at below the grid
+        # Rows below the grid are never read.
+        aux = [_row_of(added, members, top + i, 0, right) for i in range(self.step)]
         return {
             "above": torch.stack(above, 1),
             "aux": torch.stack(aux, 1) + bias_of(self.block.out.conv1),
@@ -304,7 +323,7 @@ class CachedBlock(CachedLayer):
             torch.add(above[:, :, 0].transpose(1, 2), self.kq_constant[r // self.step], out=sums)
 
     def place(self, n: int, r: int, c: int, x: Tensor) -> Tensor:
-        """The block's output at a place, from its input there: (n, C) -> (n, C)."""
+        """The block's output (n, C) at row r and column c, from its input x (n, C) there."""
         h = x
         for unit in self.horizontal:
             h = unit.place(n, c, h)
@@ -316,7 +335,7 @@ class CachedBlock(CachedLayer):
         return self.out(h, self.aux.data[:n, r % self.step, c])
 
     def _attend(self, n: int, row: int, column: int) -> None:
-        """Attention at a position of its grid, and what it adds at the step x step places there."""
+        """Compute the attention at a position of its grid, and what it adds at the step x step places there."""
         step, first = self.step, column * self.step
         window = self.here.data[:n, first : first + self.half + 1].flatten(1)
         key_query = F.elu_(self.key_query.data[:n, column].addmm_(window, self.kq_here))
@@ -328,7 +347,7 @@ class CachedBlock(CachedLayer):
         self.aux.data[:n, :, first : first + step] = F.linear(up, self.aux_weight, self.aux_bias)
 
     def end_row(self, n: int, r: int, cond: Tensor) -> None:
-        """The vertical stream needs whole rows; horizontal units see it from the row below."""
+        """Compute the vertical stream of row r, which needs the whole row. Horizontal units see it from the row below."""
         here, above = self.here.data[:n], self.above.data[:n]
         v = here[:, self.half : -self.half, : self.channels]
         elu_v = F.elu(v)

@@ -1,4 +1,4 @@
-"""The prior, one place at a time: it draws code after code for many grids at once."""
+"""The prior, computed one place at a time: it draws code after code, for many grids at once."""
 
 import math
 from bisect import bisect_right
@@ -15,17 +15,19 @@ from .cached_layers import CachedBlock, State, bias_of
 from .graphs import Recorder, record_graphs
 from .plain import replace_unlikely
 
-# A CUDA graph computes every row that is reserved, so the batch is kept small enough to be full.
+# A CUDA graph computes every row that is reserved. So batches are kept small enough to be full.
 GRAPH_ROWS = 1024
 
 
 class CachedPrior:
-    """A prior laid out to compute one place after another, for up to `rows` grids (restorations) at once.
+    """A prior that computes one place after another, for up to `rows` grids (restorations) at once.
 
-    prior: a PixelSNAIL in eval mode; its weights are copied. height, width: of the grids.
-    `reserve(rows)` sets the caches up; then `sample` or `logits`, any number of times. Both raise ValueError for more
-    grids than that, or of another size.
-    record: makes replays of steps that do the same work each time; by default CUDA graphs on CUDA, else none.
+    `reserve(rows)` sets the caches up. Then `sample` or `logits` may be called any number of times. Both raise ValueError for
+    more grids than are reserved, and for grids of another size.
+
+    prior: in evaluation mode. Its weights are copied.
+    height, width: of the grids.
+    record: makes replays of steps that do the same work each time. None for CUDA graphs on CUDA, and no replays elsewhere.
     """
 
     def __init__(self, prior: PixelSNAIL, height: int, width: int, record: Recorder | None = None):
@@ -36,7 +38,7 @@ class CachedPrior:
         self.layers = [layer for block in self.blocks for layer in block.layers]
         self.buffers = [buffer for layer in self.layers for buffer in layer.buffers.values()]
         with torch.no_grad():
-            # (taps, K + 1, C): code K stands for places outside the grid, and is zeros
+            # (taps, K + 1, C). Code K stands for places outside the grid, and its entries are zeros.
             table = F.pad(first.weight.permute(2, 1, 0), (0, 0, 0, 1))
             self.upsample = prior.upsample.weight.detach()[:, :, 0, 0].t().contiguous()
         self.table, self.first_bias = table.flatten(0, 1).contiguous(), first.bias.detach()
@@ -44,27 +46,32 @@ class CachedPrior:
         self.upsample_bias, self.out_bias = bias_of(prior.upsample), bias_of(prior.out)
         self.out = prior.out.weight.detach().flatten(1)
         self.record = record or (record_graphs if table.is_cuda else None)
-        self.replays: list[Callable[[], None]] = []  # of each grid row, for all `rows` at once
-        self.samples = 0  # how often `sample` was called since the caches were reserved
-        self.uniforms = torch.empty(0)  # (rows, height, width), of the type that they come in
+        # One for each grid row, for all `rows` at once.
+        self.replays: list[Callable[[], None]] = []
+        # How often `sample` was called since the caches were reserved.
+        self.samples = 0
+        # (rows, height, width), in the dtype of the last call's.
+        self.uniforms = torch.empty(0)
 
     def rows_for(self, wanted: int) -> int:
-        """How many rows to reserve where so many are wanted: those that are reserved already, where that is right."""
+        """How many rows to reserve where `wanted` would be best: no more than memory or a graph allows."""
         wanted = min(wanted, GRAPH_ROWS) if self.record else wanted
         return wanted if wanted == self.rows else min(wanted, self.affordable_rows())
 
     def affordable_rows(self) -> int:
-        """Rows whose caches fit in the memory that is there."""
+        """How many rows have caches that fit in the free memory."""
         numbers = sum(math.prod(buffer.shape) for buffer in self.buffers)
-        numbers += 12 * self.width * len(self.first_bias)  # rows in the making
+        # Intermediate results of a row.
+        numbers += 12 * self.width * len(self.first_bias)
         return affordable(numbers * self.table.element_size(), self.table.device)
 
     def reserve(self, rows: int) -> None:
-        """Set the caches up for up to `rows` rows, unless they are already."""
+        """Set the caches up for `rows` rows, unless they are already."""
         if rows == self.rows:
             return
         self.rows, self.replays, self.samples = 0, [], 0
-        for buffer in self.buffers:  # all memory is given back before any is taken
+        # All memory is given back before any is taken.
+        for buffer in self.buffers:
             buffer.release()
         for buffer in self.buffers:
             buffer.reserve(rows, like=self.table)
@@ -89,22 +96,28 @@ class CachedPrior:
         states: list[State],
         index: Tensor,
     ) -> Tensor:
-        """Restore n <= rows grids, each from its first place to replace on. All tensors have the row as first axis.
+        """Restored codes (n, h, w) of n <= rows grids.
 
-        codes, uniforms: (n, h, w). position: (n, 1). thresholds: (n,).
-        start: (n,) int64, ascending: places before it stay as they are.
-        states, index: state index[i] of each part's `states` is what row i's caches hold when its starting row begins.
-        Returns codes (n, h, w).
+        codes: (n, h, w) int64.
+        position: (n, 1).
+        uniforms: (n, h, w) in [0, 1).
+        thresholds: (n,), in nats.
+        start: (n,) int64, ascending: each grid's first place that may be replaced, in raster order.
+        states: for each of `layers`, what its caches hold when a grid's starting row begins.
+        index: (n,), each grid's entry in `states`.
         """
         self._begin(codes, position)
         self._keep(uniforms, thresholds, start)
-        start_rows = (start // self.width).tolist()  # the one wait for the device
+        # The only wait for the device.
+        start_rows = (start // self.width).tolist()
         self.samples += 1
         restored = self._sample_rows(start_rows, states, index)
-        if self.record and self.samples == 2:  # worth it from the second time on
+        # Recording pays from the second call on.
+        if self.record and self.samples == 2:
             restored = restored.clone()
             self._make_replays(self.record)
-            self._begin(codes, position)  # recording may change the codes; the caches are loaded anew
+            # Recording may change the codes. The caches are loaded anew.
+            self._begin(codes, position)
             if self.replays and not torch.equal(self._sample_rows(start_rows, states, index), restored):
                 self.record, self.replays = None, []
         return restored
@@ -117,7 +130,8 @@ class CachedPrior:
                 for layer, state in zip(self.layers, states):
                     layer.load(before, n, state, index[before:n])
             check_stopped()
-            if self.replays:  # the rows that have not started stay as they are, and are loaded when they do
+            if self.replays:
+                # Grids that have not started do not change. Their caches are loaded when they start.
                 self.replays[r]()
             else:
                 self._sample_row(n, r)
@@ -137,11 +151,12 @@ class CachedPrior:
     def _make_replays(self, record: Recorder) -> None:
         try:
             self.replays = record(lambda r: self._sample_row(self.rows, r), self.height)
-        except RuntimeError:  # not to be had here: go on without
+        except RuntimeError:
+            # Recording is not possible here.
             self.record = None
 
     def logits(self, codes: Tensor, position: Tensor) -> Tensor:
-        """The prior's logits of given codes (n, h, w), n <= rows, through the caches: (n, K, h, w). For tests."""
+        """The prior's logits (n, K, h, w) of codes (n, h, w), n <= rows, computed with the caches. For tests."""
         self._begin(codes, position)
         for buffer in self.buffers:
             buffer.data.zero_()
@@ -160,24 +175,27 @@ class CachedPrior:
             )
         n = len(codes)
         self.codes[:n, self.half :, self.half : self.half + self.width] = codes
-        self.cond[:n] = F.elu(position.to(self.table.dtype))[:, None]  # (n, 1, 1), as each conv1 sees it
+        # (n, 1, 1), as each conv1 sees it.
+        self.cond[:n] = F.elu(position.to(self.table.dtype))[:, None]
 
     def _keep(self, uniforms: Tensor, thresholds: Tensor, start: Tensor) -> None:
-        """Inputs are copied to where they stay: replays know no other place."""
+        """Copy inputs into tensors that stay, since replays read these only."""
         n = len(start)
         if not self.uniforms.numel() or self.uniforms.dtype != uniforms.dtype:
             self.uniforms = uniforms.new_zeros(self.rows, self.height, self.width)
             self.replays, self.samples = [], 0
         self.uniforms[:n], self.thresholds[:n], self.start[:n] = uniforms, thresholds, start
-        self.start[n:] = self.height * self.width  # rows to spare never start
+        # Rows beyond the inputs never start.
+        self.start[n:] = self.height * self.width
 
     def _begin_row(self, n: int, r: int) -> None:
         for block in self.blocks:
             block.begin_row(n, r, self.cond[:n])
 
-    def _place(self, n: int, r: int, c: int) -> Tensor:  # -> logits (n, K)
+    def _place(self, n: int, r: int, c: int) -> Tensor:
+        """Logits (n, K) at row r and column c."""
         window = self.codes[:n, r : r + self.half + 1, c : c + self.kernel].flatten(1)[:, : len(self.offsets)]
-        # the masked convolution of one-hot codes, as a sum of rows of its weights
+        # The masked convolution of one-hot codes is a sum of rows of its weights.
         x = F.embedding_bag(window + self.offsets, self.table, mode="sum") + self.first_bias
         for block in self.blocks:
             x = block.place(n, r, c, x)
@@ -185,6 +203,7 @@ class CachedPrior:
         return F.linear(x, self.out, self.out_bias)
 
     def _end_row(self, n: int, r: int) -> None:
-        if r + 1 < self.height:  # nothing looks at the vertical stream of the last row
+        # Nothing reads the vertical stream of the last row.
+        if r + 1 < self.height:
             for block in self.blocks:
                 block.end_row(n, r, self.cond[:n])

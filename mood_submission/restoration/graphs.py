@@ -1,16 +1,15 @@
-"""Steps that do the same work each time, recorded as CUDA graphs."""
+"""Records steps that do the same work each time as CUDA graphs."""
 
 from collections.abc import Callable
 
 import torch
 
-Recorder = Callable[
-    [Callable[[int], None], int], list[Callable[[], None]]
-]  # (step, count) -> replays of each step
+# From a step and a count to replays of step(0) .. step(count - 1).
+Recorder = Callable[[Callable[[int], None], int], list[Callable[[], None]]]
 
 
 def record_graphs(step: Callable[[int], None], count: int) -> list[Callable[[], None]]:
-    """step(0) .. step(count - 1) as CUDA graphs. Each is run once, for libraries to set themselves up, then recorded.
+    """Replays of step(0) .. step(count - 1) as CUDA graphs. Each step runs once before, so that libraries set themselves up.
 
     Raises RuntimeError where a step cannot be recorded.
     """
@@ -19,10 +18,10 @@ def record_graphs(step: Callable[[int], None], count: int) -> list[Callable[[], 
     replays, pool = [], None
     for i in range(count):
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=pool, capture_error_mode="thread_local"
-        ):  # other threads read and write
+        # Other threads may use CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step(i)
-        pool = graph.pool()  # what steps need for themselves, they may share: none keeps anything there
+        # Steps share working memory, since none keeps anything there.
+        pool = graph.pool()
         replays.append(graph.replay)
     return replays

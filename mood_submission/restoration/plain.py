@@ -1,4 +1,4 @@
-"""Restoration as plainly as can be: what it is, and what the fast version is tested against."""
+"""Restoration in its plainest form. It defines what restoration is, and the fast version is tested against it."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,23 @@ from ..runtime.precision import exact_float32
 
 
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Inverse CDF: the smallest k with cumsum(softmax(logits))[k] > u, at most K-1. (N, K), (N,) in [0, 1) -> (N,)."""
+    """Draw codes (N,) by inverse CDF: the smallest k with cumsum(softmax(logits))[k] > u, at most K - 1.
+
+    logits: (N, K).
+    uniforms: the numbers u, (N,) in [0, 1).
+    """
     cdf = logits.softmax(-1).cumsum(-1)
     return (cdf <= uniforms[:, None]).sum(-1).clamp_(max=logits.shape[-1] - 1)
 
 
 def replace_unlikely(logits: Tensor, codes: Tensor, uniforms: Tensor, thresholds: Tensor) -> Tensor:
-    """Codes (N,), those whose negative log-likelihood under logits (N, K) is above thresholds (N,) drawn anew."""
+    """Codes (N,), with those replaced by draws whose NLL is above the threshold.
+
+    logits: (N, K).
+    codes: (N,) int64.
+    uniforms: (N,) in [0, 1).
+    thresholds: (N,), in nats.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     unlikely = F.cross_entropy(logits, codes, reduction="none") > thresholds
     return torch.where(unlikely, inverse_cdf(logits, uniforms), codes)
@@ -32,9 +42,9 @@ def restore_plain(
     *,
     batch_size: int | None = None,
 ) -> Tensor:
-    """What `restore` computes, as plainly as can be: one forward of the prior for each place. For tests.
+    """What `restore.restore` computes, with one forward of the prior for each place. For tests.
 
-    Arguments, result and errors are those of `restore`; `batch_size` rows a forward, all of them by default.
+    Arguments, result and errors are those of `restore`. batch_size: restorations in a forward. None for all.
     """
     check_inputs(prior, codes, position, uniforms, threshold=threshold, batch_size=batch_size)
     batch, restorations, height, width = uniforms.shape
@@ -62,7 +72,7 @@ def check_inputs(
     threshold: float | Tensor,
     batch_size: int | None,
 ) -> None:
-    """Raises ValueError for what is no input of `restore`."""
+    """Raises ValueError for arguments that `restore` does not take."""
     if prior.training:
         raise ValueError("the prior is in training mode: call prior.eval() first")
     if codes.ndim != 3 or codes.dtype != torch.int64:
@@ -85,6 +95,6 @@ def check_inputs(
 
 
 def thresholds_of(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
-    """The threshold of each grid, (B,), in the precision that the NLL has."""
+    """The threshold of each grid, (B,), in the NLL's precision."""
     dtype = torch.promote_types(prior.first.weight.dtype, torch.float32)
     return torch.as_tensor(threshold, dtype=dtype, device=codes.device).expand(len(codes))

@@ -1,4 +1,4 @@
-"""Restoration at about the cost of one forward of the prior: what `plain.restore_plain` computes, through the caches."""
+"""Restoration at about the cost of one forward of the prior. The result is that of `plain.restore_plain`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,22 +29,25 @@ def restore(
     cached: CachedPrior | None = None,
     tf32: bool = False,
 ) -> Tensor:
-    """Restorations of code grids: in raster order, codes less likely than the threshold are replaced by draws.
+    """Restorations of code grids, (B, S, h, w) int64. In raster order, unlikely codes are replaced by draws from the prior.
 
-    prior: in eval mode, float32, float64 or bfloat16. Not to be used by another thread meanwhile (hooks are set).
-    codes: (B, h, w) int64, 0 .. K-1. position: (B, 1), -0.5 .. 0.5. All tensors on the prior's device.
-    uniforms: (B, S, h, w) floating point in [0, 1); S restorations of each grid.
-    threshold: a code is replaced where its negative log-likelihood in nats, given the codes before it (those already
-        replaced included), is above this. One number, or one for each grid, (B,).
-    batch_size: restorations at a time; chosen by memory when None, and halved when memory runs out. Never seen in
-        the result, beyond the rounding of sums.
-    cached: what an earlier call with the same prior and grid size took, to be used again; by default a new one. On CUDA
-        its work is recorded as graphs when it is first used again.
-    tf32: let CUDA multiply float32 in TF32. As with a bfloat16 prior, the draws are then others where a uniform number
-        falls between two codes' sums, of the same distribution up to rounding.
+    A code is unlikely where its NLL is above the threshold. The NLL is that given the codes before it, as they are by then.
+    All tensors are on the prior's device.
 
-    Returns (B, S, h, w) int64. Raises ValueError for shapes or types that do not fit, and for a prior in training mode;
-    out-of-memory errors only when a single restoration does not fit.
+    prior: in evaluation mode, in float32, float64 or bfloat16. Its hooks are set, so no other thread may use it meanwhile.
+    codes: (B, h, w) int64, 0 .. K-1.
+    position: (B, 1), -0.5 .. 0.5.
+    uniforms: (B, S, h, w) floating point in [0, 1), for S restorations of each grid.
+    threshold: in nats. One number, or one for each grid, (B,).
+    batch_size: restorations at a time. None for what memory allows. It is halved when memory runs out. It changes the result
+        by the rounding of sums only.
+    cached: the caches of an earlier call with the same prior and grid size. None for new ones. On CUDA, their second use
+        records their work as graphs.
+    tf32: let CUDA multiply float32 in TF32. As with a bfloat16 prior, some draws are then others, of the same distribution up
+        to rounding.
+
+    Raises ValueError for shapes or dtypes that do not fit and for a prior in training mode, and out-of-memory errors only where
+    a single restoration does not fit.
     """
     check_inputs(prior, codes, position, uniforms, threshold=threshold, batch_size=batch_size)
     batch, restorations, height, width = uniforms.shape
@@ -59,7 +62,12 @@ def restore(
 
 @dataclass(frozen=True, eq=False)
 class _Grids:
-    """What is restored. codes: (B, h, w) int64. position: (B, 1). thresholds: (B,), in nats."""
+    """Grids to restore.
+
+    codes: (B, h, w) int64.
+    position: (B, 1).
+    thresholds: (B,), in nats.
+    """
 
     codes: Tensor
     position: Tensor
@@ -75,7 +83,7 @@ def _fill(
     uniforms: Tensor,
     batch_size: int | None,
 ) -> None:
-    """Fill `result` (B, S, h, w), which starts as the codes."""
+    """Fill `result` (B, S, h, w), which holds the codes at first."""
     codes = grids.codes
     batch, restorations = uniforms.shape[:2]
     rows = batch * restorations
@@ -109,10 +117,10 @@ def _fill(
 def _first_forward(
     prior: PixelSNAIL, cached: CachedPrior, grids: _Grids, batch_size: int
 ) -> tuple[Tensor, Tensor, list[State]]:
-    """First place to replace of each slice, and the activations that sampling from there on starts with.
+    """Each slice's first place to replace, and the activations that sampling starts with there.
 
-    Returns start (B,), h * w where nothing is to be replaced; the slices that have a start, earliest first, (N,); the
-    state of each of `cached.layers`, whose tensors have those N slices as first axis.
+    Returns three things: the first places (B,), h * w where nothing is to be replaced; the N slices that have one, earliest
+    first, (N,); and the state of each of `cached.layers` for these N slices.
     """
     codes, position, thresholds = grids.codes, grids.position, grids.thresholds
     places = codes[0].numel()
@@ -127,12 +135,12 @@ def _first_forward(
         nll = F.cross_entropy(logits, codes[first:last], reduction="none").flatten(1)
         unlikely = nll > thresholds[first:last, None]
         found = unlikely.any(1).nonzero()[:, 0]
-        # The first of the largest.
+        # `argmax` gives the first of the largest.
         at = unlikely[found].int().argmax(1)
         state = (
             [layer.state(seen, found, at // cached.width) for layer in cached.layers] if len(found) else None
         )
-        # All that can run out of memory is done.
+        # Nothing from here on can run out of memory.
         if state is not None:
             start[first + found] = at
             members.append(first + found)
@@ -152,7 +160,7 @@ def _first_forward(
 
 @contextmanager
 def _captured(prior: PixelSNAIL) -> Iterator[dict[nn.Module, Tensor]]:
-    """While open, the prior's forward notes what `state` reads: some layers' inputs, and others' outputs."""
+    """Activations of the prior's next forward, as `CachedLayer.state` reads them: some layers' inputs, others' outputs."""
     seen: dict[nn.Module, Tensor] = {}
 
     def note_input(layer: nn.Module, args: tuple[Tensor, ...]) -> None:

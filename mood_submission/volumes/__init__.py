@@ -1,4 +1,4 @@
-"""Files in and out, in any orientation: NIfTI, MetaImage, NRRD and DICOM."""
+"""Reads and writes volumes in any orientation: NIfTI, MetaImage, NRRD and DICOM."""
 
 from .discover import Survey, find_volumes, named_volumes, source_at, survey
 from .files import read_grid, read_volume, write_mask, write_volume

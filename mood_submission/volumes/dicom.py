@@ -1,6 +1,6 @@
-"""Folders of DICOM files, by SimpleITK: each series of slices that lie straight on top of each other is a volume.
+"""Reads folders of DICOM files with SimpleITK. Each series of slices that are stacked straight is a volume.
 
-Files are sorted by where their slices lie, never by name or number.
+Files are sorted by the positions of their slices, never by name or number.
 """
 
 import re
@@ -15,7 +15,8 @@ from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line
 from .metaimage import itk, itk_path, same_locale
 from .source import Slice, Source
 
-SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES, PIXEL_SPACING = (  # tags
+# DICOM tags.
+SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES, PIXEL_SPACING = (
     "0020|000e",
     "0020|0011",
     "0008|0016",
@@ -24,35 +25,47 @@ SERIES, NUMBER, CLASS, IMAGE_TYPE, PLACE, SAMPLES, PIXEL_SPACING = (  # tags
     "0028|0002",
     "0028|0030",
 )
-NO_SCANS = {  # by what their class begins with
-    "1.2.840.10008.5.1.4.1.1.7": "secondary captures",  # screenshots, scanned documents
-    "1.2.840.10008.5.1.4.1.1.66.4": "segmentations",  # which this program writes too
+# What is no scan, by the beginning of its SOP class: screenshots and scanned documents; segmentations, as this program writes.
+NO_SCANS = {
+    "1.2.840.10008.5.1.4.1.1.7": "secondary captures",
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentations",
 }
-NO_NAME = re.compile(r"[^\w.-]", re.ASCII)  # what has no place in a file's name
-MOST_TILT = 0.5  # degrees between the slices' normal and the way from one to the next
-UNEVEN = 0.05  # share by which a gap may differ from the usual one
-SAME = 1e-3  # mm, or of a direction's components: what is closer is the same
+# Characters that are replaced in the name of a file.
+NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
+# The largest angle in degrees between the slices' normal and the line through their positions.
+MOST_TILT = 0.5
+# The share by which a gap may differ from the median gap.
+UNEVEN = 0.05
+# Positions (mm) and components of directions that differ by less are the same.
+SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """What is in a folder of DICOM files: its series, and a line for each thing that was passed over."""
+    """The content of a folder of DICOM files.
+
+    series: the volumes.
+    notes: a line for each kind of file that was skipped.
+    """
 
     series: list[Source]
     notes: list[str]
 
 
 def holds_dicom(folder: Path, deep: bool) -> bool:
-    """Whether a DICOM file lies in a folder, or with `deep` below it."""
+    """Whether a folder holds a DICOM file. deep: subfolders count too."""
     return next(_files(folder, deep), None) is not None
 
 
 @same_locale()
 def scan(folder: Path, deep: bool = True) -> Scanned:
-    """The series of slices in a folder's DICOM files, with `deep` below it too, in the order of their names.
+    """The series in a folder of DICOM files, sorted by name.
 
-    A single one is called as the folder is, of several each has its number behind that. Localisers, secondary captures and
-    whatever else is no stack of slices is passed over.
+    A single series has the folder's name. Of several, each has the folder's name and its own number. Localisers, secondary
+    captures and whatever else is no stack of slices are skipped.
+
+    folder: where to look.
+    deep: whether to look in subfolders too.
     """
     groups: dict[str, list[Slice]] = {}
     numbers: dict[str, str] = {}
@@ -75,7 +88,7 @@ def scan(folder: Path, deep: bool = True) -> Scanned:
 
 
 def _series(path: Path, slices: list[Slice]) -> Source:
-    """The files of one series, from one end to the other. path: what names it."""
+    """One series, its files sorted along its normal. path: its name."""
     ordered = sorted(slices, key=lambda one: float(one.origin @ _normal(slices[0])))
     return Source("dicom", path, tuple(one.file for one in ordered), tuple(ordered))
 
@@ -86,10 +99,11 @@ def _normal(one: Slice) -> np.ndarray:
 
 @same_locale()
 def read_dicom(source: Source) -> Volume:
-    """Read a series that `scan` found, rescaled as its files say (Hounsfield units for CT).
+    """Read a series, rescaled as its files say: for CT to Hounsfield units.
 
-    Raises VolumeError where its slices are not one straight, even stack: a gantry tilt, a slice that is missing, that is there
-    twice, or that is of another size.
+    source: a series that `scan` found.
+    Raises VolumeError where the slices are no straight, even stack: for a gantry tilt, a slice that is missing or there twice,
+    or slices of several sizes.
     """
     grid = read_dicom_grid(source)
     check_memory(source.path, grid.shape, 12)
@@ -105,13 +119,14 @@ def read_dicom(source: Source) -> Volume:
 
 
 def _planes(file: Path) -> np.ndarray:
-    """The planes of a file, (K, J, I), as it says that they are to be scaled."""
+    """The planes of a file, (K, J, I), rescaled as it says."""
     planes = itk().GetArrayFromImage(itk().ReadImage(str(file)))
-    return planes.reshape(-1, *planes.shape[-2:])
+    reshaped: np.ndarray = planes.reshape(-1, *planes.shape[-2:])
+    return reshaped
 
 
 def read_dicom_grid(source: Source) -> Grid:
-    """The grid of a series, from what its headers said when it was found. Raises what `read_dicom` raises for headers."""
+    """The grid of a series, from the headers that `scan` read. Raises what `read_dicom` raises for headers."""
     path, slices = source.path, source.slices
     first = slices[0]
     for one in slices[1:]:
@@ -124,7 +139,8 @@ def read_dicom_grid(source: Source) -> Grid:
             raise VolumeError(
                 f"{path}: expected slices that lie alike, found {first.file.name} and {one.file.name} turned"
             )
-    if len(slices) == 1:  # one file that holds them all
+    if len(slices) == 1:
+        # One file holds all slices.
         return grid_of_lps(three(first.size), first.axes, first.spacing, first.origin)
     step = _step(path, slices)
     axes = np.column_stack([first.axes[:, :2], step / np.linalg.norm(step)])
@@ -133,7 +149,7 @@ def read_dicom_grid(source: Source) -> Grid:
 
 
 def _step(path: Path, slices: Sequence[Slice]) -> np.ndarray:
-    """The way from one slice to the next, mm. Raises VolumeError where that is not the same all along, or not straight."""
+    """The vector from one slice to the next, in mm. Raises VolumeError where slices are not evenly and straight stacked."""
     if slices[0].size[2] != 1:
         raise VolumeError(f"{path}: expected one file of many slices, found {len(slices)}")
     normal = _normal(slices[0])
@@ -151,14 +167,15 @@ def _step(path: Path, slices: Sequence[Slice]) -> np.ndarray:
             f"{path}: expected slices {usual:.4g} mm apart, found {gaps[odd[0]]:.4g} mm between "
             f"{slices[odd[0]].file.name} and {slices[odd[0] + 1].file.name}: slices are missing"
         )
-    across = slices[-1].origin - slices[0].origin
+    across: np.ndarray = slices[-1].origin - slices[0].origin
     tilt = float(np.degrees(np.arccos(np.clip(across @ normal / np.linalg.norm(across), -1, 1))))
     if tilt > MOST_TILT:
         raise VolumeError(
             f"{path}: expected slices straight on top of each other, found a gantry tilt of {tilt:.1f} degrees; "
             f"resample the series first"
         )
-    return across / (len(slices) - 1)
+    step: np.ndarray = across / (len(slices) - 1)
+    return step
 
 
 def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:
@@ -175,7 +192,7 @@ def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:
 
 
 def _files(folder: Path, deep: bool) -> Iterator[Path]:
-    """The DICOM files in a folder, sorted."""
+    """The DICOM files in a folder, sorted by name. Hidden ones are skipped."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -191,7 +208,7 @@ def _files(folder: Path, deep: bool) -> Iterator[Path]:
 
 
 def has_mark(file: Path) -> bool:
-    """Whether a file begins as DICOM files do; False for what cannot be read."""
+    """Whether a file begins as DICOM files do. False where it cannot be read."""
     try:
         with open(file, "rb") as stored:
             return stored.read(132)[128:] == b"DICM"
@@ -200,7 +217,7 @@ def has_mark(file: Path) -> bool:
 
 
 def _header(file: Path) -> tuple[str, str, Slice] | str:
-    """The series' UID and number and what its header says of one file, or why it is no slice of a volume."""
+    """The series' UID, the series' number, and the slice that a file holds. For another file: why it is no slice."""
     reader = itk().ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     try:
@@ -210,7 +227,10 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
         return "of a path that is no UTF-8"
     except RuntimeError:
         return "unreadable, or no images"
-    tag = lambda name: reader.GetMetaData(name).strip() if reader.HasMetaDataKey(name) else ""  # noqa: E731
+
+    def tag(name: str) -> str:
+        return reader.GetMetaData(name).strip() if reader.HasMetaDataKey(name) else ""
+
     for begin, what in NO_SCANS.items():
         if tag(CLASS).startswith(begin):
             return what
@@ -226,17 +246,18 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     if (
         axes.shape != (3, 3)
         or not np.isfinite([*axes.ravel(), *spacing, *origin]).all()
-        or min(spacing[: 2 if size[2] == 1 else 3]) <= 0  # places tell how far apart single slices are
+        # The gap between files of one slice comes from their positions.
+        or min(spacing[: 2 if size[2] == 1 else 3]) <= 0
         or abs(np.linalg.det(axes)) < 0.5
     ):
         return "without a grid"
-    # GDCM makes 1 mm of what is missing or 0; files of many slices keep it elsewhere
+    # GDCM turns a size that is missing or 0 into 1 mm. Files of many slices store it under another tag.
     measured = size[2] > 1 or _are_sizes(tag(PIXEL_SPACING))
     return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size, measured)
 
 
 def _are_sizes(text: str) -> bool:
-    """Whether a header's two numbers are sizes of something."""
+    """Whether a header's text is two positive numbers."""
     try:
         sides = [float(side) for side in text.split("\\")]
     except ValueError:

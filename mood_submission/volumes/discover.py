@@ -1,4 +1,4 @@
-"""Which entries of a folder are volumes, and what a path that someone names is: here the kind of an input is told, once."""
+"""Finds the volumes of a folder, and the volume that a path names. Nothing else decides what kind a volume is."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,8 +11,12 @@ from .source import FORMATS, ITK_SUFFIXES, Source, suffix_of
 
 @dataclass
 class Survey:
-    """What is in a folder. volumes: for `read_volume`, by their paths. others: what is no volume. notes: of DICOM files that
-    were skipped, each a line."""
+    """The content of a folder.
+
+    volumes: for `read_volume`, sorted by path.
+    others: entries that are no volumes.
+    notes: a line for each kind of DICOM file that was skipped.
+    """
 
     volumes: list[Source] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
@@ -20,12 +24,14 @@ class Survey:
 
 
 def survey(folder: str | Path) -> Survey:
-    """What is right in `folder`, sorted: volumes by their names' endings (any case), and each series of DICOM files that lie
-    there or in a folder there, whatever that is called. Each DICOM file's header is read here, and not again.
+    """The volumes of a folder.
 
-    Hidden and other names are passed over. Whether a file can be read is seen when it is: a folder or a dangling link of
-    such a name is an error of that volume. Raises VolumeError where `folder` is no readable folder, and where two volumes'
-    predictions would have one name.
+    Files are volumes by the endings of their names, in any case. Each series of DICOM files in the folder or below it is a
+    volume too. Hidden names are skipped. Headers of DICOM files are read here, once. Other files are not opened: whether they
+    can be read is seen when they are.
+
+    folder: where to look.
+    Raises VolumeError where `folder` is no readable folder, or where two volumes' predictions would have one name.
     """
     folder, found, scans = Path(folder), Survey(), []
     for entry in _entries(folder):
@@ -46,16 +52,15 @@ def survey(folder: str | Path) -> Survey:
 
 
 def find_volumes(folder: str | Path) -> list[Source]:
-    """The volumes of `survey`. An empty list is no error. Raises what it raises."""
+    """The volumes of a folder, sorted by path. The list may be empty. Raises what `survey` raises."""
     return survey(folder).volumes
 
 
 def source_at(path: str | Path) -> Source:
-    """The volume of a path: of a file, of a folder that holds one series of DICOM files, or of the path that `survey` gave a
-    series among several.
+    """The volume that a path names. A file is not opened here.
 
-    A file is looked at when it is read. Raises VolumeError for a folder that does not hold one series, and for what is not there
-    and not called as volumes are.
+    path: of a file, of a folder with one series of DICOM files, or the path that `survey` gave to one of several series.
+    Raises VolumeError for a folder with no series or several, and for a path that names no volume.
     """
     path = Path(path)
     if path.is_dir():
@@ -78,9 +83,11 @@ def source_at(path: str | Path) -> Source:
 def named_volumes(
     folders: str | Path | Iterable[Path], names: Iterable[str] | None = None
 ) -> dict[str, Source]:
-    """The volumes of a folder, or of several, by name, sorted; those called `names`, or all.
+    """The volumes of some folders by name, sorted.
 
-    Raises VolumeError where a folder has none, a name stands in two folders, or one of `names` is not there.
+    folders: one or several.
+    names: the volumes to return. None for all.
+    Raises VolumeError where a folder has no volume, two folders have one name, or one of `names` is not there.
     """
     folders = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
     where = ", ".join(map(str, folders))
@@ -100,7 +107,7 @@ def named_volumes(
 
 
 def _by_name(path: Path) -> Source:
-    """A file as its name's ending says; NIfTI where that says nothing."""
+    """A file by the ending of its name: NIfTI for any that is not known."""
     return Source("itk" if suffix_of(path.name).lower() in ITK_SUFFIXES else "nifti", path, (path,))
 
 

@@ -1,4 +1,4 @@
-"""One door for volumes of every format: reading, and writing on the grid that was read."""
+"""Reads volumes of every format, and writes arrays on the grids that were read."""
 
 import warnings
 from pathlib import Path
@@ -17,14 +17,29 @@ GRID_READERS = {"nifti": read_nifti_grid, "itk": read_metaimage_grid, "dicom": r
 
 
 def read_volume(source: Source | str | Path) -> Volume:
-    """Read a volume as float32 in RAS order, with its scaling applied: NIfTI (`.nii`, `.nii.gz`), MetaImage (`.mha`, `.mhd`),
-    NRRD (`.nrrd`, `.nhdr`), or a series of DICOM files.
+    """Read a volume as float32 in RAS order, with its scaling applied.
 
-    source: as `find_volumes` gives it, or a path, of which `source_at` makes one.
+    Formats are NIfTI (`.nii`, `.nii.gz`), MetaImage (`.mha`, `.mhd`), NRRD (`.nrrd`, `.nhdr`) and series of DICOM files.
+    NaN and infinite voxels become the lowest value of the others, as background is. The volume's notes say so, and whatever
+    else is odd about the file; each note is also a warning.
 
-    NaN and infinite voxels are missing and read as the lowest of the others, as background is. That, and whatever else is odd
-    about the file, is in the volume's notes and warned of. Raises VolumeError, in one line, for what is no 3D volume of
-    real numbers.
+    source: what `find_volumes` gives, or a path as `source_at` takes it.
+    Raises VolumeError, in one line, for what is no 3D volume of real numbers.
+
+    >>> import nibabel, numpy
+    >>> from mood_submission.volumes import read_volume, write_volume
+    >>> stored = numpy.zeros((4, 5, 6), numpy.int16)
+    >>> stored[0, 0, 0] = 7
+    >>> nibabel.save(nibabel.Nifti1Image(stored, numpy.diag([-2, 2, 3, 1])), "scan.nii.gz")
+    >>> volume = read_volume("scan.nii.gz")
+
+    The file's x axis runs to the left. In the volume it runs to the right.
+
+    >>> volume.data.shape, volume.spacing, float(volume.data[3, 0, 0])
+    ((4, 5, 6), (2.0, 2.0, 3.0), 7.0)
+    >>> write_volume("scores.nii.gz", volume.data / 7, volume.grid)
+    >>> float(nibabel.load("scores.nii.gz").get_fdata()[0, 0, 0])
+    1.0
     """
     source = source if isinstance(source, Source) else source_at(source)
     volume = READERS[source.kind](source)
@@ -37,28 +52,34 @@ def read_volume(source: Source | str | Path) -> Volume:
 
 
 def read_grid(source: Source | str | Path) -> Grid:
-    """The grid of a volume, from headers alone. Raises what `read_volume` raises for headers."""
+    """The grid of a volume, read from its headers. source: as for `read_volume`. Raises what that raises for headers."""
     source = source if isinstance(source, Source) else source_at(source)
     return GRID_READERS[source.kind](source)
 
 
 def write_volume(path: str | Path, scores: np.ndarray, grid: Grid) -> None:
-    """Write scores on the grid of the file they belong to: its axes, shape and place; float32, unscaled.
+    """Write scores on a scan's own grid, as float32 without scaling.
 
-    path: ends in .nii, .nii.gz, .mha or .nrrd. scores: (X, Y, Z) in RAS order, every value in [0, 1].
-    The file is written under a hidden name beside `path` and moved into place, so `path` is never half written.
+    The file is written under a hidden name beside `path`, then moved to `path`. So `path` is never half written.
 
-    Raises VolumeError where the shape is not the grid's or `path` ends otherwise, ValueError where a score is not finite or
-    not in [0, 1], OSError where the folder cannot be written to.
+    path: ends in .nii, .nii.gz, .mha or .nrrd.
+    scores: (X, Y, Z) in RAS order, each in [0, 1].
+    grid: the scan's.
+    Raises VolumeError for another shape than the grid's or another ending, ValueError for a score that is not finite or not in
+    [0, 1], OSError where the folder cannot be written to.
     """
-    low, high = float(scores.min()), float(scores.max())  # a NaN makes both NaN
+    # One NaN makes both NaN.
+    low, high = float(scores.min()), float(scores.max())
     _write(Path(path), scores.astype(np.float32, copy=False), grid, low >= 0 and high <= 1, (low, high))
 
 
 def write_mask(path: str | Path, mask: np.ndarray, grid: Grid) -> None:
-    """Write numbers of objects on the grid of the file that they were found in; uint8, 0 where nothing is.
+    """Write the mask of numbered objects on a scan's own grid.
 
-    mask: (X, Y, Z) uint8 in RAS order. Raises what `write_volume` raises.
+    path: as for `write_volume`.
+    mask: (X, Y, Z) uint8 in RAS order: an object's number, or 0.
+    grid: the scan's.
+    Raises what `write_volume` raises.
     """
     _write(Path(path), mask.astype(np.uint8, copy=False), grid)
 

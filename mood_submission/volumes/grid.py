@@ -1,4 +1,4 @@
-"""A scan in memory: its voxels in right-anterior-superior order, and the grid of the file that it came from."""
+"""A scan in memory: its voxels in right-anterior-superior (RAS) order, and the grid of its file."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from .source import Source
 
 
 class VolumeError(ValueError):
-    """A file or folder that cannot be used as a 3D volume. One line: the file, what was expected, what was found."""
+    """A file or folder is no 3D volume that can be used. One line names it, what was expected, and what was found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +23,14 @@ class Grid:
     """A file's own voxel grid.
 
     shape: (I, J, K) in the file's axis order.
-    affine: (4, 4) float64, file indices to world coordinates, as nibabel gives it and in the header's own unit: what is
-        written back.
-    header: a copy of the file's header (sform and qform codes, units, zooms); of other formats, what a NIfTI file of the same
-        grid has.
+    affine: (4, 4) float64, from file indices to world coordinates in the header's own unit, as nibabel gives it. It is what
+        is written back.
+    header: a copy of the file's header: sform and qform codes, units, zooms. For other formats, the header of a NIfTI file
+        with this grid.
     ras_axes: for each of the file's axes, the RAS axis it runs along (0 = x, 1 = y, 2 = z).
     flipped: for each of the file's axes, whether it runs against that RAS axis.
-    affine_mm: (4, 4) float64, file indices to places in RAS, mm: what places and sizes are computed with. Always invertible;
-        where the header leaves the orientation open, the array lies along RAS from 0 on.
+    affine_mm: (4, 4) float64, from file indices to RAS coordinates in mm. All positions and sizes are computed with it. It is
+        always invertible: without an orientation in the header, the array runs along RAS from 0 on.
     """
 
     shape: tuple[int, int, int]
@@ -42,24 +42,24 @@ class Grid:
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:
-        """The shape (X, Y, Z) that the volume has in RAS order."""
+        """The volume's shape in RAS order, (X, Y, Z)."""
         return three(self.shape[self.ras_axes.index(axis)] for axis in range(3))
 
     def to_file(self, ras: np.ndarray) -> np.ndarray:
-        """View an (X, Y, Z) array in the file's axes, (I, J, K). No copy: writing to the view writes to `ras`."""
+        """A view of an (X, Y, Z) array in the file's axes, (I, J, K). Writing to the view writes to `ras`."""
         return ras.transpose(self.ras_axes)[self._flips()]
 
     def to_ras(self, data: np.ndarray) -> np.ndarray:
-        """View an (I, J, K) array of the file in RAS axes, (X, Y, Z). No copy. The inverse of `to_file`."""
+        """A view of an (I, J, K) array in RAS axes, (X, Y, Z). The inverse of `to_file`."""
         return data[self._flips()].transpose(np.argsort(self.ras_axes))
 
     def file_index(self, place: np.ndarray) -> np.ndarray:
-        """The file's own indices (I, J, K) of a place (X, Y, Z) in RAS indices; either may lie between voxels."""
+        """The file's indices (I, J, K) of a place given in RAS indices (X, Y, Z). Places may lie between voxels."""
         along = np.asarray(place, np.float64)[list(self.ras_axes)]
         return np.where(self.flipped, np.array(self.shape) - 1 - along, along)
 
     def ras_index(self, place: np.ndarray) -> np.ndarray:
-        """The inverse of `file_index`: RAS indices (X, Y, Z) of a place in the file's own indices."""
+        """RAS indices (X, Y, Z) of a place given in the file's indices (I, J, K). The inverse of `file_index`."""
         along = np.where(self.flipped, np.array(self.shape) - 1 - np.asarray(place, np.float64), place)
         return along[np.argsort(self.ras_axes)]
 
@@ -71,12 +71,13 @@ class Grid:
 class Volume:
     """One scan.
 
-    data: (X, Y, Z) float32, finite, Fortran-contiguous, writable, in memory of its own; x to the right, y anterior, z superior.
+    data: (X, Y, Z) float32, finite, Fortran-contiguous and writable. x runs to the right, y to anterior, z to superior. It
+        shares memory with nothing else.
     spacing: (x, y, z) in mm.
     grid: the file's own grid, for `write_volume`.
     source: what it was read from.
-    missing: how many of its voxels were NaN or infinite in the file.
-    notes: what was odd about the file, each a line that names it.
+    missing: how many voxels were NaN or infinite in the file.
+    notes: what was odd about the file. Each is a line that names it.
     """
 
     data: np.ndarray
@@ -98,7 +99,7 @@ def one_line(error: Exception) -> str:
 
 
 def are_axes(columns: np.ndarray) -> bool:
-    """Whether the columns of a (3, 3) matrix are steps along three axes of a grid: finite, and not all in one plane, or nearly."""
+    """Whether the columns of a (3, 3) matrix span a grid: they are finite and far from lying in one plane."""
     if not np.isfinite(columns).all():
         return False
     sizes = np.linalg.norm(columns, axis=0)
@@ -106,7 +107,7 @@ def are_axes(columns: np.ndarray) -> bool:
 
 
 def axes_of(affine: np.ndarray) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-    """`ras_axes` and `flipped` of a `Grid` with this affine."""
+    """`Grid.ras_axes` and `Grid.flipped` for this affine, (4, 4)."""
     orientation = nib.orientations.io_orientation(affine)
     return (
         three(int(axis) for axis in orientation[:, 0]),
@@ -120,9 +121,12 @@ def grid_of_lps(
     spacing: Sequence[float] | np.ndarray,
     origin: Sequence[float] | np.ndarray,
 ) -> Grid:
-    """The grid of a file that counts in left-posterior-superior coordinates, as DICOM and MetaImage do.
+    """The grid of a file with left-posterior-superior (LPS) coordinates, as DICOM and MetaImage have.
 
-    axes: (3, 3), the directions of the file's axes in its columns. spacing, origin: in mm.
+    shape: (I, J, K) in the file's axis order.
+    axes: (3, 3). Its columns are the directions of the file's axes.
+    spacing: three sizes in mm, by the file's axes.
+    origin: the first voxel's LPS coordinates in mm.
     """
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(axes, np.float64) * np.asarray(spacing, np.float64)
@@ -137,7 +141,7 @@ def grid_of_lps(
 
 
 def lps_of(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The inverse of `grid_of_lps`: axes, spacing and origin."""
+    """Axes, spacing and origin. The inverse of `grid_of_lps`."""
     lps = np.diag([-1.0, -1, 1, 1]) @ grid.affine_mm
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return lps[:3, :3] / spacing, spacing, lps[:3, 3]
@@ -146,11 +150,14 @@ def lps_of(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def volume_of(
     blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: tuple[str, ...] = ()
 ) -> Volume:
-    """A volume of the voxels of a file.
+    """A volume from the voxels of a file. NaN and infinite voxels become the lowest value of the others.
 
-    blocks: planes of the file one after the other, (few, J, I) each, as SimpleITK has them. They are copied: the volume shares no
-    memory with them, so they may be views of what goes when this returns. Beside the volume and one block, a plane is held.
-    NaN and infinite voxels are read as the lowest of the others. Raises ValueError where the blocks do not have the grid's shape.
+    blocks: the file's planes in order, as arrays (few, J, I). They are copied, so they may be views of memory that is freed
+        afterwards.
+    grid: the file's.
+    source: what the blocks were read from.
+    notes: what was odd about the file.
+    Raises ValueError where the blocks together do not have the grid's shape.
     """
     ras = np.empty(grid.ras_shape, np.float32, order="F")
     in_file, start = grid.to_file(ras), 0
@@ -158,22 +165,24 @@ def volume_of(
         end = start + len(block)
         if block.shape[:0:-1] != grid.shape[:2] or end > grid.shape[2]:
             raise ValueError(f"expected voxels of shape {grid.shape}, found planes of {block.shape[:0:-1]}")
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
+        # Values beyond float32 become infinite, and are replaced as missing.
+        with np.errstate(over="ignore"):
             in_file[:, :, start:end] = block.transpose(2, 1, 0)
         start = end
     if start != grid.shape[2]:
         raise ValueError(f"expected {grid.shape[2]} planes of voxels, found {start}")
     missing = _fill_missing(ras)
-    # as a NIfTI file would say it, in float32, so that the scores of one scan are the same bits in every format
+    # A NIfTI header holds spacing as float32. With the same rounding here, a scan has the same scores in every format.
     sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
     spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
     return Volume(ras, spacing, grid, source, missing, notes)
 
 
 def _fill_missing(ras: np.ndarray) -> int:
-    """Give voxels (X, Y, Z) that are NaN or infinite the lowest value of the others, or 0. Returns how many they were."""
+    """Set NaN and infinite voxels of an array (X, Y, Z) to the lowest value of the others, or 0. Returns their number."""
     lowest, missing = np.inf, 0
-    for plane in ras.T:  # one at a time, so that no mask of the whole is held
+    # Plane by plane, so that no mask of the whole volume takes memory.
+    for plane in ras.T:
         finite = np.isfinite(plane)
         missing += plane.size - int(np.count_nonzero(finite))
         lowest = min(lowest, float(plane.min(where=finite, initial=np.inf)))
@@ -183,7 +192,7 @@ def _fill_missing(ras: np.ndarray) -> int:
 
 
 def check_memory(path: Path, shape: Sequence[int], bytes_each: int) -> None:
-    """Raises VolumeError where there is not memory for so many voxels."""
+    """Raises VolumeError where the free memory holds no volume of this shape. bytes_each: of a voxel."""
     needed, free = bytes_each * math.prod(int(size) for size in shape), free_memory(torch.device("cpu"))
     if needed > free:
         raise VolumeError(

@@ -1,4 +1,4 @@
-"""MetaImage and NRRD files in and out, by SimpleITK."""
+"""Reads and writes MetaImage and NRRD files with SimpleITK."""
 
 import errno
 import locale
@@ -16,18 +16,23 @@ from ..runtime.triples import three
 from .grid import Grid, Volume, VolumeError, are_axes, check_memory, grid_of_lps, lps_of, one_line, volume_of
 from .source import Source
 
-MOST_AXES = 10  # that MetaIO has room for
-MOST_TEXT = 1 << 16  # bytes of a header's text that are looked at
-NUMBERS = (  # fields of a MetaImage header that hold nothing else, and what stands there
+# The most axes that MetaIO has room for.
+MOST_AXES = 10
+# How many bytes of a header are checked.
+MOST_TEXT = 1 << 16
+# Fields of a MetaImage header that hold numbers only, and their text.
+NUMBERS = (
     rb"(?m)^[ \t]*(TransformMatrix|Rotation|Orientation|Offset|Position|Origin|CenterOfRotation|ElementSpacing|ElementSize|DimSize)"
     rb"[ \t]*[=:]([^\r\n]*)"
 )
-MOST_MM = 1e30  # beyond, numbers of a grid are none
-MOST_BYTES_EACH = 12  # of a voxel while it is read: as the file has it, and as float32
+# No grid has coordinates or steps beyond this.
+MOST_MM = 1e30
+# What a voxel takes while it is read: in the file's type and in float32.
+MOST_BYTES_EACH = 12
 
 
 def itk() -> Any:
-    """SimpleITK, which is imported when a file needs it, and says nothing of its own on stderr."""
+    """SimpleITK, imported when a file needs it, with its own messages on stderr switched off."""
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -35,7 +40,7 @@ def itk() -> Any:
 
 
 def itk_path(path: str | Path) -> str:
-    """A path for SimpleITK, which takes UTF-8 alone: another would end the whole process. Raises OSError for such."""
+    """A path as SimpleITK takes it. Raises OSError for a path that is no UTF-8: SimpleITK would end the process."""
     text = str(path)
     try:
         text.encode()
@@ -46,8 +51,8 @@ def itk_path(path: str | Path) -> str:
 
 @contextmanager
 def same_locale() -> Iterator[None]:
-    """Undoes what SimpleITK does to the process's locale, and leaves so where a file is broken: with it, Python would take
-    every text file for ASCII."""
+    """Restores the process's locale afterwards. SimpleITK changes it and, after a broken file, leaves it so: Python would then
+    take every text file for ASCII."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -58,11 +63,13 @@ def same_locale() -> Iterator[None]:
 
 @same_locale()
 def read_metaimage(source: Source) -> Volume:
-    """Read a `.mha`, `.mhd`, `.nrrd` or `.nhdr` file, (X, Y, Z) or with trailing axes of length 1. Raises VolumeError for what
-    is missing, unreadable, truncated, empty, complex, of several numbers a voxel, or not 3D."""
+    """Read a `.mha`, `.mhd`, `.nrrd` or `.nhdr` file, (X, Y, Z) or with trailing axes of length 1.
+
+    Raises VolumeError for a file that is missing, unreadable, truncated, empty, complex, not 3D, or has several numbers a voxel.
+    """
     reader, grid = _reader(source.path)
     try:
-        # the view holds no reference to the image, so the image must stay until the voxels are copied
+        # The view holds no reference to the image. So the image must stay until the voxels are copied.
         image = reader.Execute()
         view = itk().GetArrayViewFromImage(image)
         return volume_of([view.reshape(grid.shape[::-1])], grid, source)
@@ -72,14 +79,19 @@ def read_metaimage(source: Source) -> Volume:
 
 @same_locale()
 def read_metaimage_grid(source: Source) -> Grid:
-    """The grid of such a file, from its header alone. Raises what `read_metaimage` raises for headers."""
+    """The grid of such a file, read from its header. Raises what `read_metaimage` raises for headers."""
     return _reader(source.path)[1]
 
 
 @same_locale()
 def write_metaimage(path: Path, array: np.ndarray, grid: Grid) -> None:
-    """Write an array (X, Y, Z) in RAS order as a `.mha` or `.nrrd` file, packed, on the grid of the file it belongs to; in
-    the array's own dtype. Raises OSError where it cannot be written."""
+    """Write a packed `.mha` or `.nrrd` file on a scan's own grid.
+
+    path: by its ending MetaImage or NRRD.
+    array: (X, Y, Z) in RAS order, stored in its own dtype.
+    grid: the scan's.
+    Raises OSError where the file cannot be written.
+    """
     axes, spacing, origin = lps_of(grid)
     image = itk().GetImageFromArray(np.ascontiguousarray(grid.to_file(array).transpose(2, 1, 0)))
     image.SetSpacing(spacing.tolist())
@@ -92,15 +104,17 @@ def write_metaimage(path: Path, array: np.ndarray, grid: Grid) -> None:
 
 
 def _reader(path: Path) -> tuple[Any, Grid]:
-    """A reader that has read the header, and what the header says. Raises VolumeError."""
+    """A reader that has read the header, and the file's grid. Raises VolumeError."""
     try:
-        if not os.path.isfile(path):  # follows links; raises nothing
+        # This follows links and raises nothing.
+        if not os.path.isfile(path):
             os.stat(path)
             raise VolumeError(f"{path}: expected a readable volume, found a folder, pipe, socket or device")
         _check_text(path)
         sitk = itk()
         reader = sitk.ImageFileReader()
-        if path.suffix != path.suffix.lower():  # SimpleITK knows a format by small letters
+        # SimpleITK recognises endings in lower case only.
+        if path.suffix != path.suffix.lower():
             reader.SetImageIO(_io(path))
         reader.SetFileName(itk_path(path))
         reader.ReadImageInformation()
@@ -119,7 +133,8 @@ def _reader(path: Path) -> tuple[Any, Grid]:
     dimensions = len(size)
     axes = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
     spacing, origin = np.array(reader.GetSpacing()[:3]), np.array(reader.GetOrigin()[:3])
-    furthest = max(np.abs(axes * spacing).max(), np.abs(origin).max())  # of what a NIfTI header holds too
+    # The largest number that a NIfTI header of this grid holds.
+    furthest = max(np.abs(axes * spacing).max(), np.abs(origin).max())
     if not are_axes(axes * spacing) or spacing.min() <= 0 or not furthest < MOST_MM:
         raise VolumeError(
             f"{path}: expected axes and spacings of a grid, found {axes.round(3).tolist()} and {reader.GetSpacing()}"
@@ -129,9 +144,11 @@ def _reader(path: Path) -> tuple[Any, Grid]:
 
 
 def _check_text(path: Path) -> None:
-    """Raises VolumeError for a MetaImage header that its library would end the process at: one that is no text, whose number
-    of axes it has no room for, with words where it makes room for numbers, or whose data file it would take for a format to
-    print by."""
+    """Raises VolumeError for MetaImage headers that make its library end the process.
+
+    These are no text, give a number of axes that it has no room for, have words in place of numbers, or a data file's name
+    that it would take for a format to print by.
+    """
     if _io(path) != "MetaImageIO":
         return
     with open(path, "rb") as file:
@@ -163,7 +180,7 @@ def _is_number(word: bytes) -> bool:
 
 
 def _type_name(reader: Any) -> str:
-    return itk().GetPixelIDValueAsString(reader.GetPixelID())
+    return str(itk().GetPixelIDValueAsString(reader.GetPixelID()))
 
 
 def _io(path: Path) -> str:
@@ -172,7 +189,8 @@ def _io(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> VolumeError:
     kind = _io(path).removesuffix("ImageIO").replace("Nrrd", "NRRD").replace("Meta", "MetaImage")
-    if isinstance(error, RuntimeError):  # SimpleITK's: many lines, of which one says what is wrong
+    # SimpleITK's errors have many lines. One of them says what is wrong.
+    if isinstance(error, RuntimeError):
         said = re.search(r"ERROR:\s*(?:\w+\(0x\w+\):\s*)?(.+)", str(error))
         return VolumeError(
             f"{path}: expected a readable {kind} volume, found: {said[1].strip() if said else one_line(error)}"

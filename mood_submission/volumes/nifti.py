@@ -1,6 +1,6 @@
-"""NIfTI files in and out: any orientation to right-anterior-superior (RAS) arrays, and back to the file's own grid.
+"""Reads NIfTI files of any orientation as right-anterior-superior (RAS) arrays, and writes arrays on the file's own grid.
 
-Axes are only permuted and flipped, never resampled, so that a score belongs to exactly one voxel of the file.
+Axes are permuted and flipped, never resampled. So each score belongs to one voxel of the file.
 """
 
 import math
@@ -15,49 +15,54 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib  # the same .gz as Python's gzip, read twice and written ten times as fast
+
+# The same .gz as Python's gzip. Reading is twice as fast, writing ten times.
+from isal import igzip, isal_zlib
 
 from ..runtime.files import write_whole
 from ..runtime.triples import three
 from .grid import Grid, Volume, VolumeError, are_axes, axes_of, check_memory, one_line
 from .source import Source
 
-SLAB_VOXELS = 1 << 20  # how much of a file is held unscaled (or as float64) at a time
-UNREADABLE: tuple[
-    type[Exception], ...
-] = (  # what nibabel, gzip and numpy raise for files that are not what they should be
+# How many voxels of a file are held unscaled, or as float64, at a time.
+SLAB_VOXELS = 1 << 20
+# What nibabel, gzip and numpy raise for broken files. ArithmeticError is for infinite data offsets. isal's stub calls its
+# error class an instance.
+UNREADABLE: tuple[type[Exception], ...] = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
     OSError,
     EOFError,
     ValueError,
     LookupError,
-    ArithmeticError,  # of an infinite data offset
+    ArithmeticError,
     MemoryError,
     zlib.error,
-    cast(type[Exception], isal_zlib.error),  # its stub calls it an instance
+    cast(type[Exception], isal_zlib.error),
 )
-MOST_PACKED = 1032  # bytes that one byte of a .gz file can hold: deflate's own limit
-OTHER_FORMATS = (  # where in the file, what stands there, what that says
+# The most bytes that one byte of a .gz file can hold: the limit of deflate.
+MOST_PACKED = 1032
+# Formats that are often taken for NIfTI: position of a mark in the file, the mark, and the format's name.
+OTHER_FORMATS = (
     (128, b"DICM", "a DICOM file"),
     (0, b"\x1f\x8b", "a packed file without .gz in its name"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"NRRD", "an NRRD file"),
     (0, b"<", "a page of HTML or XML"),
 )
-MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron; the others are taken as millimetre
+# Millimetres per unit, for NIfTI's codes of metre and micron. All other codes count as millimetre.
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 
 
 def read_nifti(source: Source) -> Volume:
     """Read a `.nii` or `.nii.gz` file as float32 in RAS order, with its scaling applied.
 
-    Shape (X, Y, Z), or with trailing axes of length 1, which are dropped. Where the header leaves the orientation open
-    the array is taken to be in RAS order already; NaN and infinite voxels are missing and read as the lowest of the
-    others, as background is: both with a warning.
-    Beside the float32 array only a small slab of the file is held in memory, and nothing before the file's size and the
-    free memory are seen to fit what the header says.
+    The file's array is (X, Y, Z) or has further axes of length 1, which are dropped. Without an orientation in the header it
+    is taken to be in RAS order, which the volume's notes say. NaN and infinite voxels become the lowest value of the others.
 
-    Raises VolumeError for what is missing, no regular file, unreadable, truncated, empty, complex or RGB, or not 3D.
+    Memory is taken after the file's size and the free memory are checked. It is the float32 array and a small slab of the file.
+
+    Raises VolumeError for a file that is missing, not regular, unreadable, truncated, empty, complex or RGB, or not 3D.
     """
     path = source.path
     with _as_volume_error(path):
@@ -65,22 +70,25 @@ def read_nifti(source: Source) -> Volume:
         image = _image_of(path)
         grid, spacing, notes = _grid_of(image, path)
         stored = image.dataobj
-        assert isinstance(stored, nib.arrayproxy.ArrayProxy)  # an image that was read from a file
+        # Every image that is read from a file has a proxy.
+        assert isinstance(stored, nib.arrayproxy.ArrayProxy)
         _check_size(stored, path, file_size)
         data, missing = _read_ras(stored, grid)
     return Volume(data, spacing, grid, source, missing, notes)
 
 
 def read_nifti_grid(source: Source) -> Grid:
-    """The grid of a `.nii` or `.nii.gz` file, from its header alone. Raises what `read_nifti` raises for headers."""
+    """The grid of a `.nii` or `.nii.gz` file, read from its header. Raises what `read_nifti` raises for headers."""
     with _as_volume_error(source.path):
         _size_of(source.path)
         return _grid_of(_image_of(source.path), source.path)[0]
 
 
 def write_nifti(path: Path, array: np.ndarray, grid: Grid) -> None:
-    """Write an array (X, Y, Z) in RAS order on the grid of the file it belongs to: its axes, shape, affine, codes and units;
-    in the array's own dtype, unscaled."""
+    """Write an array on a scan's own grid: with its axes, shape, affine, codes and units, and without scaling.
+
+    array: (X, Y, Z) in RAS order, stored in its own dtype.
+    """
     _write_image(path, _image_like(grid, array, array.dtype))
 
 
@@ -93,13 +101,13 @@ def _write_image(path: Path, image: nib.Nifti1Image) -> None:
 
 
 def _packed(file: BinaryIO) -> BinaryIO:
-    """Neither time nor name goes in, so that equal scores make equal files: always what is unpacked, nearly always the bytes of
-    the .gz too (isal was once seen to pack the same content otherwise)."""
+    """A file that packs what is written to it, without time or name. So equal scores make equal content, and nearly always
+    equal .gz files: isal was once seen to pack the same content in another way."""
     return cast(BinaryIO, igzip.IGzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
 
 
 def _open_to_read(path: str) -> igzip.IGzipFile | nib.openers.ImageOpener:
-    """The file, unpacked as it is read. What goes wrong is among UNREADABLE."""
+    """A file that is unpacked as it is read. Its errors are among UNREADABLE."""
     return igzip.open(path) if path.lower().endswith(".gz") else nib.openers.ImageOpener(path)
 
 
@@ -115,15 +123,16 @@ def _as_volume_error(path: Path) -> Iterator[None]:
 
 
 def _image_of(path: Path) -> nib.Nifti1Image:
-    """The image by its header, whatever case its name's ending is in (`nib.load` knows lower and upper)."""
+    """The image of a file. Its kind comes from the header: `nib.load` fails for endings in mixed case."""
     kind = _kind_of(_start_of(path, nib.Nifti2Header.sizeof_hdr))
     file_map = kind.make_file_map()
     file_map["image"].filename = str(path)
-    return kind.from_file_map(file_map)
+    image: nib.Nifti1Image = kind.from_file_map(file_map)
+    return image
 
 
 def _kind_of(start: bytes) -> type[nib.Nifti1Image]:
-    """NIfTI-1 or 2, by the file's first bytes. Raises ValueError for neither."""
+    """NIfTI-1 or NIfTI-2, by the file's first bytes. Raises ValueError for neither."""
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
         if kind.header_class.may_contain_header(start):
             return kind
@@ -131,7 +140,7 @@ def _kind_of(start: bytes) -> type[nib.Nifti1Image]:
 
 
 def _other_format(path: Path) -> str | None:
-    """What a file that cannot be read is, by its first bytes, where it is something that is often taken for NIfTI."""
+    """Which of OTHER_FORMATS a file has, by its first bytes. None for any other."""
     try:
         start = _start_of(path)
     except UNREADABLE:
@@ -140,7 +149,7 @@ def _other_format(path: Path) -> str | None:
 
 
 def _start_of(path: Path, count: int = 132) -> bytes:
-    """The file's first bytes, unpacked where it is a .gz file."""
+    """The file's first `count` bytes, unpacked for a .gz file."""
     with open(path, "rb") as file:
         start = file.read(count)
     if start.startswith(b"\x1f\x8b") and path.name.lower().endswith(".gz"):
@@ -150,7 +159,7 @@ def _start_of(path: Path, count: int = 132) -> bytes:
 
 
 def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float], tuple[str, ...]]:
-    """The file's grid, its RAS spacing in mm, and what is odd about it. Raises VolumeError for what is no 3D volume of real numbers."""
+    """The file's grid, its spacing (x, y, z) in mm, and notes. Raises VolumeError for what is no 3D volume of real numbers."""
     if image.get_data_dtype().kind not in "iuf":
         raise VolumeError(
             f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}"
@@ -176,7 +185,8 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         ras_axes, flipped = (0, 1, 2), (False, False, False)
         sizes = np.abs(np.array(header.get_zooms()[:3], dtype=np.float64)) * unit
         affine_mm = np.diag([*np.where(np.isfinite(sizes) & (sizes > 0), sizes, 1.0), 1.0])
-    if not known or header["sform_code"] == 0:  # it is voxels' sizes that place them
+    # Without an sform, positions come from the voxels' sizes.
+    if not known or header["sform_code"] == 0:
         notes += _unknown_sizes(path)
     sizes = np.linalg.norm(affine_mm[:3, :3], axis=0)
     spacing = three(float(sizes[ras_axes.index(axis)]) for axis in range(3))
@@ -184,7 +194,7 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
 
 
 def _unknown_sizes(path: Path) -> tuple[str, ...]:
-    """A note where the header as it is stored, which nibabel mends when it reads it, does not tell voxels' sizes."""
+    """A note where the stored header lacks sizes of voxels. nibabel fills these in when it reads the header."""
     kind = _kind_of(start := _start_of(path, nib.Nifti2Header.sizeof_hdr))
     stored = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)["pixdim"][1:4]
     unknown = [axis for axis, size in zip("xyz", stored) if size == 0 or not math.isfinite(size)]
@@ -194,13 +204,14 @@ def _unknown_sizes(path: Path) -> tuple[str, ...]:
 
 
 def _orientation_is_known(header: nib.Nifti1Header, affine: np.ndarray) -> bool:
-    """False for NaN or singular affines, and for headers with neither sform nor qform (nibabel would flip x there)."""
+    """Whether the header gives a usable affine. False without sform and qform, where nibabel would flip x."""
     return bool(header["sform_code"] != 0 or header["qform_code"] != 0) and are_axes(affine[:3, :3])
 
 
 def _size_of(path: Path) -> int:
-    """The file's size in bytes. Raises VolumeError for what is no regular file: reading a pipe could wait for ever."""
-    status = os.stat(path)  # follows links
+    """The file's size in bytes. Raises VolumeError for what is no regular file: reading a pipe may never end."""
+    # This follows links.
+    status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kind = "folder" if stat.S_ISDIR(status.st_mode) else "pipe, socket or device"
         raise VolumeError(f"{path}: expected a readable NIfTI volume, found a {kind}")
@@ -208,7 +219,7 @@ def _size_of(path: Path) -> int:
 
 
 def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) -> None:
-    """Raises VolumeError where the header says more than the file can hold, or than there is memory for."""
+    """Raises VolumeError where the header gives more voxels than the file, or the free memory, can hold."""
     voxels = math.prod(int(size) for size in proxy.shape)
     needed = int(proxy.offset) + voxels * proxy.dtype.itemsize
     packed = path.name.lower().endswith(".gz")
@@ -221,9 +232,9 @@ def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) ->
 
 
 def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:
-    """The file's voxels as (X, Y, Z) float32, Fortran order, and how many were not finite.
+    """The file's voxels as (X, Y, Z) float32 in Fortran order, and how many were not finite.
 
-    Reading by slab keeps nibabel from making a float64 copy of the whole array when there is a scaling.
+    The file is read slab by slab. nibabel would make a float64 copy of a whole array that has a scaling.
     """
     data = np.empty(grid.ras_shape, dtype=np.float32, order="F")
     in_file = grid.to_file(data)
@@ -232,7 +243,8 @@ def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray,
     for slab in _file_slabs(proxy, grid.shape):
         if (slope, inter) != (1.0, 0.0):
             slab = slab * np.float64(slope) + np.float64(inter)
-        with np.errstate(over="ignore"):  # beyond float32 is infinite, and replaced like the rest
+        # Values beyond float32 become infinite, and are replaced as missing.
+        with np.errstate(over="ignore"):
             slab = slab.astype(np.float32)
         finite = np.isfinite(slab)
         lowest = min(lowest, float(slab.min(where=finite, initial=np.inf)))
@@ -246,7 +258,7 @@ def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray,
 
 
 def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """The file's raw numbers in its own axes and byte order, a few (I, J) planes at a time: (I, J, few)."""
+    """The file's raw numbers in its own axes and byte order, a few planes at a time: (I, J, few)."""
     plane = shape[0] * shape[1]
     step = max(1, SLAB_VOXELS // plane)
     with _open_to_read(str(proxy.file_like)) as file:
@@ -257,11 +269,12 @@ def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -
             if len(raw) < planes * plane * proxy.dtype.itemsize:
                 raise EOFError(f"the end of the file in plane {start} to {start + planes} of {shape[2]}")
             yield np.frombuffer(raw, dtype=proxy.dtype).reshape((*shape[:2], planes), order="F")
-        file.read(1)  # at its end a gzip file checks its checksum
+        # The checksum of a gzip file is checked at its end.
+        file.read(1)
 
 
 def _image_like(grid: Grid, array: np.ndarray, dtype: np.dtype) -> nib.Nifti1Image:
-    """An image of an array (X, Y, Z), RAS order, with the grid's header, less what was true of the scan's intensities only."""
+    """An image of an array (X, Y, Z) with the grid's header, without what it says of the scan's intensities."""
     header = grid.header.copy()
     data = grid.to_file(array).astype(dtype, copy=False)
     header.set_data_shape(data.shape)
@@ -269,6 +282,8 @@ def _image_like(grid: Grid, array: np.ndarray, dtype: np.dtype) -> nib.Nifti1Ima
     header.set_intent("none")
     header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0
-    image_class = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    # without an affine nibabel leaves the header's sform and qform exactly as they were
+    image_class: type[nib.Nifti1Image] = (
+        nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    )
+    # Without an affine, nibabel leaves the header's sform and qform as they are.
     return image_class(data, None, header)
