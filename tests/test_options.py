@@ -101,6 +101,21 @@ def test_a_name_without_dashes_is_a_word_at_its_place():
         made.parse_args(["a"])
 
 
+def test_choices_may_be_known_only_as_the_command_starts():
+    known = ["a"]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Named:
+        name: str = option("one of these", choices=lambda: known)
+
+    known.append("b")
+    made = argparse.ArgumentParser()
+    add_options(made, Named)
+    assert options_of(Named, made.parse_args(["--name", "b"])) == Named(name="b")
+    with pytest.raises(SystemExit):
+        made.parse_args(["--name", "c"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Number:
     number: int = option("a number", "number")
@@ -114,7 +129,7 @@ class Number:
 def root(options: Number) -> list[str]:
     if options.number < 0:
         raise ValueError(f"expected a number from 0 on,\nfound {options.number}")
-    return [f"{options.number**0.5:g}"]
+    return [f"{options.number**0.5:g}"] if options.number else ["none", "\n\x1b"]
 
 
 def test_a_command_prints_what_it_found_or_what_was_wrong_in_one_line(capsys):
@@ -127,5 +142,6 @@ def test_a_command_prints_what_it_found_or_what_was_wrong_in_one_line(capsys):
 
     assert run("9") == (0, "3\n", "")
     assert run("--", "-4") == (1, "", "root: expected a number from 0 on, found -4\n")
+    assert run("--", "0") == (0, "none\n\\x0a\\x1b\n", "")
     status, out, err = run("9", "--most", "4")
     assert (status, out) == (2, "") and err.endswith("root: error: --most is below the number\n")
