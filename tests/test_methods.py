@@ -211,6 +211,7 @@ def test_a_file_without_settings_of_methods_is_as_earlier_versions_wrote_it(tiny
     "module",
     [
         "methods.base",
+        "volumes.discover",
         "volumes.files",
         pytest.param("evidence.evidence", marks=pytest.mark.slow),
         pytest.param("predictor", marks=pytest.mark.slow),

@@ -1,4 +1,4 @@
-"""Tell what a file is: a volume (grid, grey values, how they will be looked at) or a model file (what it holds and says)."""
+"""Describe a file. For a volume: its grid, its grey values, and how it will be scored. For a model file: its content."""
 
 import argparse
 import json
@@ -32,20 +32,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--region",
         choices=REGIONS,
-        help="of a volume: how it will be looked at with the region's preprocessing",
+        help="for a volume: show what the region's preprocessing makes of it",
     )
     parser.add_argument(
         "--scan",
         action="store_true",
-        help="with --region: run the shipped networks too, and tell whether the volume looks like what they know",
+        help="with --region: run the shipped networks too, and say whether the volume looks like the scans they know",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_device(parser)
     return parser.parse_args(argv)
 
 
 def of_model(model: Model) -> dict[str, Any]:
-    """What a model file holds and says of itself."""
+    """A model file's content and its description of itself."""
     about = model.about
     parameters = {
         name: sum(p.numel() for p in network.parameters())
@@ -70,7 +70,7 @@ def of_model(model: Model) -> dict[str, Any]:
 
 
 def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
-    """What is in a volume's file, and how it will be looked at as a region's."""
+    """A volume's grid and grey values, and what a region's preprocessing makes of it. region: None to leave that out."""
     low, middle, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0, 50, 99.8)))
     facts: dict[str, Any] = {
         "kind": "volume",
@@ -91,7 +91,7 @@ def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
 
 
 def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
-    """How a volume is looked at under settings."""
+    """What preprocessing makes of a volume."""
     facts: dict[str, Any] = {
         "region": prep.region,
         "slices": len(view.indices()),
@@ -125,7 +125,7 @@ def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
 
 
 def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
-    """Lines of text."""
+    """Facts as lines of text."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -148,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts = {"file": as_text(file)} | of_model(load_model(file, "cpu"))
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what was odd is among the notes
+                # The notes say what was odd.
+                warnings.simplefilter("ignore")
                 volume = read_volume(file)
             facts = {"file": as_text(file)} | of_volume(volume, args.region)
             if args.scan:

@@ -1,4 +1,4 @@
-"""Make a page to look at of a run's predictions: volumes ranked, pictures, findings, and a viewer; nothing leaves the machine."""
+"""Make a page of a run's predictions: ranked volumes, pictures, findings and a viewer. Nothing leaves the machine."""
 
 import argparse
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="folder to write index.html and what belongs to it to",
+        help="folder for index.html and its data",
     )
     add(
         "--samples",
         type=Path,
         metavar="DIR",
-        help="folder with their sample scores, to rank them by (default: PRED)",
+        help="folder with their sample scores, which rank the volumes (default: PRED)",
     )
     add("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
     add("--findings", type=Path, metavar="DIR", help="folder that 'predict --findings' wrote")
@@ -43,16 +43,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--run",
         type=Path,
         metavar="FILE.json",
-        help="what 'predict --report' wrote: warnings, devices, seconds",
+        help="file that 'predict --report' wrote: warnings, devices, seconds",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--region",
         choices=REGIONS,
-        help="whose shipped weights made the scores: for what is usual among healthy scans",
+        help="region whose shipped weights made the scores, to show what is usual among healthy scans",
     )
     weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="the model file that made the scores, likewise"
+        "--weights", type=Path, metavar="FILE", help="model file that made the scores, for the same"
     )
     return parser.parse_args(argv)
 

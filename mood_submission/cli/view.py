@@ -1,4 +1,4 @@
-"""Serve a report on this machine alone, for browsers that open no files; Ctrl-C ends it."""
+"""Serve a report on this machine, for browsers that do not open files. Ctrl-C ends it."""
 
 import argparse
 import functools
@@ -11,11 +11,12 @@ from typing import Any
 from ..runtime.option_types import at_least
 from .output import say, tell
 
-ADDRESS = "127.0.0.1"  # never another: what is in a report is nobody else's business
+# Only this machine can reach the report, since it may show patients.
+ADDRESS = "127.0.0.1"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder, for who knows the token: /TOKEN/index.html. Everything else is not there."""
+    """Serves a folder's files under /TOKEN/, such as /TOKEN/index.html. All else is not found."""
 
     def __init__(self, *args: object, token: str, **options: object):
         self.token = token
@@ -30,7 +31,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         return super().send_head()
 
     def list_directory(self, path: object) -> None:
-        """No folder is listed."""
+        """Folders are not listed."""
         self.send_error(404)
 
     def end_headers(self) -> None:
@@ -40,11 +41,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is logged: names of volumes are in the addresses' answers, not in a terminal."""
+        """Nothing is logged, so that no names of volumes appear in a terminal."""
 
 
 def server(folder: Path, port: int) -> tuple[http.server.ThreadingHTTPServer, str]:
-    """A server of a report's folder on a port of this machine (0: any that is free), and the address to open."""
+    """A server of a report's folder, and the address to open. port: of this machine; 0 for any free one."""
     token = secrets.token_urlsafe(16)
     handler = functools.partial(Handler, token=token, directory=str(folder))
     serving = http.server.ThreadingHTTPServer((ADDRESS, port), handler)
@@ -53,9 +54,11 @@ def server(folder: Path, port: int) -> tuple[http.server.ThreadingHTTPServer, st
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission view", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what 'report' or 'predict --html' wrote")
     parser.add_argument(
-        "--port", type=at_least(0), default=0, help="of this machine (default: any that is free)"
+        "folder", type=Path, metavar="FOLDER", help="folder that 'report' or 'predict --html' wrote"
+    )
+    parser.add_argument(
+        "--port", type=at_least(0), default=0, help="port of this machine (default: any free one)"
     )
     args = parser.parse_args(argv)
     if not (args.folder / "index.html").is_file():

@@ -1,1 +1,1 @@
-"""What a run leaves: tables and masks of findings, DICOM segmentations, a page to look at."""
+"""What a run writes: scores, tables and masks of findings, DICOM segmentations, a report."""

@@ -1,4 +1,4 @@
-"""Findings as a DICOM segmentation (SEG), which viewers lay over the series that was scored."""
+"""Writes findings as a DICOM segmentation (SEG). Viewers lay it over the series that was scored."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,10 +22,14 @@ def can_write() -> bool:
 def write_dicom_seg(
     file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]
 ) -> None:
-    """Write a segmentation with a segment for each finding, that refers to the slices of a DICOM series.
+    """Write a segmentation that refers to the slices of a DICOM series, with a segment for each finding.
 
-    source: the series. mask: the findings' numbers (X, Y, Z) uint8 in RAS order, on the series' grid.
-    findings: at least one. Raises OSError where the series is gone, ValueError where its files cannot be referred to.
+    file: the path to write.
+    source: the series.
+    mask: the findings' numbers, (X, Y, Z) uint8 in RAS order.
+    grid: the series'.
+    findings: at least one.
+    Raises OSError where the series is gone, ValueError where its files cannot be referred to.
     """
     import highdicom
     import pydicom
@@ -34,7 +38,8 @@ def write_dicom_seg(
     from ..version import __version__
 
     images = [pydicom.dcmread(one) for one in source.files]
-    for image in images:  # which not all files have
+    for image in images:
+        # Not all files have it, and highdicom needs it.
         if not image.get("SliceThickness"):
             image.SliceThickness = f"{np.linalg.norm(grid.affine_mm[:3, 2]):.6g}"
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -53,7 +58,8 @@ def write_dicom_seg(
         )
         for i, finding in enumerate(findings)
     ]
-    frames = grid.to_file(mask).transpose(2, 1, 0)  # slice by slice, rows and columns as the images have them
+    # (slices, rows, columns), as the images have them.
+    frames = grid.to_file(mask).transpose(2, 1, 0)
     numbers = np.stack([frames == finding.number for finding in findings], -1).astype(np.uint8)
     segmentation = highdicom.seg.Segmentation(
         source_images=images,

@@ -1,4 +1,4 @@
-"""The folder of a run's findings: a mask for each volume, and one table over all."""
+"""Writes the folder of a run's findings: a mask for each volume, and one table of all findings."""
 
 import csv
 import io
@@ -31,13 +31,18 @@ COLUMNS = (
 
 @dataclass
 class FindingsFolder:
-    """Writes DIR/NAME.nii.gz, a mask of numbered objects on each volume's own grid, DIR/findings.csv and findings.json, and
-    DIR/expected/NAME.nii.gz, what the model would have expected to see.
+    """A folder of findings.
 
-    dicom_seg: whether findings in a series of DICOM files are written as DIR/NAME.seg.dcm too.
-    The tables are written anew after each volume. Volumes that an earlier run, or another process, left there stay in them until
-    they are added again. Names stand in the tables as `as_text` makes them. Raises OSError where the folder cannot be written to,
-    ValueError where its findings.json is none.
+    For each volume it holds DIR/NAME.nii.gz, a mask of numbered objects, and DIR/expected/NAME.nii.gz, what the model would
+    have expected to see, both on the volume's own grid. The tables DIR/findings.csv and DIR/findings.json hold all findings.
+
+    The tables are written again after each volume. Volumes of an earlier run or another process stay in them until they are
+    added again. File names are written as `as_text` gives them.
+
+    folder: DIR, which is made where it is missing.
+    dicom_seg: whether findings in a DICOM series are also written as DIR/NAME.seg.dcm.
+    found: the findings in the tables, by file name.
+    Raises OSError where the folder cannot be written to, ValueError where its findings.json is no such table.
     """
 
     folder: Path
@@ -56,7 +61,7 @@ class FindingsFolder:
             self.found |= read_findings(table)
 
     def add(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
-        """Take in what stands out in a volume."""
+        """Write a volume's objects, and add its findings to the tables. grid: the volume's."""
         name = source.output_name
         if objects.expected is not None:
             (self.folder / EXPECTED).mkdir(exist_ok=True)
@@ -70,7 +75,7 @@ class FindingsFolder:
             self._write_tables()
 
     def _write_dicom_seg(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
-        """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
+        """Write the segmentation in place of an earlier run's. Warn where the series cannot be referred to."""
         file = self.folder / f"{source.name}{SUFFIX}"
         file.unlink(missing_ok=True)
         if not objects.findings or source.kind != "dicom":
@@ -99,9 +104,9 @@ class FindingsFolder:
 
 
 def read_findings(table: Path) -> dict[str, list[dict]]:
-    """The findings in a findings.json by the volume's name (`as_text`). Raises ValueError for what is none."""
+    """The findings in a findings.json, by the volume's file name (`as_text`). Raises ValueError for another file."""
     try:
-        # tables of earlier versions have names that are not printable as they are
+        # Tables of earlier versions may hold names that are not printable.
         return {
             shown(entry["file"]): list(entry["findings"]) for entry in json.loads(table.read_text("utf-8"))
         }
@@ -110,7 +115,7 @@ def read_findings(table: Path) -> dict[str, list[dict]]:
 
 
 def _row(file: str, finding: dict) -> dict[str, object]:
-    """A finding as a row of the table: a column for each axis, and one for each kind of evidence."""
+    """A finding as a row of the table, with a column for each axis and for each kind of evidence."""
     row: dict[str, object] = {"file": file}
     for name, value in finding.items():
         if name == "evidence":

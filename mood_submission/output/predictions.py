@@ -1,4 +1,4 @@
-"""Files to predictions: a volume is read and prepared, and its scores are written."""
+"""Reads and prepares volumes, and writes their scores."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from ..volumes import Grid, Source, read_volume, write_volume
 
 
 def read_prepared(predictor: Predictor, source: Source | Path) -> Prepared:
-    """A file, ready for the networks. Raises VolumeError where it is no volume."""
+    """A volume read from disk, ready for the networks. Raises VolumeError where it is no volume."""
     return predictor.prepare(read_volume(source))
 
 
@@ -20,12 +20,16 @@ def write_scores(
     out: Path,
     keep: Callable[[Source, LabelledObjects, Grid], object] | None = None,
 ) -> float:
-    """Write what was scored into a folder.
+    """Write a volume's scores into a folder.
 
-    Pixel scores become `volumes.Source.output_name`, such as NAME.nii.gz. The sample score becomes the same with .txt behind.
+    The file of pixel scores is called `volumes.Source.output_name`, such as NAME.nii.gz. The file of the sample score has the
+    same name with .txt appended.
+
     predictor: the one that scored.
-    out: the folder, which is there.
-    keep: called with where the volume came from, what stands out in it and its grid, where voxels were scored.
+    prepared: the volume.
+    scored: its scores.
+    out: the folder, which exists.
+    keep: is called with the volume's source, its objects and its grid, where voxels were scored.
     Returns the sample score, or else the highest voxel's. Raises OSError where `out` cannot be written to.
     """
     name = prepared.source.output_name
@@ -43,10 +47,11 @@ def write_scores(
 
 
 def predict_file(predictor: Predictor, source: Source | Path, task: str, out: Path) -> float | None:
-    """Predict one file into a folder. For many files: `running.run_folder.predict_files`.
+    """Score one volume and write its scores into a folder. `running.run_folder.predict_files` does so for many.
 
+    source: the volume.
     task: one of TASKS or BOTH.
-    out: the folder, which is there.
+    out: the folder, which exists.
     Returns the sample score (None for the pixel task). Raises VolumeError where the file is no volume, OSError where `out`
     cannot be written to.
     """

@@ -1,4 +1,4 @@
-"""What became of each volume, as a JSON file that is whole at every moment."""
+"""Writes the outcome of each volume to a JSON file, which is whole at every moment."""
 
 import argparse
 import json
@@ -28,13 +28,16 @@ OPTIONS = (
 
 
 class Report:
-    """The report of a run, written when it begins and after each volume. Without a file, nothing is written.
+    """The report of a run. It is written when the run begins and after each volume.
 
-    args: the command's (see `cli.predict`). sources: the volumes in order. path: of the file. Raises OSError where it cannot be
-    written.
+    The file holds: version; weights (file and sha256); options, null for what the model file says; device; input; output;
+    started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
 
-    The file holds: version; weights (file and sha256); options, None for what the model file says; device; input,
-    output; started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
+    args: the command's options (see `cli.predict`).
+    model: the networks.
+    sources: the volumes in order.
+    path: of the file. None to write nothing.
+    Raises OSError where the file cannot be written.
     """
 
     def __init__(self, args: argparse.Namespace, model: Model, sources: list[Source], path: Path | None):
@@ -52,7 +55,7 @@ class Report:
         self.write()
 
     def add(self, outcome: Outcome) -> str | None:
-        """Take a volume in. Returns a line where the report cannot be written: no reason to lose predictions."""
+        """Add an outcome. Returns a line where the report cannot be written, since predictions must not be lost for it."""
         self.outcomes[outcome.source] = outcome
         try:
             self.write()
@@ -73,13 +76,16 @@ class Report:
 
 
 def rank_path(path: Path, rank: int) -> Path:
-    """The report of one of several processes: FILE.rank-0.json of FILE.json."""
+    """The path of one process's report, such as FILE.rank-0.json for FILE.json."""
     return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}")
 
 
 def merge_reports(path: Path, count: int) -> dict[str, dict]:
-    """Make one report of those of `count` processes, which go; a volume is as the process that took it says. Returns what became
-    of each volume, by its file's name (`as_text`). Raises OSError, ValueError where one is missing or broken."""
+    """Merge the reports of `count` processes into one, and delete them. The process that took a volume reports on it.
+
+    Returns the volumes' outcomes by file name (`as_text`). Raises OSError for a report that is missing, ValueError for a broken
+    one.
+    """
     parts = [json.loads(rank_path(path, rank).read_text("utf-8")) for rank in range(count)]
     volumes: dict[str, dict] = {}
     for part in parts:

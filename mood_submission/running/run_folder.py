@@ -1,4 +1,4 @@
-"""A folder of volumes: each is read, computed and written, and nothing that happens to one keeps the others from it."""
+"""Scores a folder of volumes. Each is read, computed and written, and a failure of one does not stop the others."""
 
 import os
 import time
@@ -29,11 +29,17 @@ STATUSES = ("predicted", "resumed", "failed", "not reached")
 
 @dataclass
 class Outcome:
-    """What became of a volume.
+    """The outcome of a volume.
 
-    status: one of STATUSES. device: that its networks ran on. seconds: reading, computing and writing it.
-    score: the sample score, or the highest voxel's, 0 .. 1. slice_count, restorations: what it was made of.
-    message: why it failed, or what was not as usual; one line that names the file, or empty. notes: of reading it.
+    source: the volume.
+    status: one of STATUSES.
+    device: where its networks ran.
+    seconds: for reading, computing and writing it.
+    score: the sample score, or else the highest voxel's, 0 .. 1.
+    slice_count: how many slices were scored.
+    restorations: how many each slice had.
+    message: why it failed, or what was unusual. One line that names the file, or empty.
+    notes: of reading it.
     """
 
     source: Source
@@ -48,16 +54,16 @@ class Outcome:
 
     @property
     def file(self) -> Path:
-        """What names it."""
+        """The volume's path."""
         return self.source.path
 
     def remark(self, line: str) -> None:
-        """Add a line to the message; nothing where it is empty or there already."""
+        """Add a line to the message, unless it is empty or in there already."""
         if line and line not in self.message:
             self.message = "; ".join(filter(None, (self.message, line)))
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
+        """Plain values for JSON."""
         names = ("status", "seconds", "device", "score", "restorations")
         message = "; ".join(filter(None, (self.message, *self.notes)))
         return (
@@ -78,27 +84,33 @@ def predict_files(
     findings: FindingsFolder | None = None,
     stage: Callable[[str, Path], object] = lambda name, file: None,
 ) -> list[Outcome]:
-    """Predict each file into the folder `out`. One that fails is an outcome, and the others go on.
+    """Score volumes and write their scores into a folder. A failure becomes that volume's outcome, and the others go on.
 
-    sources: volumes as `find_volumes` gives them, or paths (see `source_at`). Each is asked for when the one before it is begun, so
-    they may come from a queue that others take from too.
+    While the networks run on one volume, one thread reads the next and another writes the last. At most one volume waits on
+    either side. A volume that a GPU fails at is computed on the CPU.
 
-    While the networks run on one file, the next is read and the last one written, each in a thread: no more than one
-    waits on either side. A file that a GPU fails at is computed on the CPU.
-    done: called with each outcome, in the sources' order. resume: leave out files whose whole prediction is there (see
-    `finished`). seconds: for each file, from reading to writing it (see `time_budget`); None for as long as it takes. findings: where
-    the objects that stand out are written to, with the pixel task. stage: called when the networks begin with a file, with
-    what is done with it.
+    KeyboardInterrupt (see also `stopping.ask_to_stop`), and any exception that is no volume's failure, is raised once the volume
+    that is being read and the one that is being written are done. No other volume is begun.
 
-    An exception that is no file's failure, such as KeyboardInterrupt (see also `stopping.ask_to_stop`), is raised when the file that is being read and the
-    one that is being written are done; nothing else is begun.
+    predictor: scores the volumes.
+    sources: volumes as `find_volumes` gives them, or paths (see `source_at`). Each is taken when the one before it is begun.
+        So they may come from a queue that other processes share.
+    task: one of TASKS or BOTH.
+    out: the folder, which exists.
+    done: is called with each outcome, in the order of `sources`.
+    resume: skip volumes whose whole prediction exists (see `finished`).
+    seconds: for each volume, from reading to writing (see `time_budget`). None for no limit.
+    findings: the folder for objects that stand out, with the pixel task.
+    stage: is called with "reading" or "scoring" and a volume's path, when the run waits for that.
     """
     return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(sources)
 
 
 def finished(source: Source | Path, task: str, out: Path) -> float | None:
-    """The score (see `Outcome`) of a prediction that is there and whole: scores in [0, 1], for each voxel of the
-    source's grid. None where it is not. With which options it was made is not known."""
+    """The score (see `Outcome`) of a whole prediction: scores in [0, 1] for each voxel of the source's grid.
+
+    None where there is no such prediction. The options that it was made with are not checked.
+    """
     if task == BOTH:
         values = [finished(source, one_task, out) for one_task in TASKS]
         return None if None in values else values[0]
@@ -110,7 +122,7 @@ def finished(source: Source | Path, task: str, out: Path) -> float | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scores, grid = read_volume(out / source.output_name), read_grid(source)
-    except (OSError, ValueError):  # VolumeError is one
+    except (OSError, ValueError):
         return None
     same = scores.grid.shape == grid.shape and np.allclose(
         scores.grid.affine_mm, grid.affine_mm, rtol=1e-6, atol=1e-4
@@ -167,10 +179,11 @@ class FolderRun:
         return outcomes
 
     def attempt(self, outcome: Outcome, step: Callable[..., T], *arguments: Any) -> T | None:
-        """The step's result, or None where it fails, which is noted."""
+        """The step's result. None where it fails, and the outcome says so."""
         try:
             return step(*arguments)
-        except Exception as error:  # whatever it is, the other files must not suffer
+        # Any exception, since the other volumes must not suffer.
+        except Exception as error:
             if self.predictor.model.device.type != "cpu" and is_gpu_failure(error):
                 self.attempt_on_cpu(outcome, error)
             else:
@@ -178,12 +191,13 @@ class FolderRun:
             return None
 
     def attempt_on_cpu(self, outcome: Outcome, error: Exception) -> None:
-        """All of the file again: what there is of it may be on the GPU."""
+        """Read, compute and write the volume again. Nothing on the failed GPU can be relied on."""
         failure = _message(outcome.file, error)
         try:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-        except RuntimeError:  # of a GPU that is gone
+        # The GPU may be gone.
+        except RuntimeError:
             pass
         try:
             self.cpu = self.cpu or self.predictor.on_cpu()
@@ -202,7 +216,7 @@ class FolderRun:
             self.attempt(outcome, future.result)
             self.done(outcome)
 
-    # --- the three steps, each in a thread of its own; each adds its time to the outcome ------------------------------
+    # --- The three steps, each in a thread of its own. Each adds its time to the outcome. -----------------------------
 
     def read(self, outcome: Outcome) -> Prepared | None:
         begin = time.monotonic()
@@ -220,7 +234,7 @@ class FolderRun:
             outcome.seconds += time.monotonic() - begin
 
     def check_name(self, source: Source) -> None:
-        """See that the prediction's name is not too long, before anything is computed. Raises VolumeError."""
+        """Raises VolumeError where the prediction's name would be too long, before anything is computed."""
         name = source.output_name + ("" if self.task == "pixel" else ".txt")
         most, found = os.pathconf(self.out, "PC_NAME_MAX"), len(os.fsencode(name))
         if found > most:
@@ -233,7 +247,8 @@ class FolderRun:
         if self.seconds is None:
             copies = predictor.restorations_for(self.task)
             result = Computed(prepared, predictor.compute(prepared, self.task, outcome.remark), copies)
-        else:  # writing takes about as long as reading
+        else:
+            # Writing takes about as long as reading.
             seconds = self.seconds - 2 * outcome.seconds
             result = compute_within(predictor, prepared, self.task, seconds, remark=outcome.remark)
             outcome.remark(_shortage(predictor, prepared, result, self.task))
@@ -254,7 +269,7 @@ class FolderRun:
 def _ahead(
     reader: Executor, read: Callable[[Outcome], Prepared | None], outcomes: Iterable[Outcome]
 ) -> Iterator[tuple[Outcome, "Future[Prepared | None]"]]:
-    """Each file and its volume to come. When one is handed out, the next is to be read, and no more."""
+    """Outcomes with their volumes, which are read one ahead of the one that is used."""
     waiting: deque[tuple[Outcome, Future[Prepared | None]]] = deque()
     for outcome in outcomes:
         waiting.append((outcome, reader.submit(read, outcome)))
@@ -267,13 +282,14 @@ def _ahead(
 def _message(source: Path, error: Exception) -> str:
     """One line that names the file."""
     text = in_one_line(str(error).replace(str(source), shown(source)))
-    if not isinstance(error, (VolumeError, OSError)):  # whose texts say by themselves what it is
+    # The texts of these two need no class name.
+    if not isinstance(error, (VolumeError, OSError)):
         text = f"{type(error).__name__}: {text}"
     return text if shown(source) in text else f"{shown(source)}: {text}"
 
 
 def _shortage(predictor: Predictor, prepared: Prepared, result: Computed, task: str) -> str:
-    """What the time budget cost, if anything."""
+    """A line on what the time budget cost. Empty where it cost nothing."""
     slices, of = len(result.prepared.indices), len(prepared.indices)
     copies, wanted = result.restorations, predictor.restorations_for(task)
     if (slices, copies) == (of, wanted):

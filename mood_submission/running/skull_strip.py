@@ -1,4 +1,4 @@
-"""Volumes without their skulls, before they are looked at; the masks are kept, and used again where they are there."""
+"""Removes skulls from volumes before they are scored. The masks may be kept, and are used again where they exist."""
 
 import dataclasses
 import warnings
@@ -16,17 +16,18 @@ FOLDER = "brain_masks"
 
 @dataclass(frozen=True)
 class SkullStrip:
-    """From a volume to the same with nothing but its brain.
+    """Leaves nothing but the brain in a volume.
 
-    when: "yes" strips every volume; "auto" those that look like whole heads, and leaves one that cannot be stripped as it is,
-    which its notes say. masks: the folder where masks are kept, on the volumes' own grids; None to keep none.
+    when: "yes" strips every volume. "auto" strips those that look like whole heads; one that cannot be stripped stays as it
+        is, and its notes say so.
+    masks: folder where masks are kept, on the volumes' own grids. None to keep none.
     """
 
     when: str = "auto"
     masks: Path | None = None
 
     def __call__(self, volume: Volume) -> Volume:
-        """Raises VolumeError where the volume is to be stripped and cannot be."""
+        """The volume without its skull. Raises VolumeError where "yes" asks for it and stripping fails."""
         kept = None if self.masks is None else self.masks / volume.source.output_name
         if kept is None or not kept.exists():
             if self.when == "auto" and not is_whole_head(volume.data, volume.spacing):
@@ -47,7 +48,7 @@ class SkullStrip:
         )
 
     def _mask(self, volume: Volume, kept: Path | None) -> np.ndarray:
-        """The volume's mask, bool (X, Y, Z): the one that is kept, or a new one."""
+        """The volume's mask, (X, Y, Z) bool: the kept one, or a new one that is kept then."""
         if kept is not None and kept.exists():
             mask = read_volume(kept).data > 0.5
             if mask.shape != volume.data.shape:

@@ -1,7 +1,7 @@
-"""A volume's prediction within some seconds: with fewer restorations, then fewer slices, rather than none.
+"""Scores a volume within some seconds, with fewer restorations and then fewer slices.
 
-A few slices with one restoration are timed first. Many slices and restorations together take less time each than these few.
-So what is planned by that time does not overrun.
+A few slices with one restoration are timed first. In larger batches, a slice or a restoration takes less time. So plans that
+are made with the first times do not overrun.
 """
 
 import time
@@ -13,13 +13,13 @@ import torch
 from ..predictor import Predictor, Prepared, Scored
 from ..runtime.stopwatch import Stopwatch
 
-# Slices that are timed first; a prediction is made of no fewer.
+# How many slices are timed first. At least so many are scored.
 PILOT = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """A volume's scores, the slices that they are of, and how many restorations each slice had."""
+    """A volume's scores, with the slices that were scored and how many restorations each slice had."""
 
     prepared: Prepared
     scored: Scored
@@ -34,12 +34,13 @@ def compute_within(
     clock: Callable[[], float] = time.monotonic,
     remark: Callable[[str], object] = lambda line: None,
 ) -> Computed:
-    """`predictor.compute` with as many slices and restorations as the time allows; where it allows all, just that.
+    """Score with as many slices and restorations as the time allows. Where it allows all, this is `predictor.compute`.
 
-    At least PILOT slices are scored, with one restoration if any are asked for, whatever the time.
-    predictor, prepared, task, remark: see `Predictor.compute`.
+    At least PILOT slices are scored in any time, with one restoration where the task needs any.
+
+    predictor, prepared, task, remark: as for `Predictor.compute`.
     seconds: the time.
-    clock: tells seconds, rising.
+    clock: gives seconds, rising.
     """
     within = _Within(predictor, prepared, task, end=clock() + seconds, clock=clock, remark=remark)
     with predictor.same_bits_for_any_threads():
@@ -49,7 +50,7 @@ def compute_within(
 
 @dataclass(frozen=True, eq=False)
 class _Within:
-    """One volume's computation until `end`, a time of `clock`; the rest is as in `compute_within`."""
+    """The computation of one volume. end: when it must be done, by `clock`. The rest is as in `compute_within`."""
 
     predictor: Predictor
     prepared: Prepared
@@ -88,9 +89,9 @@ class _Within:
         return self._in_rounds(chosen, (fixed, sampling, decoding))
 
     def _in_rounds(self, chosen: Prepared, seconds_each: tuple[float, float, float]) -> Computed:
-        """Restorations as long as there is time: each round, as many as fit by what one took in the round before.
+        """Draw restorations in rounds while there is time. A round draws as many as fit by the time of the round before.
 
-        each: seconds a slice takes but for restorations, to sample one, and to decode one.
+        seconds_each: for each slice, the seconds for all but restorations, for sampling one, and for decoding one.
         """
         fixed, sampling, decoding = (seconds * len(chosen.indices) for seconds in seconds_each)
         watch, parts, done = self._stopwatch(), [], 0
@@ -111,7 +112,7 @@ class _Within:
         return self.predictor.compute(prepared, self.task, self.remark)
 
     def _slices_within(self, seconds: float, seconds_each: float) -> Prepared:
-        """As many slices as fit in `seconds` where one takes `each`; at least one."""
+        """The volume with as many slices as fit in `seconds`, where one takes `seconds_each`. At least one."""
         return self.prepared.with_slices(max(1, _how_many(seconds, seconds_each, len(self.prepared.indices))))
 
     def _left(self) -> float:
@@ -122,5 +123,5 @@ class _Within:
 
 
 def _how_many(seconds: float, seconds_each: float, most: int) -> int:
-    """How many of `each` seconds fit in `seconds`, 0 .. `most`."""
+    """How many steps of `seconds_each` fit in `seconds`, 0 .. `most`."""
     return most if seconds_each * most <= seconds else max(0, int(seconds / seconds_each))

@@ -1,5 +1,7 @@
-"""What the challenge fixes: its regions and its tasks."""
+"""The challenge's regions and tasks."""
 
 REGIONS = ("brain", "abdom")
-TASKS = ("sample", "pixel")  # one score a volume, or one a voxel
-BOTH = "both"  # tasks of one run, which share all that the networks make of a volume
+# One score for a volume, or one for each voxel.
+TASKS = ("sample", "pixel")
+# Both tasks in one run, which share the networks' work.
+BOTH = "both"

@@ -1,4 +1,4 @@
-"""Whether a model file is what it was when it was written."""
+"""Checks that a model file is unchanged since it was written."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, uint8
 
-SUMS = "SHA256SUMS"  # beside shipped files: what `sha256sum` prints
+# The file beside shipped files that holds what `sha256sum` prints.
+SUMS = "SHA256SUMS"
 
 
 def file_sha256(file: Path) -> str:
@@ -15,7 +16,7 @@ def file_sha256(file: Path) -> str:
 
 
 def content_sha256(tensors: Mapping[str, Tensor], about: str) -> str:
-    """Of the description and of the tensors by name: their types, shapes and bytes."""
+    """The digest of a model's description and of its tensors: their names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -25,8 +26,13 @@ def content_sha256(tensors: Mapping[str, Tensor], about: str) -> str:
 
 
 def check(file: Path, content: str, recorded: str | None) -> str:
-    """The file's sha256. Raises ValueError where `content`, of what is in it, is not as `recorded` in it, or where it
-    records none and is none of the files that the SHA256SUMS beside it lists under its name or another."""
+    """The sha256 of a model file, checked.
+
+    content: what `content_sha256` gives for the file's content now.
+    recorded: the digest that the file holds. None for an older file without one. That is checked against the SHA256SUMS beside
+        it: where this lists the file's name, it must list the file's sha256, under any name.
+    Raises ValueError for a file that fails its check.
+    """
     if recorded is not None and recorded != content:
         raise ValueError(
             f"a damaged file: its content has the sha256 {content}, not {recorded} as written in it"
@@ -38,7 +44,7 @@ def check(file: Path, content: str, recorded: str | None) -> str:
 
 
 def _sums(file: Path) -> dict[str, str]:
-    """sha256 by file name; empty where there is no such file."""
+    """The digests in a SHA256SUMS by file name. Empty where there is no such file."""
     if not file.exists():
         return {}
     lines = file.read_text("utf-8", "surrogateescape").split("\n")

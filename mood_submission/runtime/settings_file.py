@@ -1,4 +1,4 @@
-"""Remembers what the files of a folder were made with, so that they are never mixed with others."""
+"""Records the settings that a folder's files were made with, so that files of other settings never mix with them."""
 
 import json
 from collections.abc import Mapping
@@ -8,14 +8,17 @@ from .files import LOCK, alone, write_text
 
 
 def check_settings(file: Path, settings: Mapping[str, object], error: type[ValueError] = ValueError) -> None:
-    """Write `settings` to `file` (JSON), or see that they are those that are there.
+    """Write settings to a file, or check that the file holds the same.
 
-    Raises `error`, naming the file and the settings that differ, where the folder was made with others.
+    file: JSON, in the folder that it is about.
+    settings: values that JSON can hold.
+    error: raised where the file holds other settings. It names the file and a setting that differs.
     """
     text = json.dumps(settings, indent=1, default=str) + "\n"
     if not file.exists():
         with alone(file.with_name(LOCK)):
-            if not file.exists():  # another process may have been first
+            # Another process may have been first.
+            if not file.exists():
                 write_text(file, text)
     wanted, found = json.loads(text), json.loads(file.read_text("utf-8"))
     different = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]

@@ -1,4 +1,4 @@
-"""Stopping where it is safe to: signals and unwanted threads are heard when the work asks for them."""
+"""Stops work where that is safe. Work calls `check_stopped`, which raises after a signal or in a thread of unwanted work."""
 
 import threading
 
@@ -7,13 +7,13 @@ _asked = threading.Event()
 
 
 class Stopped(Exception):
-    """Raised in a thread of `map_in_threads` whose result is no longer wanted."""
+    """The result of a thread of `map_in_threads` is no longer wanted."""
 
 
 def ask_to_stop(*_: object) -> None:
-    """A handler for signals: `check_stopped` is to raise KeyboardInterrupt. Asked again, it is raised at once.
+    """A handler for signals. After the first, `check_stopped` raises KeyboardInterrupt. The second raises it at once.
 
-    Raised just anywhere, as Python's own handler does, it may be lost in a library, or taken for a file's failure.
+    Python's own handler raises it anywhere. There a library may swallow it, or it may be taken for a file's failure.
     """
     if _asked.is_set():
         raise KeyboardInterrupt
@@ -21,8 +21,10 @@ def ask_to_stop(*_: object) -> None:
 
 
 def check_stopped() -> None:
-    """For long work to call now and then. Raises Stopped in a thread of `map_in_threads` whose result is no longer wanted, and
-    KeyboardInterrupt elsewhere after `ask_to_stop`."""
+    """Raises KeyboardInterrupt after `ask_to_stop`. Long work calls this now and then.
+
+    In a thread of `map_in_threads` it raises Stopped instead, also where the thread's result is no longer wanted.
+    """
     stop = getattr(_this_thread, "stop", None)
     if stop is None:
         if _asked.is_set():

@@ -1,4 +1,4 @@
-"""How long steps take. On CUDA a step starts and ends with all work done."""
+"""Measures how long steps take. On CUDA a step starts and ends when all work is done."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,9 +8,11 @@ import torch
 
 
 class Stopwatch:
-    """Seconds by `clock`, which rises.
+    """Measures seconds.
 
-    device: where the work is done. seconds: of the steps that were measured with `step`, by name.
+    device: where the work is done.
+    clock: gives seconds, rising.
+    seconds: of the steps that `step` measured, by name.
     """
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
@@ -25,7 +27,7 @@ class Stopwatch:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """What is done while this is open is the step `name`."""
+        """Measure what is done while this is open, as the step `name`."""
         start = self._now()
         yield
         self.seconds[name] = self._now() - start

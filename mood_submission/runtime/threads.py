@@ -1,7 +1,7 @@
-"""CPU work whose results have the same bits for any number of threads.
+"""Runs CPU work in threads so that results have the same bits for any number of threads.
 
-A sum that several threads share is rounded by how they share it. Here each item is computed whole, by one thread, and
-several items at a time.
+The rounding of a sum depends on how threads share it. So here one thread computes each item whole, and several items are
+computed at a time.
 """
 
 import threading
@@ -18,14 +18,16 @@ from .stopping import _this_thread, check_stopped
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 _one_at_a_time = threading.RLock()
-_threads = 1  # what torch had when the outermost `one_thread_each` began
+# The number of torch's threads when the outermost `one_thread_each` began.
+_threads = 1
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """While open (or as a decorator: while it runs), an operation of torch on the CPU is one thread's work.
+    """While open, one thread computes each of torch's operations on the CPU. It is a context manager and a decorator.
 
-    For one thread at a time: others wait. The number of torch's threads is the process's; afterwards it is what it was.
+    One thread at a time can have it open, and others wait. It sets the number of torch's threads, which is the whole process's,
+    and restores it afterwards.
     """
     global _threads
     with _one_at_a_time:
@@ -42,10 +44,15 @@ def one_thread_each() -> Iterator[None]:
 def map_in_threads(
     function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None
 ) -> list[Output]:
-    """function(item) of each, in as many threads as torch may use, at most `most`; within `one_thread_each`.
+    """function(item) for each item, in order. Call this within `one_thread_each`.
 
-    Where one runs out of memory it is tried again alone. Other exceptions of `function` are raised when the rest are done,
-    those of the caller's thread, such as KeyboardInterrupt, when the others have heard of it (see `check_stopped`).
+    An item that runs out of memory is tried again after the others. Another exception of `function` is raised when all items
+    are done. An exception in the caller's thread, such as KeyboardInterrupt, is raised when the other threads have stopped (see
+    `check_stopped`).
+
+    function: computes one item.
+    items: what to compute.
+    most: the most threads to use, of as many as torch may. None for no further limit.
     """
     threads = min(_threads, len(items), most or len(items))
     if threads <= 1:
@@ -60,8 +67,9 @@ def map_in_threads(
     with ThreadPoolExecutor(threads, "networks", torch.set_num_threads, (1,)) as pool:
         try:
             futures = [pool.submit(run, item) for item in items]
+            # Waiting in turns: a signal that comes as waiting begins is noticed when the turn ends.
             while wait(futures, timeout=1).not_done:
-                pass  # a signal that comes as waiting begins is heard only when it ends
+                pass
         except BaseException:
             stop.set()
             raise

@@ -7,6 +7,6 @@ T = TypeVar("T")
 
 
 def three(values: Iterable[T]) -> tuple[T, T, T]:
-    """The values as a tuple of three. Raises ValueError where there are fewer or more."""
+    """The values as a tuple of three. Raises ValueError for fewer or more values."""
     first, second, third = values
     return first, second, third

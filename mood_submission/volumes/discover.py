@@ -52,7 +52,16 @@ def survey(folder: str | Path) -> Survey:
 
 
 def find_volumes(folder: str | Path) -> list[Source]:
-    """The volumes of a folder, sorted by path. The list may be empty. Raises what `survey` raises."""
+    """The volumes of a folder, sorted by path. The list may be empty. Raises what `survey` raises.
+
+    >>> import nibabel, numpy, pathlib
+    >>> from mood_submission.volumes import find_volumes
+    >>> pathlib.Path("scans").mkdir()
+    >>> image = nibabel.Nifti1Image(numpy.zeros((4, 5, 6), numpy.uint8), numpy.eye(4))
+    >>> nibabel.save(image, "scans/first.nii.gz")
+    >>> [(source.kind, source.name) for source in find_volumes("scans")]
+    [('nifti', 'first')]
+    """
     return survey(folder).volumes
 
 

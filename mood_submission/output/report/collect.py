@@ -1,4 +1,4 @@
-"""What a report shows of each volume, gathered from the files of a run."""
+"""Gathers what a report shows of each volume from the files of a run."""
 
 import base64
 import gzip
@@ -18,16 +18,22 @@ from ...volumes import Source, Volume, VolumeError, find_volumes, read_volume
 from ..findings_folder import read_findings
 from . import pictures
 
-MOST_SIDE = 256  # voxels of a side that the viewer is given; larger volumes are thinned out
-SHOWN = 3  # findings that have pictures of their own
+# The most voxels along an axis in the viewer. Larger volumes are thinned out.
+MOST_SIDE = 256
+# How many findings have pictures of their own.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Sources:
     """Where a report's files are.
 
-    samples: folder of sample scores; by default the predictions'. findings: masks and findings.json. label: folder of pixel
-    labels. run: the JSON report.
+    volumes: folder of the volumes.
+    predictions: folder of their pixel scores.
+    findings: folder of masks and findings.json.
+    label: folder of pixel labels.
+    run: the JSON report of the run.
+    samples: folder of sample scores. None for `predictions`.
     """
 
     volumes: Path
@@ -40,8 +46,19 @@ class Sources:
 
 @dataclass
 class Entry:
-    """One volume. score: that it is ranked by, `score_name`: which. places: pictures through the places that stand out most.
-    viewer: base64 of small NIfTI files for the viewer, by layer."""
+    """What the report shows of one volume.
+
+    number: its place in the ranking, from 0 on.
+    name: of its file.
+    score: ranks the volumes.
+    score_name: says which score that is.
+    places: titles and pictures of slices through the places that stand out most.
+    histogram, profile: plots of its scores, as data URLs.
+    findings: as in findings.json.
+    warnings: lines of its reading and its scoring.
+    facts: further lines, by name.
+    viewer: small NIfTI files in base64, by layer.
+    """
 
     number: int
     name: str
@@ -61,10 +78,11 @@ def collect(
 ) -> list[Entry]:
     """An entry for every volume that has pixel scores, the most anomalous first.
 
-    healthy: what scores mean, where that was measured. outcomes: of the run by file name (`as_text`), in the place of `sources.run`.
-
-    Raises VolumeError where no volume has any, or where arrays of one volume differ in shape; ValueError for a
-    findings.json or run report that is none.
+    sources: the files of the run.
+    healthy: what scores mean, where that was measured.
+    outcomes: the run's outcomes by file name (`as_text`). None to read them from `sources.run`.
+    Raises VolumeError where no volume has pixel scores or arrays of one volume differ in shape, ValueError for a findings.json
+    or a run's report that is none.
     """
     found = _findings(sources.findings)
     outcomes = _outcomes(sources.run) if outcomes is None else outcomes
@@ -106,7 +124,8 @@ def _entry(
         label = _alike(sources.label / written, volume)
     text = (sources.samples or sources.predictions) / f"{written}.txt"
     score, name = float(scores.max()), "highest voxel score"
-    if os.path.isfile(text):  # Path.is_file would raise for a name that is too long
+    # Path.is_file raises for a name that is too long.
+    if os.path.isfile(text):
         score, name = float(text.read_text("utf-8").split("\n", 1)[0]), "sample score"
     threshold = healthy.threshold(FALSE_BY_DEFAULT) if healthy else None
     entry = Entry(0, source.path.name, score, name, findings=found or [])
@@ -126,7 +145,7 @@ def _entry(
 
 
 def _alike(path: Path, volume: Volume) -> np.ndarray:
-    """Another array of the same grid, (X, Y, Z)."""
+    """An array (X, Y, Z) that belongs to a volume. Raises VolumeError for another shape than the volume's."""
     array = read_volume(path).data
     if array.shape != volume.data.shape:
         raise VolumeError(
@@ -151,7 +170,7 @@ def _outcomes(file: Path | None) -> dict[str, dict]:
 def _places(
     volume: Volume, scores: np.ndarray, findings: list[dict]
 ) -> list[tuple[str, tuple[int, int, int]]]:
-    """Titles and places (RAS indices): of the surest findings, or else of the highest score."""
+    """Titles and places (RAS indices) of the surest findings. Without findings, of the highest score."""
     if not findings:
         highest = np.unravel_index(int(scores.argmax()), scores.shape)
         return [("the highest score", three(int(v) for v in highest))]
@@ -179,7 +198,7 @@ def _facts(volume: Volume, outcome: dict) -> dict[str, str]:
 def _layers(
     volume: Volume, scores: np.ndarray, mask: np.ndarray | None, label: np.ndarray | None
 ) -> dict[str, str]:
-    """Small NIfTI files for the viewer: the volume, the scores (hundredths), and findings and label where there are any."""
+    """Small NIfTI files for the viewer: the volume, the scores in hundredths, and findings and label where they are given."""
     low, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0.1, 99.9)))
     grey = ((volume.data - low) / max(high - low, 1e-9)).clip(0, 1) * 255
     layers = {"volume": grey, "scores": scores * 100}
@@ -193,7 +212,7 @@ def _layers(
 
 
 def _ras_directions(volume: Volume) -> np.ndarray:
-    """(3, 3): the step in mm from voxel to voxel along each RAS axis, as columns."""
+    """The steps from voxel to voxel along the RAS axes in mm, as columns, (3, 3)."""
     origin = volume.grid.file_index(np.zeros(3))
     columns = [volume.grid.file_index(axis) - origin for axis in np.eye(3)]
     return volume.grid.affine_mm[:3, :3] @ np.stack(columns, 1)

@@ -1,4 +1,4 @@
-"""Writes a report: index.html, which holds all pictures and programs, and data/NUMBER.js with what the viewer shows of a volume."""
+"""Writes a report: index.html with all pictures and programs, and data/NUMBER.js with a volume's layers for the viewer."""
 
 import json
 from importlib import resources
@@ -24,9 +24,12 @@ def write_report(
     settings: dict[str, str] | None = None,
     outcomes: dict[str, dict] | None = None,
 ) -> list[Entry]:
-    """Write the report of a run's files into the folder `out`, and return what it shows.
+    """Write the report of a run's files, and return its entries.
 
-    about: the model's description, for healthy ranges and the weights' card. settings: of the run, by name.
+    sources: the files of the run.
+    out: the folder to write to.
+    about: the model's description, for healthy ranges and the weights' card.
+    settings: of the run, by name.
     outcomes: see `collect`.
     Raises what `collect` raises, and OSError where the folder cannot be written to.
     """
@@ -58,12 +61,12 @@ def _template() -> jinja2.Template:
 
 
 def _shown(value: object) -> object:
-    """What stands in the page for a value: names of files may hold anything; our own files are as they are."""
+    """A value as the page shows it. Unprintable characters are escaped, except in this package's own files."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _static(name: str) -> Markup:
-    """A file of this package's own, to stand in the page as it is."""
+    """A file of this package, to be copied into the page."""
     return Markup((HERE / "static" / name).read_text("utf-8").replace("</script", "<\\/script"))
 
 
@@ -72,7 +75,7 @@ def _healthy_voxels(about: About | None) -> HealthyVoxels | None:
 
 
 def _healthy_range(about: About | None) -> dict | None:
-    """Between which sample scores healthy hold-out volumes lie, and above which ones few of them do."""
+    """The range of healthy hold-out volumes' sample scores, and the scores that few of them exceed."""
     scores = about.healthy_samples.get(about.sample_method) if about else None
     if not scores:
         return None
@@ -81,7 +84,7 @@ def _healthy_range(about: About | None) -> dict | None:
 
 
 def _card(about: About) -> dict[str, str]:
-    """What the weights say of themselves."""
+    """The model file's description of itself, by name."""
     card = {
         "region": about.region,
         "voxels scored by": about.pixel_method,

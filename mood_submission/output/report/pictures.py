@@ -1,4 +1,4 @@
-"""Pictures of a volume's slices and plots of its scores, as PNG in data URLs."""
+"""Makes pictures of a volume's slices and plots of its scores, as PNG in data URLs."""
 
 import base64
 import io
@@ -12,28 +12,36 @@ matplotlib.use("Agg")
 from matplotlib import colormaps, image  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
-SIDE = 360  # pixels of a picture's longer side
+# Pixels of a picture's longer side.
+SIDE = 360
 PLANES = ("axial", "coronal", "sagittal")
-LABEL_COLOUR = (0.0, 0.9, 1.0)  # cyan, round what a label says
-FINDING_COLOUR = (1.0, 1.0, 1.0)  # white, round findings
-FAINT, STRONG = 0.3, 0.9  # scores from which on, and up to which, the overlay grows from clear to full
+# Labels are outlined in cyan, findings in white.
+LABEL_COLOUR = (0.0, 0.9, 1.0)
+FINDING_COLOUR = (1.0, 1.0, 1.0)
+# The overlay is clear up to the first score, and strongest from the second on.
+FAINT, STRONG = 0.3, 0.9
 
 
 def plane(array: np.ndarray, name: str, place: tuple[int, int, int]) -> np.ndarray:
-    """A slice through `place` of an array (X, Y, Z) in RAS order: superior or anterior at the top, x or y to the right."""
+    """A slice of an array, (H, W). Superior or anterior is at the top, x or y runs to the right.
+
+    array: (X, Y, Z) in RAS order.
+    name: one of PLANES.
+    place: (x, y, z) that the slice goes through.
+    """
     x, y, z = place
     cut = {"axial": array[:, ::-1, z], "coronal": array[:, y, ::-1], "sagittal": array[x, :, ::-1]}[name]
     return cut.T
 
 
 def plane_spacing(spacing: tuple[float, float, float], name: str) -> tuple[float, float]:
-    """Millimetres from row to row and from column to column of a slice."""
+    """A slice's spacing in mm, from row to row and from column to column. name: one of PLANES."""
     x, y, z = spacing
     return {"axial": (y, x), "coronal": (z, x), "sagittal": (z, y)}[name]
 
 
 def resized(cut: np.ndarray, spacing: tuple[float, float], order: int) -> np.ndarray:
-    """A slice with square pixels and a longer side of SIDE."""
+    """A slice with square pixels and a longer side of SIDE. order: of the spline that interpolates."""
     height, width = (n * d for n, d in zip(cut.shape, spacing))
     scale = SIDE / max(height, width)
     target = [max(1, round(side * scale)) for side in (height, width)]
@@ -42,12 +50,12 @@ def resized(cut: np.ndarray, spacing: tuple[float, float], order: int) -> np.nda
 
 
 def grey(cut: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A slice as RGB in [0, 1], (H, W, 3)."""
+    """A slice as RGB, (H, W, 3) in [0, 1]. low, high: the values that become 0 and 1."""
     return np.repeat(((cut - low) / max(high - low, 1e-9)).clip(0, 1)[..., None], 3, axis=2)
 
 
 def overlaid(background: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Scores in a colour map that the colour-blind can read, over a grey picture: clear where they are low."""
+    """A grey picture with scores over it, in a colour map that colour-blind people can read. Low scores are clear."""
     colours = colormaps["inferno"]((scores - 0.1).clip(0, 1))[..., :3]
     weight = (((scores - FAINT) / (STRONG - FAINT)).clip(0, 1) * 0.85)[..., None]
     return background * (1 - weight) + colours * weight
@@ -56,7 +64,7 @@ def overlaid(background: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def outlined(
     picture: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], width: int = 2
 ) -> np.ndarray:
-    """The picture with a line round what the mask (H, W) holds."""
+    """The picture with a line round the mask (H, W)."""
     line = ndimage.binary_dilation(mask, iterations=width) & ~mask
     return np.where(line[..., None], np.array(colour), picture)
 
@@ -77,8 +85,14 @@ def slices_at(
     label: np.ndarray | None,
     expected: np.ndarray | None,
 ) -> list[dict]:
-    """Of each plane through a place: its name, and by title the slice, what was expected, and the slice with scores and
-    outlines, as data URLs."""
+    """The pictures of each plane through a place: the plane's name, and data URLs by title.
+
+    The titles are "as it is", "as expected" (where `expected` is given), and "scores", which shows scores and outlines.
+
+    volume, scores, mask, label, expected: (X, Y, Z) in RAS order. The last three may be None.
+    spacing: (x, y, z) in mm.
+    place: (x, y, z) in voxels.
+    """
     low, high = (float(v) for v in np.percentile(volume[::2, ::2, ::2], (1, 99.8)))
     rows = []
     for name in PLANES:
@@ -108,7 +122,7 @@ def _plot_url(figure: plt.Figure) -> str:
 
 
 def histogram(scores: np.ndarray, thresholds: dict[str, float]) -> str:
-    """How many voxels have each score, with lines at the scores that shares of healthy voxels exceed."""
+    """A plot of how many voxels have each score. thresholds: by share of healthy voxels, the score that they exceed."""
     figure, axis = plt.subplots(figsize=(4, 2.4))
     axis.hist(scores[scores > 0].ravel(), bins=60, range=(0, 1), log=True, color="#3b6ea8")
     for (share, score), style in zip(thresholds.items(), ("-", "--", ":")):
@@ -122,7 +136,7 @@ def histogram(scores: np.ndarray, thresholds: dict[str, float]) -> str:
 
 
 def profile(scores: np.ndarray, threshold: float | None) -> str:
-    """The highest score of every axial slice."""
+    """A plot of each axial slice's highest score. threshold: the score from which on there are findings."""
     figure, axis = plt.subplots(figsize=(4, 2.4))
     axis.plot(scores.max((0, 1)), color="#3b6ea8")
     if threshold is not None and math.isfinite(threshold):
