@@ -66,6 +66,7 @@ def test_lesions_lie_in_the_body_and_have_their_size(subject):
     assert change.min() >= 0 and change.max() == pytest.approx(subject.contrast, rel=0.05)
 
 
+@pytest.mark.slow
 def test_cases_are_the_same_every_time(subject):
     again = Subject(subject.data.copy(), subject.spacing, subject.seed)
     for make in SERIES.values():
@@ -73,6 +74,7 @@ def test_cases_are_the_same_every_time(subject):
             assert np.array_equal(one.data, other.data) and np.array_equal(one.mask, other.mask)
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_case_with_its_label(tmp_path):
     done = mood("make-toy --region brain --gross --size 32 --seed 1 -o", tmp_path)
     assert done.returncode == 0, done.stderr
