@@ -55,7 +55,10 @@ def list_inputs(case, *sockets, name="socket"):
 IMAGE = {"slug": "t1-brain-mri", "super_kind": "Image", "relative_path": "images/brain-mri"}
 
 
-@pytest.mark.parametrize("listed", [None, "socket", "interface"])
+@pytest.mark.parametrize(
+    "listed",
+    [None, pytest.param("socket", marks=pytest.mark.slow), pytest.param("interface", marks=pytest.mark.slow)],
+)
 def test_a_case_is_scored_on_its_own_grid(case, scan, tiny_weights, listed):
     if listed:
         list_inputs(

@@ -91,6 +91,7 @@ def test_voxel_sizes_that_make_no_brain_s_size_are_taken_to_be_wrong(head, spaci
     assert sizes[0] == pytest.approx(sizes[1], rel=0.06)  # the head has 149 mm, a brain is taken to have 154
 
 
+@pytest.mark.slow
 def test_neither_a_rim_nor_a_large_anomaly_moves_the_grey_scale_much(head):
     anatomy = find_anatomy(head, (1.0, 1.0, 1.0))
     tone = seen(head)[2].tone
@@ -212,6 +213,7 @@ def test_nothing_is_too_odd_to_be_looked_at(prep, name):
     assert back.shape == data.shape and np.isfinite(back).all()
 
 
+@pytest.mark.slow
 def test_what_is_seen_comes_back_to_its_own_voxel(head):
     """A map that is bright round one place of the head is brightest there on the volume's voxels too."""
     padded = np.pad(head, ((40, 3), (0, 30), (11, 0)))

@@ -376,6 +376,7 @@ def test_planting_from_a_folder_of_volumes(healthy, tiny_weights, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_that_fill_a_store_together_make_what_one_makes(planter, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     fill_store(planter, alone, 5)

@@ -328,6 +328,7 @@ def shares(restored: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("variant", ["brain", "abdom"])
+@pytest.mark.slow
 def test_bfloat16_draws_as_often_what_float32_draws(variant):
     """Over many restorations every place's marginal is that of float32, as near as other draws of float32 are."""
     prior = random_prior(variant, torch.float32)

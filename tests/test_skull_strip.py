@@ -42,6 +42,7 @@ def head(tmp_path_factory) -> tuple[Volume, np.ndarray]:
     return stored(tmp_path_factory.mktemp("head"), "head", whole), mask
 
 
+@pytest.mark.slow
 def test_heads_are_told_from_brains(head, tmp_path):
     whole, _ = head
     assert skull.is_whole_head(whole.data, whole.spacing)
