@@ -22,6 +22,10 @@ NUMBERS = (  # fields of a MetaImage header that hold nothing else, and what sta
     rb"(?m)^[ \t]*(TransformMatrix|Rotation|Orientation|Offset|Position|Origin|CenterOfRotation|ElementSpacing|ElementSize|DimSize)"
     rb"[ \t]*[=:]([^\r\n]*)"
 )
+UNITS = rb"(?mi)^[ \t]*(?:DistanceUnits[ \t]*[=:]|(?:space )?units:)([^\r\n]*)"  # how long 1 is, which SimpleITK takes for 1 mm
+OTHER_UNITS = re.compile(
+    r"(nano|micro|centi|deci|kilo)?met(er|re)s?|microns?|inch(es)?|m|in|[cdknu\u00b5\u03bc\ufffd]m"
+)
 MOST_MM = 1e30  # beyond, numbers of a grid are none
 MOST_BYTES_EACH = 12  # of a voxel while it is read: as the file has it, and as float32
 
@@ -129,12 +133,14 @@ def _reader(path: Path) -> tuple[Any, Grid]:
 
 
 def _check_text(path: Path) -> None:
-    """Raises VolumeError for a MetaImage header that its library would end the process at: one that is no text, whose number
-    of axes it has no room for, or with words where it makes room for numbers."""
-    if _io(path) != "MetaImageIO":
-        return
+    """Raises VolumeError for a header whose sizes are not in mm, and for a MetaImage header that its library would end the
+    process at: one that is no text, whose number of axes it has no room for, or with words where it makes room for numbers."""
     with open(path, "rb") as file:
-        text = file.read(MOST_TEXT).split(b"ElementDataFile", 1)[0]
+        start = file.read(MOST_TEXT)
+    if _io(path) != "MetaImageIO":
+        _check_units(path, re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0])
+        return
+    text = start.split(b"ElementDataFile", 1)[0]
     if re.search(rb"[\x00-\x08\x0e-\x1f]", text):
         raise VolumeError(f"{path}: expected a readable MetaImage volume, found a header that is no text")
     for said in re.findall(rb"NDims[ \t]*[=:]?([^\r\n]*)", text):
@@ -146,6 +152,16 @@ def _check_text(path: Path) -> None:
             raise VolumeError(
                 f"{path}: expected numbers for {name.decode()}, found {said.decode('ascii', 'replace').strip()}"
             )
+
+    _check_units(path, text)
+
+
+def _check_units(path: Path, text: bytes) -> None:
+    """Raises VolumeError for a header's text that names a length other than mm. What is no length is taken for mm."""
+    for said in re.findall(UNITS, text):
+        for word in said.decode("utf-8", "replace").replace('"', " ").split():
+            if OTHER_UNITS.fullmatch(word.lower()):
+                raise VolumeError(f"{path}: expected sizes in mm, found {word}")
 
 
 def _is_number(word: bytes) -> bool:
