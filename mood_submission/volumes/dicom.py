@@ -3,6 +3,7 @@
 Files are sorted by where their slices lie, never by name or number.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,9 +52,11 @@ def holds_dicom(folder: Path, deep: bool) -> bool:
 def scan(folder: Path, deep: bool = True) -> Scanned:
     """The series of slices in a folder's DICOM files, with `deep` below it too, in the order of their names.
 
-    A single one is called as the folder is, of several each has its number behind that. Localisers, secondary captures and
-    whatever else is no stack of slices is passed over.
+    A single one is called as the folder is, of several each has its number behind that. A folder that was given as `.` or `..`
+    is called by its own name. Localisers, secondary captures and whatever else is no stack of slices is passed over.
     """
+    if folder.name in ("", ".."):
+        folder = Path(os.path.abspath(folder))
     groups: dict[str, list[Slice]] = {}
     numbers: dict[str, str] = {}
     skipped: dict[str, int] = {}
