@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,10 +70,15 @@ class FindingsFolder:
             self.found[as_text(name)] = [finding.to_dict() for finding in found.findings]
             self._write_tables()
 
+    def segmentation_of(self, source: Source) -> Path:
+        """Where findings in a series of DICOM files are written as a segmentation."""
+        return self.folder / f"{source.name}{SUFFIX}"
+
     def _write_dicom_seg(self, source: Source, found: Found, grid: Grid) -> None:
         """Also takes away what an earlier run left. A series that cannot be referred to is warned of."""
-        file = self.folder / f"{source.name}{SUFFIX}"
-        file.unlink(missing_ok=True)
+        file = self.segmentation_of(source)
+        if os.path.lexists(file):  # False for a name that is too long, which only series are refused for
+            file.unlink(missing_ok=True)
         if not found.findings or source.kind != "dicom":
             return
         try:

@@ -138,7 +138,7 @@ class FolderRun:
 
         def taken() -> Iterator[Outcome]:
             for source in sources:
-                outcomes.append(Outcome(source if isinstance(source, Source) else source_at(source)))
+                outcomes.append(_outcome_of(source))
                 yield outcomes[-1]
 
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -205,6 +205,8 @@ class FolderRun:
     # --- the three steps, each in a thread of its own; each adds its time to the outcome ------------------------------
 
     def read(self, outcome: Outcome) -> Prepared | None:
+        if outcome.status == "failed":  # its path leads to no volume
+            return None
         begin = time.monotonic()
         try:
             self.check_name(outcome.source)
@@ -221,8 +223,10 @@ class FolderRun:
 
     def check_name(self, source: Source) -> None:
         """See that the prediction's name is not too long, before anything is computed. Raises VolumeError."""
-        name = source.output_name + ("" if self.task == "pixel" else ".txt")
-        most, found = os.pathconf(self.out, "PC_NAME_MAX"), len(os.fsencode(name))
+        names = [source.output_name + ("" if self.task == "pixel" else ".txt")]
+        if self.findings is not None and self.findings.dicom_seg and source.kind == "dicom":
+            names.append(self.findings.segmentation_of(source).name)
+        most, found = os.pathconf(self.out, "PC_NAME_MAX"), max(len(os.fsencode(name)) for name in names)
         if found > most:
             raise VolumeError(
                 f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}"
@@ -249,6 +253,16 @@ class FolderRun:
         outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, found)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
+
+
+def _outcome_of(source: Source | Path) -> Outcome:
+    """The outcome to be of a volume; that of a path that leads to none has failed already."""
+    if isinstance(source, Source):
+        return Outcome(source)
+    try:
+        return Outcome(source_at(source))
+    except (VolumeError, OSError) as error:
+        return Outcome(Source("nifti", source, (source,)), "failed", message=_message(source, error))
 
 
 def _ahead(
