@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.triples import three
+from .frames import what_is_odd
 from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line, volume_of
 from .metaimage import itk, itk_path, same_locale
 from .source import Slice, Source
@@ -227,12 +228,18 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     axes = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
     spacing, origin = reader.GetSpacing()[:3], np.array(reader.GetOrigin()[:3])
     if (
+        size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0
+    ):  # how GDCM says that frames go against the normal
+        axes, spacing = axes * [1, 1, -1], (*spacing[:2], -spacing[2])
+    if (
         axes.shape != (3, 3)
         or not np.isfinite([*axes.ravel(), *spacing, *origin]).all()
         or min(spacing[: 2 if size[2] == 1 else 3]) <= 0  # places tell how far apart single slices are
         or abs(np.linalg.det(axes)) < 0.5
     ):
         return "without a grid"
+    if size[2] > 1 and (odd := what_is_odd(file, size[2], axes, np.array(spacing), origin)):
+        return odd
     # GDCM makes 1 mm of what is missing or 0; files of many slices keep it elsewhere
     measured = size[2] > 1 or _are_sizes(tag(PIXEL_SPACING))
     return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size, measured)
