@@ -144,6 +144,46 @@ def plane_of_dicom(plane: np.ndarray, place: np.ndarray, lps: np.ndarray, number
     return one
 
 
+def write_frames(path: Path, voxels: np.ndarray, affine: np.ndarray, places: list[float], scales=None):
+    """One file of a CT's planes as an enhanced one has them: frames at such places along the third axis, each with a slope of its
+    own where `scales` are given."""
+    import pydicom
+
+    def item(**values):
+        one = pydicom.Dataset()
+        for name, value in values.items():
+            setattr(one, name, value)
+        return [one]
+
+    lps = LPS @ affine
+    one = plane_of_dicom(voxels[:, :, 0], lps[:, 3], lps, 0)
+    cosines = one.ImageOrientationPatient
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(one, name)
+    del one.RescaleSlope, one.RescaleIntercept
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    shared = {
+        "PlaneOrientationSequence": item(ImageOrientationPatient=cosines),
+        "PixelMeasuresSequence": item(
+            PixelSpacing=[SPACING[1], SPACING[0]], SliceThickness=SPACING[2], SpacingBetweenSlices=SPACING[2]
+        ),
+    }
+    one.SharedFunctionalGroupsSequence = item(**shared)
+    frames = []
+    for place, scale in zip(places, scales or [2.0] * len(places)):
+        at = [f"{x:.6f}" for x in (lps @ [0, 0, place, 1])[:3]]
+        frames += item(
+            PlanePositionSequence=item(ImagePositionPatient=at),
+            PixelValueTransformationSequence=item(
+                RescaleSlope=scale, RescaleIntercept=-100, RescaleType="HU"
+            ),
+        )
+    one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = frames, len(frames)
+    one.PixelData = np.ascontiguousarray(voxels.T.astype("<i2")).tobytes()
+    path.parent.mkdir(parents=True)
+    one.save_as(path, enforce_file_format=True)
+
+
 def write_all(folder: Path, suffix: str, large: bool) -> None:
     """Files in FOLDER/in, and FOLDER/NAME.npz: what a library reads there as `data` (X, Y, Z), RAS, and its `affine`."""
     write = {".nii": write_nifti, ".gz": write_nifti, ".dcm": write_dicom}.get(

@@ -13,11 +13,31 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from format_matrix import LPS, ORDERS, SHAPE, SUFFIXES, affine_of, read_itk, voxels_of, write_dicom, write_itk
+from format_matrix import (
+    LPS,
+    ORDERS,
+    SHAPE,
+    SUFFIXES,
+    affine_of,
+    read_itk,
+    voxels_of,
+    write_dicom,
+    write_frames,
+    write_itk,
+)
 
 from mood_submission.findings.objects import Finding, outline_objects
 from mood_submission.output.dicom_seg import write_dicom_seg
-from mood_submission.volumes import read_volume, source_at, write_mask, write_volume
+from mood_submission.volumes import (
+    VolumeError,
+    find_volumes,
+    frames,
+    read_volume,
+    source_at,
+    survey,
+    write_mask,
+    write_volume,
+)
 
 SCRIPT = Path(__file__).parent / "format_matrix.py"
 # memory is overwritten when it is given back, by the C library and by Python
@@ -161,6 +181,53 @@ def test_segmentations_lie_where_another_library_looks(tmp_path):
         for segment in (1, 2):
             wanted = {tuple(np.round((affine @ [*at, 1])[:3], 3)) for at in np.argwhere(mask == segment)}
             assert places_of(stored, segment) == wanted
+
+
+EVEN = list(range(SHAPE[2]))
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_files_of_many_frames_lie_where_each_frame_says(tmp_path, step):
+    """Frames against the normal too."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dev.txt)")
+    for number, order in enumerate(order for order in ORDERS if np.linalg.det(order) > 0):
+        voxels, affine = voxels_of("int16", SHAPE, number), affine_of(order)
+        write_frames(tmp_path / f"{number:02}" / "1.dcm", voxels, affine, EVEN[::step])
+        volume = read_volume(tmp_path / f"{number:02}")
+        wanted = nib.as_closest_canonical(nib.Nifti1Image(voxels[:, :, ::step] * 2.0 - 100, affine))
+        assert np.array_equal(volume.data, wanted.get_fdata())
+        for corner in (np.zeros(3), np.array(volume.data.shape) - 1.0):
+            found = volume.grid.affine_mm @ [*volume.grid.file_index(corner), 1]
+            assert np.allclose(found, wanted.affine @ [*corner, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "places, scales, why",
+    [
+        ([0, 1, 2, 5, 6, 7, 8], None, "that are no even stack"),
+        ([3, 0, 5, 1, 6, 2, 4], None, "that are no even stack"),
+        ([0, 0, 1, 1, 2, 2, 3], None, "that are no even stack"),
+        (EVEN, [1, 2, 3, 4, 5, 6, 7], "of several scales"),
+    ],
+)
+def test_frames_that_are_no_stack_of_one_scale_are_no_volume(tmp_path, places, scales, why):
+    """SimpleITK reads each of them, as something else than it is."""
+    pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dev.txt)")
+    file = tmp_path / "patient" / "1.dcm"
+    write_frames(file, voxels_of("int16", SHAPE, 0), affine_of(ORDERS[0]), places, scales)
+    assert find_volumes(tmp_path) == []
+    note = f"1 DICOM files skipped: of many frames {why}"
+    assert survey(tmp_path).notes == [f"{file.parent}: {note}"]
+    with pytest.raises(VolumeError, match=f"patient: expected one DICOM series, found none: {note}"):
+        read_volume(file.parent)
+
+
+def test_files_of_many_frames_are_not_guessed_at_without_pydicom(tmp_path, monkeypatch):
+    pytest.importorskip("pydicom", reason="pydicom is not installed (requirements-dev.txt)")
+    write_frames(tmp_path / "p" / "1.dcm", voxels_of("int16", SHAPE, 0), affine_of(ORDERS[0]), EVEN)
+    monkeypatch.setattr(frames, "find_spec", lambda name: None)
+    found = survey(tmp_path)
+    assert found.volumes == [] and "not known without pydicom" in found.notes[0]
 
 
 def places_of(stored, segment: int) -> set[tuple[float, ...]]:

@@ -11,9 +11,11 @@ import SimpleITK as sitk
 from conftest import mood, write_nifti
 from nibabel import affines
 
+from mood_submission import Predictor, load_model
 from mood_submission.findings.objects import Finding
 from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.predictor import LabelledObjects
+from mood_submission.running.run_folder import Outcome, predict_files
 from mood_submission.volumes import (
     VolumeError,
     dicom,
@@ -216,6 +218,27 @@ def test_headers_that_libraries_crash_at_are_one_line(tmp_path, was, becomes):
     path.write_bytes(path.read_bytes().replace(was, becomes))
     with pytest.raises(VolumeError, match="scan.mha: expected .*, found"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_sizes_in_other_units_are_one_line(tmp_path, suffix):
+    """SimpleITK takes every number for mm: a mouse would have the size of a house."""
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(image(STRAIGHT), str(path))
+    whole = path.read_bytes()
+    for unit in ("mm", "?", "um", "µm", "cm", "m", "Micrometer"):
+        if suffix == ".mha":
+            before, line = b"ElementSpacing", f"DistanceUnits = {unit}\n"
+        else:
+            before, line = b"space origin", f'space units: "mm" "{unit}" "mm"\n'
+        path.write_bytes(whole.replace(before, line.encode() + before, 1))
+        for read in (read_volume, read_grid):
+            if unit in ("mm", "?"):
+                read(path)
+                continue
+            with pytest.raises(VolumeError, match="expected sizes in mm, found") as error:
+                read(path)
+            assert str(path) in str(error.value) and str(error.value).endswith(unit)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
@@ -457,6 +480,18 @@ def test_series_are_read_whatever_their_folders_are_called(tmp_path):
         read_volume(tmp_path / "sub.01")
 
 
+def test_a_folder_that_is_given_by_dots_is_called_by_its_own_name(tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "patient")
+    (folder / "empty").mkdir()
+    for inside, given in ((folder, "."), (folder / "empty", ".."), (tmp_path, "patient/empty/..")):
+        monkeypatch.chdir(inside)
+        (found,) = find_volumes(given)
+        assert found.output_name == "patient.nii.gz" and found == source_at(given)
+        assert read_volume(given).data.shape == (5, 6, 4)
+    write_series(folder, uid="1.2.5", names=lambda i: f"other_{i}")
+    assert {one.name for one in find_volumes("patient/empty/..")} == {"patient_001", "patient_1.2.5"}
+
+
 @pytest.mark.slow
 def test_series_are_predicted_whatever_their_folders_are_called(tmp_path, tiny_weights):
     names, out = odd_folders(tmp_path / "in"), tmp_path / "out"
@@ -473,6 +508,41 @@ def test_series_are_predicted_whatever_their_folders_are_called(tmp_path, tiny_w
     for source in find_volumes(tmp_path / "in"):
         written = nib.load(out / source.output_name)
         assert np.allclose(written.affine, read_grid(source).affine, atol=1e-4)
+
+
+def test_paths_that_lead_to_no_volume_are_an_outcome(tiny_weights, blobs, tmp_path):
+    """What is not there, and a folder of two series, given as paths by who calls this from Python."""
+    series = tmp_path / "two"
+    for uid in ("1.2.3", "1.2.5"):
+        write_series(series / uid, uid=uid)
+    paths = [tmp_path / "nothing", blobs / "case_0.nii.gz", series, tmp_path / ("x" * 300)]
+    predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), 2, 1)
+    (out := tmp_path / "out").mkdir()
+    told: list[Outcome] = []
+    outcomes = predict_files(predictor, paths, "sample", out, told.append)
+    assert told == outcomes and [one.file for one in outcomes] == paths
+    assert [one.status for one in outcomes] == ["failed", "predicted", "failed", "failed"]
+    assert "expected a volume or a DICOM series, found no such file" in outcomes[0].message
+    assert "expected one DICOM series, found 2 series" in outcomes[2].message
+    assert [file.name for file in out.iterdir()] == ["case_0.nii.gz.txt"]
+
+
+@pytest.mark.slow
+def test_names_too_long_for_a_segmentation_are_told_before_anything_is_computed(tmp_path, measured):
+    """A segmentation's name is a byte longer than the prediction's; of what is no series none is written."""
+    pytest.importorskip("highdicom", reason="highdicom is not installed (requirements-dev.txt)")
+    source, out, name = tmp_path / "in", tmp_path / "out", "a" * 248
+    write_series(source / name, size=(24, 28))
+    write_nifti(source / f"{'b' * 248}.nii.gz", np.arange(24 * 28 * 4.0).reshape(24, 28, 4), np.eye(4))
+    words = (
+        "predict --region brain --task pixel --slices 2 --restorations 1 --device cpu --dicom-seg -i",
+        source,
+    )
+    done = mood(*words, "-o", out, "--weights", measured, "--findings", tmp_path / "found")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith(str(source / name))]
+    assert len(told) == 1 and told[0].endswith("expected a prediction's name of at most 255 bytes, found 256")
+    assert [file.name for file in out.iterdir()] == [f"{'b' * 248}.nii.gz"]
 
 
 def test_each_header_is_read_once(tmp_path, monkeypatch):

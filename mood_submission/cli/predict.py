@@ -242,6 +242,8 @@ def predict(args: argparse.Namespace) -> int:
         there, ranks = survey(args.input), Ranks.from_environment()
         files, others = there.volumes, there.others
         if not files:
+            for note in there.notes:
+                say(note)
             found = f"only {names(others)}" if others else "none"
             return usage_error(f"{args.input}: expected {FORMATS}, found {found}")
         if args.shard is not None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +75,16 @@ class FindingsFolder:
             self.found[as_text(name)] = [finding.to_dict() for finding in objects.findings]
             self._write_tables()
 
+    def segmentation_of(self, source: Source) -> Path:
+        """Where findings in a series of DICOM files are written as a segmentation."""
+        return self.folder / f"{source.name}{SUFFIX}"
+
     def _write_dicom_seg(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
         """Write the segmentation in place of an earlier run's. Warn where the series cannot be referred to."""
-        file = self.folder / f"{source.name}{SUFFIX}"
-        file.unlink(missing_ok=True)
+        file = self.segmentation_of(source)
+        # This is False for a name that is too long. Only series are refused for that.
+        if os.path.lexists(file):
+            file.unlink(missing_ok=True)
         if not objects.findings or source.kind != "dicom":
             return
         try:

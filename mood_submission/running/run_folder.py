@@ -150,7 +150,7 @@ class FolderRun:
 
         def taken() -> Iterator[Outcome]:
             for source in sources:
-                outcomes.append(Outcome(source if isinstance(source, Source) else source_at(source)))
+                outcomes.append(_outcome_of(source))
                 yield outcomes[-1]
 
         reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -219,6 +219,8 @@ class FolderRun:
     # --- The three steps, each in a thread of its own. Each adds its time to the outcome. -----------------------------
 
     def read(self, outcome: Outcome) -> Prepared | None:
+        if outcome.status == "failed":  # its path leads to no volume
+            return None
         begin = time.monotonic()
         try:
             self.check_name(outcome.source)
@@ -235,8 +237,10 @@ class FolderRun:
 
     def check_name(self, source: Source) -> None:
         """Raises VolumeError where the prediction's name would be too long, before anything is computed."""
-        name = source.output_name + ("" if self.task == "pixel" else ".txt")
-        most, found = os.pathconf(self.out, "PC_NAME_MAX"), len(os.fsencode(name))
+        names = [source.output_name + ("" if self.task == "pixel" else ".txt")]
+        if self.findings is not None and self.findings.dicom_seg and source.kind == "dicom":
+            names.append(self.findings.segmentation_of(source).name)
+        most, found = os.pathconf(self.out, "PC_NAME_MAX"), max(len(os.fsencode(name)) for name in names)
         if found > most:
             raise VolumeError(
                 f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}"
@@ -264,6 +268,16 @@ class FolderRun:
         outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, keep)
         outcome.seconds += time.monotonic() - begin
         outcome.status = "predicted"
+
+
+def _outcome_of(source: Source | Path) -> Outcome:
+    """The outcome to be of a volume; that of a path that leads to none has failed already."""
+    if isinstance(source, Source):
+        return Outcome(source)
+    try:
+        return Outcome(source_at(source))
+    except (VolumeError, OSError) as error:
+        return Outcome(Source("nifti", source, (source,)), "failed", message=_message(source, error))
 
 
 def _ahead(

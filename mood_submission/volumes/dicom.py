@@ -3,6 +3,7 @@
 Files are sorted by the positions of their slices, never by name or number.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.triples import three
+from .frames import what_is_odd
 from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line, volume_of
 from .metaimage import itk, itk_path, same_locale
 from .source import Slice, Source
@@ -61,12 +63,14 @@ def holds_dicom(folder: Path, deep: bool) -> bool:
 def scan(folder: Path, deep: bool = True) -> Scanned:
     """The series in a folder of DICOM files, sorted by name.
 
-    A single series has the folder's name. Of several, each has the folder's name and its own number. Localisers, secondary
-    captures and whatever else is no stack of slices are skipped.
+    A single series has the folder's name. Of several, each has the folder's name and its own number. A folder given as `.` or
+    `..` goes by its own name. Localisers, secondary captures and whatever else is no stack of slices are skipped.
 
     folder: where to look.
     deep: whether to look in subfolders too.
     """
+    if folder.name in ("", ".."):
+        folder = Path(os.path.abspath(folder))
     groups: dict[str, list[Slice]] = {}
     numbers: dict[str, str] = {}
     skipped: dict[str, int] = {}
@@ -244,6 +248,10 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
     axes = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
     spacing, origin = reader.GetSpacing()[:3], np.array(reader.GetOrigin()[:3])
     if (
+        size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0
+    ):  # how GDCM says that frames go against the normal
+        axes, spacing = axes * [1, 1, -1], (*spacing[:2], -spacing[2])
+    if (
         axes.shape != (3, 3)
         or not np.isfinite([*axes.ravel(), *spacing, *origin]).all()
         # The gap between files of one slice comes from their positions.
@@ -251,6 +259,8 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
         or abs(np.linalg.det(axes)) < 0.5
     ):
         return "without a grid"
+    if size[2] > 1 and (odd := what_is_odd(file, size[2], axes, np.array(spacing), origin)):
+        return odd
     # GDCM turns a size that is missing or 0 into 1 mm. Files of many slices store it under another tag.
     measured = size[2] > 1 or _are_sizes(tag(PIXEL_SPACING))
     return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size, measured)

@@ -75,12 +75,16 @@ def source_at(path: str | Path) -> Source:
     if path.is_dir():
         if suffix_of(path.name) and not holds_dicom(path, deep=True):
             return _by_name(path)
-        series = scan(path).series
+        scanned = scan(path)
+        series = scanned.series
         if len(series) == 1:
             return series[0]
         found = f"{len(series)} series: {', '.join(one.path.name for one in series)}"
         if series:
             raise VolumeError(f"{path}: expected one DICOM series, found {found}")
+        if scanned.notes:
+            why = ", ".join(note.removeprefix(f"{path}: ") for note in scanned.notes)
+            raise VolumeError(f"{path}: expected one DICOM series, found none: {why}")
     elif suffix_of(path.name) or path.exists() or path.is_symlink():
         return _by_name(path)
     for one in scan(path.parent).series if not path.is_dir() else []:

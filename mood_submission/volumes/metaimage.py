@@ -29,6 +29,11 @@ NUMBERS = (
 MOST_MM = 1e30
 # What a voxel takes while it is read: in the file's type and in float32.
 MOST_BYTES_EACH = 12
+# The unit of a header's sizes, which SimpleITK takes for mm whatever it is.
+UNITS = rb"(?mi)^[ \t]*(?:DistanceUnits[ \t]*[=:]|(?:space )?units:)([^\r\n]*)"
+OTHER_UNITS = re.compile(
+    r"(nano|micro|centi|deci|kilo)?met(er|re)s?|microns?|inch(es)?|m|in|[cdknu\u00b5\u03bc\ufffd]m"
+)
 
 
 def itk() -> Any:
@@ -144,15 +149,17 @@ def _reader(path: Path) -> tuple[Any, Grid]:
 
 
 def _check_text(path: Path) -> None:
-    """Raises VolumeError for MetaImage headers that make its library end the process.
+    """Raises VolumeError for headers whose sizes are not in mm, and for MetaImage headers that make its library end the process.
 
-    These are no text, give a number of axes that it has no room for, have words in place of numbers, or a data file's name
-    that it would take for a format to print by.
+    The latter are no text, give a number of axes that it has no room for, have words in place of numbers, or a data file's
+    name that it would take for a format to print by.
     """
-    if _io(path) != "MetaImageIO":
-        return
     with open(path, "rb") as file:
-        text, _, rest = file.read(MOST_TEXT).partition(b"ElementDataFile")
+        start = file.read(MOST_TEXT)
+    if _io(path) != "MetaImageIO":
+        _check_units(path, re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0])
+        return
+    text, _, rest = start.partition(b"ElementDataFile")
     data_file = rest.splitlines()[0].lstrip(b" \t=:") if rest else b""
     if not re.fullmatch(rb"[^%\x00-\x1f\x7f]*(%0?\d{0,2}d[^%\x00-\x1f\x7f]*)?", data_file):
         raise VolumeError(
@@ -169,6 +176,16 @@ def _check_text(path: Path) -> None:
             raise VolumeError(
                 f"{path}: expected numbers for {name.decode()}, found {said.decode('ascii', 'replace').strip()}"
             )
+
+    _check_units(path, text)
+
+
+def _check_units(path: Path, text: bytes) -> None:
+    """Raises VolumeError for a header's text that names a length other than mm. What is no length is taken for mm."""
+    for said in re.findall(UNITS, text):
+        for word in said.decode("utf-8", "replace").replace('"', " ").split():
+            if OTHER_UNITS.fullmatch(word.lower()):
+                raise VolumeError(f"{path}: expected sizes in mm, found {word}")
 
 
 def _is_number(word: bytes) -> bool:
