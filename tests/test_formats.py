@@ -3,6 +3,7 @@
 import itertools
 import locale
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -239,6 +240,36 @@ def test_sizes_in_other_units_are_one_line(tmp_path, suffix):
             with pytest.raises(VolumeError, match="expected sizes in mm, found") as error:
                 read(path)
             assert str(path) in str(error.value) and str(error.value).endswith(unit)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_damaged_packed_voxels_are_one_line(tmp_path, suffix):
+    """Of those SimpleITK makes a volume with the voxels that the memory happened to hold."""
+    path = tmp_path / f"scan{suffix}"
+    voxels = np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), True)
+    packed = path if suffix == ".mha" else tmp_path / "scan.zraw"
+    assert np.array_equal(read_volume(path).data, voxels.T[::-1, ::-1])
+    whole = packed.read_bytes()
+    for damaged in (
+        whole[:-300] + bytes([whole[-300] ^ 255]) + whole[-299:],
+        whole[:-1] + bytes([whole[-1] ^ 255]),
+    ):
+        packed.write_bytes(damaged)
+        with pytest.raises(VolumeError, match="found packed voxels that are damaged") as error:
+            read_volume(path)
+        assert str(error.value).startswith(f"{path}: ")
+    packed.write_bytes(whole[:-9])
+    with pytest.raises(VolumeError):
+        read_volume(path)
+    packed.write_bytes(whole)
+    for size in ("7 8 8", "7 8 10"):
+        if suffix == ".mha":
+            packed.write_bytes(whole.replace(b"DimSize = 7 8 9", f"DimSize = {size}".encode()))
+        else:
+            path.write_text(re.sub("DimSize = .*", f"DimSize = {size}", path.read_text()))
+        with pytest.raises(VolumeError):
+            read_volume(path)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])

@@ -2,6 +2,7 @@
 
 import errno
 import locale
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from ..runtime.files import write_whole_by_name
 from ..runtime.triples import three
 from .grid import Grid, Volume, VolumeError, are_axes, check_memory, grid_of_lps, lps_of, one_line, volume_of
+from .packed import what_is_damaged
 from .source import Source
 
 # The most axes that MetaIO has room for.
@@ -74,11 +76,14 @@ def read_metaimage(source: Source) -> Volume:
     """
     reader, grid = _reader(source.path)
     try:
+        _check_packed(source.path, grid, reader)
         # The view holds no reference to the image. So the image must stay until the voxels are copied.
         image = reader.Execute()
         view = itk().GetArrayViewFromImage(image)
         return volume_of([view.reshape(grid.shape[::-1])], grid, source)
-    except (RuntimeError, MemoryError, ValueError) as error:
+    except VolumeError:
+        raise
+    except (RuntimeError, OSError, MemoryError, ValueError) as error:
         raise _unreadable(source.path, error) from error
 
 
@@ -178,6 +183,17 @@ def _check_text(path: Path) -> None:
             )
 
     _check_units(path, text)
+
+
+def _check_packed(path: Path, grid: Grid, reader: Any) -> None:
+    """Raises VolumeError for packed voxels of a MetaImage file that are damaged, OSError where they cannot be read."""
+    if _io(path) != "MetaImageIO":
+        return
+    each = itk().Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    with open(path, "rb") as file:
+        start = file.read(MOST_TEXT)
+    if found := what_is_damaged(path, start, math.prod(grid.shape) * each):
+        raise VolumeError(f"{path}: expected a readable MetaImage volume, found {found}")
 
 
 def _check_units(path: Path, text: bytes) -> None:
