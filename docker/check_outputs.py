@@ -21,9 +21,7 @@ def check_pixel(source: Path, file: Path) -> None:
     scores = np.asarray(after.dataobj)
     check(after.shape == before.shape, file, f"expected shape {before.shape}, found {after.shape}")
     check(np.array_equal(after.affine, before.affine), file, "expected the input's affine")
-    check(
-        after.get_data_dtype() == np.float32 and scores.dtype == np.float32, file, "expected unscaled float32"
-    )
+    check(after.get_data_dtype() == np.float32 and scores.dtype == np.float32, file, "expected unscaled float32")
     check(
         np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1,
         file,

@@ -12,9 +12,7 @@ __all__ = ["Model", "Predictor", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> object:
-    if (
-        name == "Predictor"
-    ):  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed
+    if name == "Predictor":  # only when asked for: it reads NIfTI, and training must run where nibabel is not installed
         from .predictor import Predictor
 
         return Predictor

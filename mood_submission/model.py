@@ -117,13 +117,9 @@ class Model:
         Raises ModelError for a model without a detector.
         """
         if self.detector is None:
-            raise ModelError(
-                "expected a model with a detector, found one without; see mood-submission train detector"
-            )
+            raise ModelError("expected a model with a detector, found one without; see mood-submission train detector")
         detector = self.detector
-        return self._batched(
-            self._scoring(lambda index: read(detector, self.here(index))), torch.arange(count)
-        )
+        return self._batched(self._scoring(lambda index: read(detector, self.here(index))), torch.arange(count))
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
@@ -171,9 +167,7 @@ class Model:
         slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))
         parameters = sum(p.numel() * p.element_size() for p in self.sampling_prior.parameters())
         return torch.cat(
-            map_in_threads(
-                run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters)
-            )
+            map_in_threads(run, torch.arange(len(codes)).split(slices), self._affordable_threads(3 * parameters))
         )
 
     def here(self, tensor: Tensor) -> Tensor:

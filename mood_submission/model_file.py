@@ -85,9 +85,7 @@ def load_model(
     )
 
 
-def save_model(
-    file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None
-) -> None:
+def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:
     """Write a model file without a detector, which `add_detector` adds.
 
     Weight norm must be folded (`fold_weight_norm`).
@@ -151,9 +149,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def _filled(network: Network, tensors: dict[str, Tensor], part: str) -> Network:
     """The network with the parameters stored under `part.`; all must be there and fit."""
-    own = {
-        name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
-    }
+    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
     stored = next(iter(own.values())).dtype if own else torch.float32
     # Without this, load_state_dict would round float64.
     network.to(stored)

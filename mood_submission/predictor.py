@@ -69,9 +69,7 @@ class Prepared:
     def with_slices(self, count: int) -> "Prepared":
         """The same volume with `count` of its slices, evenly spread."""
         chosen = slice_indices(len(self.indices), count)
-        return replace(
-            self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen]
-        )
+        return replace(self, slices=self.slices[chosen], position=self.position[chosen], indices=self.indices[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +149,9 @@ class Predictor:
         self.pixel_method = method_named(pixel_method or model.about.pixel_method, "pixel")
         for method in (self.sample_method, self.pixel_method):
             method.check(model.about)
-        self.restorations = (
-            self.pixel_method.restorations(model.about) if restorations is None else restorations
-        )
+        self.restorations = self.pixel_method.restorations(model.about) if restorations is None else restorations
         if self.restorations == 0 and self.pixel_method.needs_restorations:
-            raise ModelError(
-                f"expected at least one restoration for the method {self.pixel_method.name}, found 0"
-            )
+            raise ModelError(f"expected at least one restoration for the method {self.pixel_method.name}, found 0")
 
     def sample_score(self, volume: Volume) -> float:
         """How anomalous the volume is, 0 .. 1."""
@@ -220,9 +214,7 @@ class Predictor:
         data, view = harmonise(volume.data, volume.spacing, preprocessing)
         self._check_frame(view.frame, volume.path)
         indices = view.indices(self.slice_count)
-        slices = volume_to_slices(
-            data, volume.spacing, indices, preprocessing, device=self.model.device, view=view
-        )
+        slices = volume_to_slices(data, volume.spacing, indices, preprocessing, device=self.model.device, view=view)
         slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
         return Prepared(
             slices=slices,
@@ -244,9 +236,7 @@ class Predictor:
                 f"{frame.padded_height} x {frame.padded_width}"
             )
 
-    def compute(
-        self, prepared: Prepared, task: str, remark: Callable[[str], object] = lambda line: None
-    ) -> Scored:
+    def compute(self, prepared: Prepared, task: str, remark: Callable[[str], object] = lambda line: None) -> Scored:
         """A volume's scores.
 
         prepared: the volume, as `prepare` gives it.
@@ -310,9 +300,7 @@ class Predictor:
     def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
         """How rare the evidence is, for each kind that is there and was measured on healthy volumes."""
         tables = self.model.about.rarity_tables
-        return {
-            name: rarity(maps, tables[name]) for name, maps in evidence.smoothed.items() if name in tables
-        }
+        return {name: rarity(maps, tables[name]) for name, maps in evidence.smoothed.items() if name in tables}
 
     def sample(self, evidence: Evidence) -> float:
         """The sample score by this predictor's method, 0 .. 1."""
@@ -369,9 +357,7 @@ class Predictor:
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
         """Slices' scores (N, H, H) on the volume's voxels: (X, Y, Z) float32 in RAS order."""
-        return slices_to_volume(
-            scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view
-        )
+        return slices_to_volume(scores, prepared.indices, prepared.shape, prepared.spacing, view=prepared.view)
 
     def on_cpu(self) -> "Predictor":
         """The same predictor with the model on the CPU."""

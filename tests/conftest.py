@@ -71,11 +71,7 @@ class Reference:
 
     def state(self, part: str) -> dict[str, torch.Tensor]:
         """State dictionary of "vqvae" or "prior", with the published parameter names."""
-        return {
-            name.removeprefix(f"{part}/"): self[name]
-            for name in self.arrays.files
-            if name.startswith(f"{part}/")
-        }
+        return {name.removeprefix(f"{part}/"): self[name] for name in self.arrays.files if name.startswith(f"{part}/")}
 
 
 @pytest.fixture(scope="session", params=["brain", "abdom"])
@@ -93,9 +89,7 @@ def tiny_weights(tmp_path_factory) -> dict[str, Path]:
         torch.manual_seed(0)
         network = VQVAE(vqvae)
         network.codebook.data *= 0.1  # as small as an untrained encoder's output, so that many codes are used
-        about = About(
-            region, vqvae, prior, Preprocessing.published(region), pixel_threshold=2.45, sample_threshold=2.4
-        )
+        about = About(region, vqvae, prior, Preprocessing.published(region), pixel_threshold=2.45, sample_threshold=2.4)
         save_model(folder / f"{region}.safetensors", network, PixelSNAIL(prior), about)
     return {region: folder / f"{region}.safetensors" for region in TINY}
 
@@ -164,9 +158,7 @@ def blobs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("blobs")
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (28, 24, 12)], indexing="ij")
     for number, radius in enumerate((0.5, 0.6, 0.7)):
-        ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2) / radius, 0, 1) * (
-            0.7 + 0.3 * np.sin(9 * x + number)
-        )
+        ball = np.clip(1.2 - np.sqrt(x**2 + y**2 + z**2) / radius, 0, 1) * (0.7 + 0.3 * np.sin(9 * x + number))
         write_nifti(folder / f"case_{number}.nii.gz", ball.astype(np.float32), np.diag([2, 2, 4, 1.0]))
     return folder
 

@@ -174,9 +174,7 @@ def write_frames(path: Path, voxels: np.ndarray, affine: np.ndarray, places: lis
         at = [f"{x:.6f}" for x in (lps @ [0, 0, place, 1])[:3]]
         frames += item(
             PlanePositionSequence=item(ImagePositionPatient=at),
-            PixelValueTransformationSequence=item(
-                RescaleSlope=scale, RescaleIntercept=-100, RescaleType="HU"
-            ),
+            PixelValueTransformationSequence=item(RescaleSlope=scale, RescaleIntercept=-100, RescaleType="HU"),
         )
     one.PerFrameFunctionalGroupsSequence, one.NumberOfFrames = frames, len(frames)
     one.PixelData = np.ascontiguousarray(voxels.T.astype("<i2")).tobytes()
@@ -186,9 +184,7 @@ def write_frames(path: Path, voxels: np.ndarray, affine: np.ndarray, places: lis
 
 def write_all(folder: Path, suffix: str, large: bool) -> None:
     """Files in FOLDER/in, and FOLDER/NAME.npz: what a library reads there as `data` (X, Y, Z), RAS, and its `affine`."""
-    write = {".nii": write_nifti, ".gz": write_nifti, ".dcm": write_dicom}.get(
-        Path(f"x{suffix}").suffix, write_itk
-    )
+    write = {".nii": write_nifti, ".gz": write_nifti, ".dcm": write_dicom}.get(Path(f"x{suffix}").suffix, write_itk)
     (folder / "in").mkdir(parents=True)
     for seed, (name, order, dtype) in enumerate(cases(suffix, large)):
         path = folder / "in" / (name if suffix == ".dcm" else f"{name}{suffix}")

@@ -29,9 +29,7 @@ FAILS_LOUDLY = {"MALLOC_PERTURB_": "165", "PYTHONMALLOC": "debug"}
 def main() -> int:
     faulthandler.enable()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--cases", type=positive, default=5000, metavar="N", help="files to break (default: 5000)"
-    )
+    parser.add_argument("--cases", type=positive, default=5000, metavar="N", help="files to break (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other files (default: 0)")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER", help="for files that went wrong (default: temporary)"
@@ -40,22 +38,16 @@ def main() -> int:
     folder = args.out or Path(tempfile.mkdtemp(prefix="mood-fuzz-"))
     quiet()
     with tqdm(total=args.cases, unit="file", disable=None) as bar:
-        counts, wrong = fuzz(
-            Predictor(FreeNetworks("brain"), 2, 1), args.cases, args.seed, folder, bar.update
-        )
+        counts, wrong = fuzz(Predictor(FreeNetworks("brain"), 2, 1), args.cases, args.seed, folder, bar.update)
     for _, line in wrong:
         print(line, file=sys.stderr)
-    print(
-        f"{args.cases} files: {counts['predicted']} predicted, {counts['refused']} refused, {counts['wrong']} wrong"
-    )
+    print(f"{args.cases} files: {counts['predicted']} predicted, {counts['refused']} refused, {counts['wrong']} wrong")
     if not wrong and args.out is None:
         folder.rmdir()
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    if any(
-        os.environ.get(name) != value for name, value in FAILS_LOUDLY.items()
-    ):  # read when a process starts
+    if any(os.environ.get(name) != value for name, value in FAILS_LOUDLY.items()):  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | FAILS_LOUDLY)
     sys.exit(main())

@@ -177,20 +177,14 @@ def check(predictor: Predictor, path: Path, task: str, out: Path) -> str:
     written = sorted(entry.name for entry in out.iterdir())
     name = path.name + (".txt" if task == "sample" else "")
     if outcome.status == "failed":
-        assert outcome.message.startswith(f"{path}: expected ") and ", found" in outcome.message, (
-            outcome.message
-        )
+        assert outcome.message.startswith(f"{path}: expected ") and ", found" in outcome.message, outcome.message
         assert "\n" not in outcome.message and written == [], (outcome.message, written)
         return "refused"
     assert outcome.status == "predicted" and written == [name], (outcome, written)
     if task == "sample":
         assert 0 <= float((out / name).read_text()) <= 1
     else:
-        scores = (
-            _scores_of_itk(path, out / name)
-            if path.suffix in (".mha", ".nrrd")
-            else _scores(path, out / name)
-        )
+        scores = _scores_of_itk(path, out / name) if path.suffix in (".mha", ".nrrd") else _scores(path, out / name)
         assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1
     return "predicted"
 

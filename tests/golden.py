@@ -78,8 +78,6 @@ def stored(region: str) -> dict[str, Tensor]:
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for region in SIZES:
-        values = {
-            name: value.tolist() for name, value in compute(region).items()
-        }  # JSON keeps every bit of a float
+        values = {name: value.tolist() for name, value in compute(region).items()}  # JSON keeps every bit of a float
         (FOLDER / f"{region}.json").write_text(json.dumps(values) + "\n")
         print(FOLDER / f"{region}.json")

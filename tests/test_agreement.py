@@ -15,9 +15,7 @@ from mood_submission.volumes import Volume, read_volume
 pytestmark = pytest.mark.slow
 
 
-def scores(
-    predictor: Predictor, volume: Volume, data: np.ndarray, spacing: tuple
-) -> tuple[float, np.ndarray]:
+def scores(predictor: Predictor, volume: Volume, data: np.ndarray, spacing: tuple) -> tuple[float, np.ndarray]:
     """Sample score and voxels' scores of other data in a volume's place."""
     same = dataclasses.replace(volume, data=np.ascontiguousarray(data, np.float32), spacing=spacing)
     prepared = predictor.prepare(same)

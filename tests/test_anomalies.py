@@ -138,9 +138,7 @@ def test_says_what_is_wrong(brain: np.ndarray) -> None:
 
 def test_islands_in_black_fat_are_one_body() -> None:
     volume = abdom_phantom(128, np.random.default_rng(0), depth=4)
-    window = np.clip(
-        (volume - 0.4) / 0.5, 0, 1
-    )  # as narrow as the pancreas stacks': fat and skin as black as air
+    window = np.clip((volume - 0.4) / 0.5, 0, 1)  # as narrow as the pancreas stacks': fat and skin as black as air
     window[60:68, 64:] = 0  # and the muscle wall open in front
     wide, narrow = body_mask(volume), body_mask(window)
     assert not (narrow & ~wide).any()

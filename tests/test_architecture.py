@@ -162,16 +162,12 @@ def test_arrows_and_circles_are_told_apart():
     assert points_upwards("predictor", "lab.planting.toy")
     assert points_upwards("lab.planting.toy", "lab.training.run")
     assert not points_upwards("lab.training.run", "lab.planting.toy")
-    assert not points_upwards("lab.planting.toy", "cli") and not points_upwards(
-        "volumes.nifti", "volumes.grid"
-    )
+    assert not points_upwards("lab.planting.toy", "cli") and not points_upwards("volumes.nifti", "volumes.grid")
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == ["b", "c", "d"]
 
 
 def test_no_arrow_points_upwards():
-    wrong = [
-        f"{where}: {name} imports {other}" for name, other, where in imports() if points_upwards(name, other)
-    ]
+    wrong = [f"{where}: {name} imports {other}" for name, other, where in imports() if points_upwards(name, other)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -198,9 +194,7 @@ def test_the_command_line_alone_imports_by_a_text():
 def test_every_room_has_its_floor_and_comes_along_in_the_wheel():
     assert {room(name) for name in MODULES} - {*ENTRANCES, "lab"} == set(FLOOR)
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    packages = {
-        f"mood_submission.{name}".rstrip(".") for name, file in MODULES.items() if file.name == "__init__.py"
-    }
+    packages = {f"mood_submission.{name}".rstrip(".") for name, file in MODULES.items() if file.name == "__init__.py"}
     assert listed == packages | {"mood_submission.weights"}
 
 

@@ -65,9 +65,7 @@ def test_the_least_is_a_few_slices_with_one_restoration(blobs):
 
 def test_restorations_are_the_first_of_those_without_a_budget(blobs):
     predictor, prepared, result = within(250, blobs)
-    expected = predictor.uniforms("case_0.nii.gz", result.prepared.indices, (10, 10))[
-        :, : result.restorations
-    ]
+    expected = predictor.uniforms("case_0.nii.gz", result.prepared.indices, (10, 10))[:, : result.restorations]
     drawn = [uniforms for uniforms in predictor.model.drawn if len(uniforms) == len(result.prepared.indices)]
     assert torch.equal(torch.cat(drawn, 1), expected) and 1 < result.restorations < 15
 
@@ -91,8 +89,5 @@ def test_what_a_budget_cost_is_said(tiny_weights, blobs, tmp_path):
     predictor = Predictor(load_model(tiny_weights["brain"], device="cpu"), restorations=7)
     (outcome,) = predict_files(predictor, [blobs / "case_0.nii.gz"], "pixel", tmp_path, seconds=1e-3)
     assert outcome.status == "predicted" and (outcome.slice_count, outcome.restorations) == (PILOT, 1)
-    assert (
-        outcome.message
-        == f"{blobs / 'case_0.nii.gz'}: 8 of 12 slices, 1 of 7 restorations within the time budget"
-    )
+    assert outcome.message == f"{blobs / 'case_0.nii.gz'}: 8 of 12 slices, 1 of 7 restorations within the time budget"
     assert read_volume(tmp_path / "case_0.nii.gz").data.shape == (28, 24, 12)

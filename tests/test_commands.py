@@ -62,9 +62,7 @@ def toy_model(file, region: str):
         training={"vqvae": {"volumes": SPLIT}},
     )
     save_model(file, VQVAE(VQVAE_SIZES), PixelSNAIL(PRIOR_SIZES), about)
-    about = dataclasses.replace(
-        about, detector=detector.settings, sample_method="learned", pixel_method="learned"
-    )
+    about = dataclasses.replace(about, detector=detector.settings, sample_method="learned", pixel_method="learned")
     add_detector(file, file, detector, about)
 
 

@@ -39,9 +39,7 @@ def test_what_is_planted_depends_on_volume_kind_size_and_seed_alone(tiny_weights
     (one, mask), (two, _) = (make(case, blobs / "case_0.nii.gz", predictor) for _ in range(2))
     healthy, nothing = make(Case("case_0"), blobs / "case_0.nii.gz", predictor)
     assert np.array_equal(one.data, two.data) and mask.any() and not nothing.any()
-    assert (
-        np.array_equal(one.data[~mask], healthy.data[~mask]) and (one.data[mask] != healthy.data[mask]).any()
-    )
+    assert np.array_equal(one.data[~mask], healthy.data[~mask]) and (one.data[mask] != healthy.data[mask]).any()
 
 
 def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tmp_path):
@@ -75,9 +73,7 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
     assert result["pixel"]["method"]["low"] <= expected <= result["pixel"]["method"]["high"]
     kind = cases[1].kind
     own = [p for p, case in zip(pixel, cases) if case.kind == kind]
-    assert result["pixel"]["method"]["kinds"][kind] == pytest.approx(
-        average_precision_score(own[0][1], own[0][0])
-    )
+    assert result["pixel"]["method"]["kinds"][kind] == pytest.approx(average_precision_score(own[0][1], own[0][0]))
     assert f"{expected:.3f}" in to_markdown(result)
 
 
@@ -88,9 +84,7 @@ def tiny_vae(tmp_path_factory):
     settings = VAESettings((4, 4, 4, 8), 4, n_res_block=1)
     state = {f"module.{name}": value for name, value in VAE(settings).state_dict().items()}
     about = {"vae": {"channels": settings.channels, "latent": 4, "n_res_block": 1}}
-    save_checkpoint(
-        folder / "vae.pt", {"about": json.dumps(about), "average": state | {"n_averaged": torch.tensor(1)}}
-    )
+    save_checkpoint(folder / "vae.pt", {"about": json.dumps(about), "average": state | {"n_averaged": torch.tensor(1)}})
     return folder
 
 
@@ -108,9 +102,7 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
     run = mood("compare", *words)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "table.json").read_text())["all volumes"]
-    assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result[
-        "sample"
-    ]
+    assert {"vae", "paper", "vq-vae reconstruction"} == set(result["pixel"]) and "vae elbo" in result["sample"]
     assert all(0 <= row["ap"] <= 1 for methods in result.values() for row in methods.values())
     assert (tmp_path / "examples.png").stat().st_size > 10_000 and "| paper |" in run.stdout
     with np.load(tmp_path / "cases" / "case_0.npz") as healthy:
@@ -129,9 +121,7 @@ def test_the_script_writes_table_and_pictures_and_resumes(tiny_weights, tiny_vae
 
 
 def test_held_out_volumes_must_be_named_in_the_model_file(tiny_weights, blobs, tmp_path):
-    run = mood(
-        "compare --region brain --data", blobs, "--weights", tiny_weights["brain"], "--held-out -o", tmp_path
-    )
+    run = mood("compare --region brain --data", blobs, "--weights", tiny_weights["brain"], "--held-out -o", tmp_path)
     assert run.returncode == 1 and "held-out" in run.stderr and run.stderr.count("\n") == 1
 
 

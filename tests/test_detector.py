@@ -167,9 +167,7 @@ def detecting(tiny_weights, cache, tmp_path_factory):
 
 def test_the_file_says_what_the_detector_was_trained_on_and_keeps_the_rest(detecting, tiny_weights):
     before, after = load_model(tiny_weights["brain"], "cpu"), load_model(detecting, "cpu")
-    assert before.detector is None and after.about.detector == dataclasses.replace(
-        TINY, widths=(4, 6), along=0.1
-    )
+    assert before.detector is None and after.about.detector == dataclasses.replace(TINY, widths=(4, 6), along=0.1)
     assert networks_sha256(before) == networks_sha256(after)
     about = after.about
     assert about.pixel_method == about.sample_method == "learned"
@@ -319,12 +317,7 @@ def test_scores_are_the_steps_one_by_one(detecting, blobs):
     )
     expected = predictor.to_volume(p, torch.sigmoid(logits / 4))
     scores = predictor.pixel_scores(volume)
-    assert (
-        np.allclose(scores, expected, atol=1e-6)
-        and 0 < scores.min()
-        and scores.max() < 1
-        and scores.std() > 0
-    )
+    assert np.allclose(scores, expected, atol=1e-6) and 0 < scores.min() and scores.max() < 1 and scores.std() > 0
     unsampled = smooth_logits(
         volume_logits(model, NormalisedEvidence.of(p.slices, decoded, decoded, nll, p.position)),
         model.about.detector,
@@ -355,9 +348,7 @@ def test_without_restorations_nothing_is_drawn(detecting, blobs, tmp_path, monke
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "restoration" in run.stderr
     run = predict("pixel", blobs, tmp_path, detecting, "--restorations 0 --report", tmp_path / "report.json")
     assert run.returncode == 0, run.stderr
-    assert {
-        volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]
-    } == {0}
+    assert {volume["restorations"] for volume in json.loads((tmp_path / "report.json").read_text())["volumes"]} == {0}
 
 
 def test_a_detector_brings_its_default_number_of_restorations(detecting, tmp_path):
@@ -381,15 +372,11 @@ def test_the_command_line_takes_the_methods(detecting, blobs, tmp_path):
     for task, ending in (("pixel", ""), ("sample", ".txt")):
         run = predict(task, blobs, tmp_path / task, detecting, "--restorations 2")
         assert run.returncode == 0, run.stderr
-        assert {file.name for file in (tmp_path / task).iterdir()} == {
-            f"case_{i}.nii.gz{ending}" for i in range(3)
-        }
+        assert {file.name for file in (tmp_path / task).iterdir()} == {f"case_{i}.nii.gz{ending}" for i in range(3)}
 
 
 def test_another_model_s_detector_is_refused(detecting, tiny_weights, tmp_path):
-    run = mood(
-        "add-detector", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors"
-    )
+    run = mood("add-detector", detecting.parent / "run", tiny_weights["abdom"], "-o", tmp_path / "out.safetensors")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "trained with others" in run.stderr
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -448,10 +435,7 @@ def test_what_is_high_all_over_does_not_score_high():
     assert sample_of(logits, 0.9, 0.6) == pytest.approx(
         float(torch.sigmoid((highest - high - (high - low)) / LOGIT_SCALE)), abs=1e-6
     )
-    rise = [
-        sample_of(2 * logits, *quantiles) - sample_of(logits, *quantiles)
-        for quantiles in ((0.9,), (0.9, 0.6))
-    ]
+    rise = [sample_of(2 * logits, *quantiles) - sample_of(logits, *quantiles) for quantiles in ((0.9,), (0.9, 0.6))]
     assert rise[1] < 0.8 * rise[0]
     assert sample_of(planted, 0.9, 0.6) > sample_of(logits, 0.9, 0.6) + 0.1
     with pytest.raises(

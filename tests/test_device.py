@@ -14,9 +14,7 @@ def test_free_memory_is_a_number_of_bytes():
     assert 1 << 20 < free_memory(CPU) < 1 << 50
 
 
-@pytest.mark.parametrize(
-    "limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")]
-)
+@pytest.mark.parametrize("limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")])
 def test_a_containers_limit_counts(limit_file, used_name, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "CGROUPS", ((tmp_path, limit_file, used_name),))
     (tmp_path / "memory.stat").write_text(f"file 5\n{used_name} 300\n")
@@ -73,11 +71,7 @@ def test_exact_float32_puts_back_what_was_set(allowed):
         for backend in backends:
             backend.allow_tf32 = allowed
         with pytest.raises(KeyError), exact_float32():
-            assert (
-                torch.backends.cudnn.conv.fp32_precision
-                == torch.backends.cuda.matmul.fp32_precision
-                == "ieee"
-            )
+            assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
             raise KeyError
         assert [backend.allow_tf32 for backend in backends] == [allowed, allowed]
     finally:

@@ -14,9 +14,7 @@ from conftest import ROOT
 
 import mood_submission
 
-SCRIPTS = sorted(
-    [*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docker/*.sh"), *ROOT.glob(".ci/*")]
-)
+SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("scripts/*.sh"), *ROOT.glob("docker/*.sh"), *ROOT.glob(".ci/*")])
 
 
 def tool(name: str) -> str:

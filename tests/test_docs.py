@@ -101,7 +101,9 @@ def test_what_pages_name_of_the_package_is_there(page):
 
 
 def test_names_of_nothing_are_seen():
-    right = "`methods/table.py` `test_docs.py` `lab/planting/` `volumes.read_volume` `Model.encode` `docker/smoke_test.sh`"
+    right = (
+        "`methods/table.py` `test_docs.py` `lab/planting/` `volumes.read_volume` `Model.encode` `docker/smoke_test.sh`"
+    )
     assert what_is_named_and_not_there(right) == []
     wrong = [
         "synthetic/anomalies.py",
@@ -112,9 +114,7 @@ def test_names_of_nothing_are_seen():
         "volumes.grid.x",
     ]
     text = " ".join(f"`{name}`" for name in wrong)
-    assert (
-        what_is_named_and_not_there(f"{text}\n```sh\n`no/such.py`\n```\n`OUT/` `toy.json` `1.2.3`") == wrong
-    )
+    assert what_is_named_and_not_there(f"{text}\n```sh\n`no/such.py`\n```\n`OUT/` `toy.json` `1.2.3`") == wrong
 
 
 def test_contributing_has_every_room_in_its_table():

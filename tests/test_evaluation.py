@@ -71,9 +71,7 @@ def test_counts_give_sklearns_value_ties_included(decimals: int | None) -> None:
     labels = rng.random(50_000) < 0.05
     scores = (0.2 * labels + rng.random(labels.size)).astype(np.float16).clip(0, 1)
     scores = scores if decimals is None else scores.round(decimals)
-    assert average_precision(*score_counts(scores, labels)) == pytest.approx(
-        reference(scores, labels), abs=1e-12
-    )
+    assert average_precision(*score_counts(scores, labels)) == pytest.approx(reference(scores, labels), abs=1e-12)
 
 
 def test_counts_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,9 +224,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert f"average precision {reference(scores, labels):.4f}" in done.stdout
     assert "3 cases" in done.stdout and "2.nii.gz: missing" in done.stdout
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["ap"] == pytest.approx(reference(scores, labels)) and result["missing"] == [
-        "2.nii.gz: missing"
-    ]
+    assert result["ap"] == pytest.approx(reference(scores, labels)) and result["missing"] == ["2.nii.gz: missing"]
 
 
 # --- the field's other measures --------------------------------------------------------------------------------------
@@ -297,9 +293,7 @@ def test_objects_are_found_by_centre_and_size():
 def test_an_object_is_found_once():
     label, predicted = np.zeros((2, 30, 30, 30), bool)
     label[box(2, 2, 2, side=8)] = True
-    predicted[2:10, 2:10, 0:5] = predicted[2:10, 2:10, 6:12] = (
-        True  # both have their centre in it, and a fitting size
-    )
+    predicted[2:10, 2:10, 0:5] = predicted[2:10, 2:10, 6:12] = True  # both have their centre in it, and a fitting size
     assert count_objects(predicted, label) == ObjectCounts(1, 1, 1)
 
 
@@ -318,16 +312,11 @@ def test_details_tell_kinds_sources_and_every_case(tmp_path):
         "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (
-        "pixel average precision 1.0000" in done.stdout
-        and "by kind: noise 1.000, uniform 1.000" in done.stdout
-    )
+    assert "pixel average precision 1.0000" in done.stdout and "by kind: noise 1.000, uniform 1.000" in done.stdout
     measures = json.loads((tmp_path / "r.json").read_text())["measures"]
     assert measures["auroc"] == 1 and measures["best dice"] == 1 and measures["aupro up to 0.3"] > 0.99
     assert measures["object f1"] == 1 and measures["false objects a healthy volume"] == 0
-    sizes = {
-        row["size"] for row in csv.DictReader((tmp_path / "cases.csv").open()) if row["kind"] != "healthy"
-    }
+    sizes = {row["size"] for row in csv.DictReader((tmp_path / "cases.csv").open()) if row["kind"] != "healthy"}
     assert sizes and sizes == {name.split(", ")[1] for name in measures if name.startswith("object recall, ")}
     assert all(measures[f"object recall, {size}"] == 1 for size in sizes)
     assert all(measures[f"false objects a volume, {size}"] == 0 for size in sizes)
@@ -353,11 +342,7 @@ def test_findings_are_counted_by_their_numbers(tmp_path):
         save(tmp_path / folder / "a.nii.gz", data)
     words = ["--pred", tmp_path / "pred", "--label", tmp_path / "label", "--task pixel --findings"]
     done = command(*words, tmp_path / "found")
-    assert (
-        done.returncode == 0
-        and "findings f1 0.5000" in done.stdout
-        and "findings recall 0.5000" in done.stdout
-    )
+    assert done.returncode == 0 and "findings f1 0.5000" in done.stdout and "findings recall 0.5000" in done.stdout
     failed = command(*words, tmp_path / "nowhere")
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "nowhere" in failed.stderr
 

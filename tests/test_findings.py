@@ -75,9 +75,7 @@ def test_findings_are_where_and_as_large_as_what_is_there(healthy, tmp_path):
         assert np.allclose(finding.centre_voxel, in_file, atol=0.1)
         assert np.allclose(finding.centre_mm, (np.array(affine) @ [*in_file, 1])[:3], atol=0.3)
         inside = mask == finding.number
-        assert finding.voxels == inside.sum() and finding.volume_ml == pytest.approx(
-            inside.sum() * 0.015, abs=1e-3
-        )
+        assert finding.voxels == inside.sum() and finding.volume_ml == pytest.approx(inside.sum() * 0.015, abs=1e-3)
         assert finding.highest == pytest.approx(scores[inside].max()) and height < finding.highest
         in_grid = volume.grid.to_file(inside)
         where = np.argwhere(in_grid)

@@ -57,14 +57,8 @@ def test_a_failure_on_any_side_is_one_line_and_the_others_go_on(blobs, tmp_path,
     outcomes = predict_files(predictor, files, "pixel", out)
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     assert [outcome.file for outcome in failed] == [files[i] for i in (1, 2, 4, 5, 7)]
-    assert all(
-        str(outcome.file.name) in outcome.message and "\n" not in outcome.message for outcome in failed
-    )
-    assert all(
-        outcome.status == "predicted" and outcome.message == ""
-        for outcome in outcomes
-        if outcome not in failed
-    )
+    assert all(str(outcome.file.name) in outcome.message and "\n" not in outcome.message for outcome in failed)
+    assert all(outcome.status == "predicted" and outcome.message == "" for outcome in outcomes if outcome not in failed)
     assert {path.name for path in out.iterdir() if path.is_file()} == {f"good_{i}.nii.gz" for i in range(3)}
     (out / "good_0.nii.gz.txt").mkdir()
     assert predict_files(predictor, files[:1], "sample", out)[0].status == "failed"
@@ -132,14 +126,8 @@ def test_an_interruption_finishes_what_is_being_written_and_begins_nothing(tmp_p
 
     steps.before["compute", 1] = interrupt
     with pytest.raises(KeyboardInterrupt):
-        predict_files(
-            Predictor(FreeNetworks("brain")), SOURCES, "pixel", tmp_path, lambda o: told.append(o.source)
-        )
-    assert (
-        steps.has("write", "ended", 0)
-        and not steps.has("write", "begun", 1)
-        and not steps.has("read", "begun", 3)
-    )
+        predict_files(Predictor(FreeNetworks("brain")), SOURCES, "pixel", tmp_path, lambda o: told.append(o.source))
+    assert steps.has("write", "ended", 0) and not steps.has("write", "begun", 1) and not steps.has("read", "begun", 3)
     assert threading.active_count() == threads and told == SOURCES[:1]
 
 
@@ -156,9 +144,7 @@ def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, t
     assert [outcome.status for outcome in expected] == ["predicted"] * 3
     ending = ".txt" if task == "sample" else ""
     shutil.copy(whole / f"case_0.nii.gz{ending}", part)
-    (part / f"case_1.nii.gz{ending}").write_bytes(
-        (whole / f"case_1.nii.gz{ending}").read_bytes()[:-9]
-    )  # not whole
+    (part / f"case_1.nii.gz{ending}").write_bytes((whole / f"case_1.nii.gz{ending}").read_bytes()[:-9])  # not whole
     with write_whole(part / f"case_2.nii.gz{ending}"):
         (left,) = (path.name for path in part.iterdir() if path.name.startswith(PART))
     (part / f"case_2.nii.gz{ending}").unlink()
@@ -166,12 +152,8 @@ def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, t
     outcomes = predict_files(predictor, files, task, part, resume=True)
     assert [outcome.status for outcome in outcomes] == ["resumed", "predicted", "predicted"]
     assert bytes_of(part) == bytes_of(whole)
-    assert [outcome.score for outcome in outcomes] == pytest.approx(
-        [outcome.score for outcome in expected], rel=1e-8
-    )
-    assert [outcome.status for outcome in predict_files(predictor, files, task, part, resume=True)] == [
-        "resumed"
-    ] * 3
+    assert [outcome.score for outcome in outcomes] == pytest.approx([outcome.score for outcome in expected], rel=1e-8)
+    assert [outcome.status for outcome in predict_files(predictor, files, task, part, resume=True)] == ["resumed"] * 3
 
 
 def test_only_whole_predictions_of_the_volume_count_as_finished(blobs, tmp_path):
@@ -234,11 +216,7 @@ def test_what_a_gpu_fails_at_is_computed_on_the_cpu(error, falls_back, blobs, tm
     for outcome in outcomes:
         assert outcome.status == ("predicted" if falls_back else "failed")
         assert str(outcome.file) in outcome.message and "\n" not in outcome.message
-        assert (
-            not falls_back
-            or outcome.device == "cpu"
-            and outcome.message.endswith("computed on the CPU instead")
-        )
+        assert not falls_back or outcome.device == "cpu" and outcome.message.endswith("computed on the CPU instead")
     assert bytes_of(out) == (bytes_of(tmp_path / "cpu") if falls_back else {})
 
 

@@ -48,9 +48,7 @@ def run_matrix(folder: Path, suffix: str, *more: str) -> list[str]:
     """What the reading process says of the volumes that the writing process made."""
     lines = ""
     for words, extra in ((("write", folder, suffix, *more), {}), (("read", folder), FAILS_LOUDLY)):
-        run = subprocess.run(
-            [sys.executable, SCRIPT, *words], env=os.environ | extra, capture_output=True, text=True
-        )
+        run = subprocess.run([sys.executable, SCRIPT, *words], env=os.environ | extra, capture_output=True, text=True)
         assert run.returncode == 0, f"{run.returncode}: {run.stderr[-2000:]}"
         lines = run.stdout
     return json.loads(lines)

@@ -401,9 +401,7 @@ def test_mixed_series_are_told_apart_and_others_skipped_with_a_note(tmp_path):
     folder = tmp_path / "study"
     write_series(folder / "a", uid="1.2.3", number=2)
     write_series(folder / "b", uid="1.2.4", number=3, count=3, names=lambda i: f"B{i}")
-    write_series(
-        folder / "a", uid="1.2.5", count=3, image_type="ORIGINAL\\PRIMARY\\LOCALIZER", names=lambda i: f"L{i}"
-    )
+    write_series(folder / "a", uid="1.2.5", count=3, image_type="ORIGINAL\\PRIMARY\\LOCALIZER", names=lambda i: f"L{i}")
     write_series(folder, uid="1.2.6", count=1, sop_class="1.2.840.10008.5.1.4.1.1.7", names=lambda i: "shot")
     (folder / "README").write_text("nothing")
     found = survey(tmp_path)
@@ -438,9 +436,7 @@ def test_paths_that_are_no_utf8_end_no_run(tmp_path):
             write_volume(odd, np.zeros(grid.ras_shape, np.float32), grid)
     found = survey(folder)
     assert [source.path.name for source in found.volumes] == ["scan.mha", "scan.nrrd"]
-    assert [note.split(": ", 1)[1] for note in found.notes] == [
-        "3 DICOM files skipped: of a path that is no UTF-8"
-    ]
+    assert [note.split(": ", 1)[1] for note in found.notes] == ["3 DICOM files skipped: of a path that is no UTF-8"]
 
 
 @pytest.mark.parametrize(
@@ -582,9 +578,7 @@ def test_each_header_is_read_once(tmp_path, monkeypatch):
     read = dicom._header
     monkeypatch.setattr(dicom, "_header", lambda file: headers.append(file) or read(file))
     for number in range(6):
-        write_series(
-            tmp_path / "study", count=4, uid=f"1.2.{number}", number=number, names=lambda i: f"{number}_{i}"
-        )
+        write_series(tmp_path / "study", count=4, uid=f"1.2.{number}", number=number, names=lambda i: f"{number}_{i}")
     sources = find_volumes(tmp_path)
     for source in sources:
         read_volume(source), read_grid(source)
@@ -627,9 +621,7 @@ def test_slices_that_itk_refuses_are_an_error_of_their_volume(tmp_path):
     folder = changed(tmp_path / "patient", SpacingBetweenSlices=0)
     (source,) = find_volumes(tmp_path)
     assert source.path == folder
-    with pytest.raises(
-        VolumeError, match="patient: expected readable DICOM files, found .*Zero-valued spacing"
-    ):
+    with pytest.raises(VolumeError, match="patient: expected readable DICOM files, found .*Zero-valued spacing"):
         read_volume(source)
 
 
@@ -644,24 +636,18 @@ def test_pixels_without_a_size_are_told_of(tmp_path, value):
 def test_segmentations_and_odd_numbers_of_series_are_no_trouble(tmp_path):
     """A segmentation such as this program writes is no volume; and not all that looks like a number is one."""
     write_series(tmp_path / "study", uid="1.2.3")
-    write_series(
-        tmp_path / "study", uid="1.2.4", sop_class="1.2.840.10008.5.1.4.1.1.66.4", names=lambda i: f"S{i}"
-    )
+    write_series(tmp_path / "study", uid="1.2.4", sop_class="1.2.840.10008.5.1.4.1.1.66.4", names=lambda i: f"S{i}")
     found = survey(tmp_path)
     assert [source.name for source in found.volumes] == ["study"]
     assert found.notes == [f"{tmp_path / 'study'}: 4 DICOM files skipped: segmentations"]
     names = dicom._names(tmp_path, {"1.2.3": "\u00b2", "../1\0/2": "-1", "1.2.5": "7"})
-    assert [name.name for name in names.values()] == [
-        f"{tmp_path.name}_{end}" for end in (".._1__2", "1.2.3", "007")
-    ]
+    assert [name.name for name in names.values()] == [f"{tmp_path.name}_{end}" for end in (".._1__2", "1.2.3", "007")]
 
 
 def test_two_volumes_of_one_prediction_are_an_error(tmp_path):
     sitk.WriteImage(image(np.eye(3)), str(tmp_path / "scan.mha"))
     sitk.WriteImage(image(np.eye(3)), str(tmp_path / "scan.mhd"))
-    with pytest.raises(
-        VolumeError, match="each prediction's name once, found scan.mha for scan.mha and scan.mhd"
-    ):
+    with pytest.raises(VolumeError, match="each prediction's name once, found scan.mha for scan.mha and scan.mhd"):
         find_volumes(tmp_path)
 
 
@@ -714,13 +700,9 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     mask = np.zeros(volume.data.shape, np.uint8)
     mask[1:3, 1:4, 1:3], mask[-2:, -3:-1, -1:] = 1, 2
     grid = volume.grid
-    findings = [
-        Finding(n, *4 * [(0, 0, 0)], 1.0, 9, highest, 0.5, 0.1) for n, highest in ((1, 0.9), (2, 0.6))
-    ]
+    findings = [Finding(n, *4 * [(0, 0, 0)], 1.0, 9, highest, 0.5, 0.1) for n, highest in ((1, 0.9), (2, 0.6))]
     folder, source = FindingsFolder(tmp_path / "found", dicom_seg=True), source_at(series)
-    with pytest.warns(
-        UserWarning, match="patient: no DICOM segmentation written: Source images have no Frame"
-    ):
+    with pytest.warns(UserWarning, match="patient: no DICOM segmentation written: Source images have no Frame"):
         folder.add(source, LabelledObjects(findings, mask), grid)
     for file in series.iterdir():  # which scanners write, and SimpleITK does not
         one = highdicom.imread(file)
@@ -732,8 +714,7 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
     labels = [stored.get_segment_description(n).segment_label for n in (1, 2)]
     assert labels == ["Finding 1, score 0.90", "Finding 2, score 0.60"]
     ours = {
-        n: {tuple(np.round(p, 3)) for p in affines.apply_affine(grid.affine, voxels(grid, mask == n))}
-        for n in (1, 2)
+        n: {tuple(np.round(p, 3)) for p in affines.apply_affine(grid.affine, voxels(grid, mask == n))} for n in (1, 2)
     }
     whole = stored.get_volume(combine_segments=True)
     lps = whole.affine

@@ -61,16 +61,12 @@ IMAGE = {"slug": "t1-brain-mri", "super_kind": "Image", "relative_path": "images
 )
 def test_a_case_is_scored_on_its_own_grid(case, scan, tiny_weights, listed):
     if listed:
-        list_inputs(
-            case, IMAGE, {"slug": "age", "super_kind": "Value", "relative_path": "age.json"}, name=listed
-        )
+        list_inputs(case, IMAGE, {"slug": "age", "super_kind": "Value", "relative_path": "age.json"}, name=listed)
     done = run(case, weights=tiny_weights["brain"])
     assert done.returncode == 0, done.stderr
     written = sitk.ReadImage(str(case / "output" / "images" / "anomaly-map" / "abc.mha"))
     assert written.GetPixelID() == sitk.sitkFloat32 and written.GetSize() == scan.GetSize()
-    assert (
-        np.allclose(written.GetOrigin(), scan.GetOrigin()) and written.GetDirection() == scan.GetDirection()
-    )
+    assert np.allclose(written.GetOrigin(), scan.GetOrigin()) and written.GetDirection() == scan.GetDirection()
     scores = sitk.GetArrayFromImage(written)
     assert 0 <= scores.min() < scores.max() <= 1
     score = json.loads((case / "output" / "anomaly-score.json").read_text())
@@ -86,9 +82,7 @@ def test_slugs_and_region_can_be_set(case, tiny_weights, monkeypatch):
     (case / "input" / "images" / "brain-mri").rename(case / "input" / "images" / "scan")
     done = run(case, weights=tiny_weights["brain"])
     assert done.returncode == 0, done.stderr
-    assert (case / "output" / "images" / "heat" / "abc.mha").exists() and (
-        case / "output" / "odd.json"
-    ).exists()
+    assert (case / "output" / "images" / "heat" / "abc.mha").exists() and (case / "output" / "odd.json").exists()
     monkeypatch.setenv("MOOD_REGION", "liver")
     assert run(case).returncode == 2
 

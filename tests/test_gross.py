@@ -82,9 +82,7 @@ def test_the_command_writes_every_case_with_its_label(tmp_path):
     assert both.returncode == 2 and "not allowed with" in both.stderr
     names = [path.name.removesuffix(".nii.gz") for path in sorted((tmp_path / "brain" / "toy").iterdir())]
     records = json.loads((tmp_path / "brain" / "toy_label" / "anomalies.json").read_text())
-    assert (
-        sorted(records) == names == sorted(f"toy_0_{kind}" if kind else "toy_0" for kind in kinds_of("gross"))
-    )
+    assert sorted(records) == names == sorted(f"toy_0_{kind}" if kind else "toy_0" for kind in kinds_of("gross"))
     for name, record in records.items():
         mask = np.asarray(nib.load(tmp_path / "brain" / "toy_label" / "pixel" / f"{name}.nii.gz").dataobj)
         said = (tmp_path / "brain" / "toy_label" / "sample" / f"{name}.nii.gz.txt").read_text()

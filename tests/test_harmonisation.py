@@ -71,9 +71,7 @@ def cropped(head: np.ndarray) -> np.ndarray:
         ("cropped to the brain", cropped, 1.0),
         ("padded", lambda h: np.pad(h, ((60, 5), (0, 60), (25, 40))), 1.0),
         ("2 mm", lambda h: block_means(h, (2, 2, 2)), 2.0),
-        pytest.param(
-            ("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7), marks=pytest.mark.slow, id="0.7 mm"
-        ),
+        pytest.param(("0.7 mm", lambda h: ndimage.zoom(h, 1 / 0.7, order=1), 0.7), marks=pytest.mark.slow, id="0.7 mm"),
         ("of another scaling", lambda h: 700 * h, 1.0),
         ("of another contrast", lambda h: h**1.5, 1.0),
     ],
@@ -205,9 +203,7 @@ def test_nothing_is_too_odd_to_be_looked_at(prep, name):
         data = data * 100 - 5000
     slices, positions, view = seen(data, (1.0, 2.0, 3.0), prep)
     assert (
-        len(slices) == len(positions) >= 1
-        and torch.isfinite(slices).all()
-        and 0 <= slices.min() <= slices.max() <= 1
+        len(slices) == len(positions) >= 1 and torch.isfinite(slices).all() and 0 <= slices.min() <= slices.max() <= 1
     )
     back = slices_to_volume(slices, view.indices(), data.shape, (1.0, 2.0, 3.0), view=view)
     assert back.shape == data.shape and np.isfinite(back).all()

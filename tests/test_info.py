@@ -16,9 +16,7 @@ def test_a_volume_is_described(tmp_path):
     run = mood("info", file, "--region brain --json")
     told = json.loads(run.stdout)
     assert run.returncode == 0 and told["grid"] == [48, 48, 48] and told["orientation"] == "LAS"
-    assert (
-        told["spacing, mm (right, anterior, superior)"] == [4.0, 4.0, 4.0] and told["stored as"] == "float32"
-    )
+    assert told["spacing, mm (right, anterior, superior)"] == [4.0, 4.0, 4.0] and told["stored as"] == "float32"
     assert 0 < told["seen as"]["from slice"] < told["seen as"]["to slice"] < 48
     greys = told["seen as"]["grey values that become 0.25, 0.5, 0.75"]
     assert greys == sorted(greys) and 0 < greys[0] and greys[2] < 800

@@ -22,9 +22,7 @@ def contents(file) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def test_shipped_files_are_the_recorded_ones():
-    run = subprocess.run(
-        ["sha256sum", "--check", "--strict", SUMS], cwd=WEIGHTS, capture_output=True, text=True
-    )
+    run = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=WEIGHTS, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.count(": OK") == len(REGIONS), run.stdout + run.stderr
     for region in REGIONS:
         model = load_model(region, device="cpu")
@@ -47,9 +45,7 @@ def test_the_digest_is_of_names_types_shapes_numbers_and_description():
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(()), "c": torch.zeros(0)}
     digest = content_sha256(tensors, "about")
     assert digest == content_sha256(dict(reversed(tensors.items())), "about")
-    assert digest == content_sha256(
-        tensors | {"a": tensors["a"].t().contiguous().t()}, "about"
-    )  # however it lies
+    assert digest == content_sha256(tensors | {"a": tensors["a"].t().contiguous().t()}, "about")  # however it lies
     changed = [
         tensors | {"a": tensors["a"].reshape(3, 2)},
         tensors | {"a": tensors["a"] + 1e-6},
@@ -68,9 +64,7 @@ def test_a_shipped_file_may_be_replaced_by_ones_own_but_not_by_any(tiny_weights,
     shutil.copy(tiny_weights["abdom"], other)
     save_file(tensors, here, {"about": metadata["about"]})  # as files were before they recorded a digest
     assert load_model(here, device="cpu").about.region == "brain"  # none listed, all are taken
-    (tmp_path / SUMS).write_text(
-        f"{file_sha256(here)}  brain.safetensors\n{file_sha256(other)} *abdom.safetensors\n"
-    )
+    (tmp_path / SUMS).write_text(f"{file_sha256(here)}  brain.safetensors\n{file_sha256(other)} *abdom.safetensors\n")
     assert load_model(here, device="cpu").about.region == "brain"
     assert load_model(other, device="cpu").about.region == "abdom"
     shutil.copy(here, other)

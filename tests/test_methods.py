@@ -144,9 +144,7 @@ def test_the_first_method_that_fits_is_one_that_the_model_has_all_for(tiny_weigh
         "paper",
         "paper",
     ]
-    with pytest.raises(
-        ModelError, match="expected at least one restoration, or a model for the method learned"
-    ):
+    with pytest.raises(ModelError, match="expected at least one restoration, or a model for the method learned"):
         table.first_that_fits("pixel", about, 0)
     monkeypatch.setattr(table, "METHODS", table.METHODS | {"bright": Bright()})
     assert table.first_that_fits("pixel", about, 0).name == "bright"

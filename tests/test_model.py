@@ -81,9 +81,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
     torch.save(Evil(), tmp_path / "evil.pt")
-    run = mood(
-        "import-reference", tmp_path / "evil.pt", tmp_path / "evil.pt", "--region brain -o", tmp_path / "x"
-    )
+    run = mood("import-reference", tmp_path / "evil.pt", tmp_path / "evil.pt", "--region brain -o", tmp_path / "x")
     assert run.returncode == 1
     with pytest.raises(ModelError):
         load_model(tmp_path / "evil.pt")
@@ -102,9 +100,7 @@ def test_saved_and_loaded_is_the_same_model(tiny_weights, tmp_path):
     assert torch.equal(again.nll(codes, position), model.nll(codes, position))
     save_model(tmp_path / "half.safetensors", model.vqvae, model.prior, model.about, torch.float16)
     assert {v.dtype for v in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
-    assert (
-        load_model(tmp_path / "half.safetensors", device="cpu").decode(codes, position).dtype == torch.float32
-    )
+    assert load_model(tmp_path / "half.safetensors", device="cpu").decode(codes, position).dtype == torch.float32
 
 
 def test_batches_are_not_seen_in_the_results(tiny_weights):
@@ -152,13 +148,9 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
     about = load_model(tiny_weights["brain"], device="cpu").about.to_json()
     (tmp_path / "text").write_text("hello")
     save_file(tensors, tmp_path / "no_about")
-    save_file(
-        {k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about}
-    )
+    save_file({k: v for k, v in tensors.items() if k != "prior.out.bias"}, tmp_path / "missing", {"about": about})
     save_file(tensors | {"prior.out.bias": torch.zeros(3)}, tmp_path / "wrong_shape", {"about": about})
-    save_file(
-        tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")}
-    )
+    save_file(tensors, tmp_path / "format", {"about": about.replace("mood-submission-1", "mood-submission-9")})
     save_file(
         tensors,
         tmp_path / "method",

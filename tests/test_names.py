@@ -207,9 +207,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(by_name, tmp_
         first.write(b"first")
         with write_whole(path) as second:
             second.write(b"second")
-        assert (
-            path.read_bytes() == b"second" and len(os.listdir(tmp_path)) == 3
-        )  # the first's and the other's
+        assert path.read_bytes() == b"second" and len(os.listdir(tmp_path)) == 3  # the first's and the other's
     assert path.read_bytes() == b"first"
     write_often(other, b"whole", 1, by_name)
     assert sorted(os.listdir(tmp_path)) == ["scan.nii", "scan2.nii"]
@@ -270,9 +268,7 @@ def count_up(folder: Path) -> None:
 
 def test_a_lock_lets_one_process_in_at_a_time(tmp_path):
     (tmp_path / "number").write_text("0")
-    processes = [
-        multiprocessing.get_context("fork").Process(target=count_up, args=(tmp_path,)) for _ in range(3)
-    ]
+    processes = [multiprocessing.get_context("fork").Process(target=count_up, args=(tmp_path,)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

@@ -107,10 +107,7 @@ def test_every_kind_changes_what_its_mask_says(host, kind):
         planted, mask = plant_varied(host, kind, np.random.default_rng(seed), donor)
         assert planted.dtype == np.float32 and 0 <= planted.min() and planted.max() <= 1 and mask.any()
         change = np.abs(planted - host.volume)
-        assert (
-            change[mask].mean() > 3 * change[~mask].mean()
-            and change[mask].mean() > LEAST_WORTH * LEAST_CHANGE
-        )
+        assert change[mask].mean() > 3 * change[~mask].mean() and change[mask].mean() > LEAST_WORTH * LEAST_CHANGE
         near = ndimage.uniform_filter((change > CHANGED).astype(np.float32), 7)
         assert (near[mask] > 0).all()  # nothing is labelled where nothing is to be seen
         assert not mask[~host.body].any() and (change[~host.body] == 0).all()
@@ -251,9 +248,7 @@ def healthy(tmp_path_factory):
         rng = np.random.default_rng(number)
         x, y, z = np.meshgrid(*[np.arange(-n / 2, n / 2) * 6.0 for n in (30, 34, 28)], indexing="ij")
         inside = (x / 66) ** 2 + (y / 82) ** 2 + (z / 64) ** 2 < 1
-        data = 0.55 + 0.2 * np.sin(x / 14 + rng.uniform(0, 6)) * np.cos(y / 16) * np.cos(
-            z / 15 + rng.uniform(0, 6)
-        )
+        data = 0.55 + 0.2 * np.sin(x / 14 + rng.uniform(0, 6)) * np.cos(y / 16) * np.cos(z / 15 + rng.uniform(0, 6))
         write_nifti(
             folder / f"head{number:02d}.nii.gz",
             np.where(inside, data, 0).astype(np.float32),
@@ -265,9 +260,7 @@ def healthy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(healthy, tmp_path_factory):
     file = tmp_path_factory.mktemp("cache") / "slices.npz"
-    prep = dataclasses.replace(
-        Preprocessing.harmonised("brain"), image_size=40, slice_distance=6.0, resolution=0.0
-    )
+    prep = dataclasses.replace(Preprocessing.harmonised("brain"), image_size=40, slice_distance=6.0, resolution=0.0)
     build_cache(healthy, file, prep)
     return file
 
@@ -293,9 +286,7 @@ def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(pla
         new = rows >= depth
         assert new.any() and np.array_equal(rows[~new], np.flatnonzero(~new))
         assert arrays["label"][rows][new].any()
-        assert (
-            np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0
-        ).any()
+        assert (np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0).any()
 
 
 def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
@@ -422,9 +413,7 @@ def test_a_patch_is_a_part_of_a_slice(planter, tmp_path):
         )
         down, right = (((patch.place[0, axis] + 1) / 2 * 39).round().long() for axis in (0, 1))
         at = [key for key, whole in slices.items() if torch.equal(whole[down, right], patch.maps[0, 0])]
-        turned = [
-            key for key, whole in slices.items() if torch.equal(whole[down, 39 - right], patch.maps[0, 0])
-        ]
+        turned = [key for key, whole in slices.items() if torch.equal(whole[down, 39 - right], patch.maps[0, 0])]
         assert at or turned
         for name, v, z in at[:1] or turned[:1]:
             stored = store.volumes[name]

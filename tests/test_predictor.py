@@ -87,9 +87,7 @@ def test_pixel_scores_are_the_published_steps(tiny_weights, blobs):
     difference, mean = evidence.weighted_difference, evidence.restored
     assert torch.allclose(difference.double(), expected, atol=1e-6)
     assert torch.allclose(mean.double(), decoded.mean(1), atol=1e-6)
-    on_volume = slices_to_volume(
-        smooth(expected).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing
-    )
+    on_volume = slices_to_volume(smooth(expected).clamp(0, 1), prepared.indices, volume.data.shape, volume.spacing)
     assert np.allclose(predictor.pixel_scores(volume), on_volume, atol=1e-5)
 
 
@@ -130,9 +128,7 @@ def test_a_volume_scores_the_same_alone_and_among_others(tiny_weights, blobs, tm
 def test_the_seed_changes_the_draws_and_nothing_else(tiny_weights, blobs):
     model = load_model(tiny_weights["brain"], device="cpu")
     indices = np.array([0, 5])
-    first, again, other = (
-        Predictor(model, seed=s, restorations=2).uniforms("a", indices, (4, 4)) for s in (0, 0, 1)
-    )
+    first, again, other = (Predictor(model, seed=s, restorations=2).uniforms("a", indices, (4, 4)) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(Predictor(model, restorations=2).uniforms("a", indices[1:], (4, 4))[0], first[1])
     assert (first >= 0).all() and (first < 1).all()
@@ -151,9 +147,7 @@ def test_one_bad_file_does_not_stop_the_others(tiny_weights, blobs, tmp_path):
         tiny_weights["abdom"],
     )
     assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert (
-        sum("bad.nii.gz" in line for line in run.stderr.splitlines()) == 2
-    )  # when it happens, and at the end
+    assert sum("bad.nii.gz" in line for line in run.stderr.splitlines()) == 2  # when it happens, and at the end
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
@@ -213,9 +207,7 @@ def test_the_four_scripts_run_from_anywhere(script, tiny_weights, blobs, tmp_pat
     )
     assert run.returncode == 0, run.stderr
     suffix = ".nii.gz" if task == "pixel" else ".nii.gz.txt"
-    assert sorted(p.name for p in (tmp_path / "out here").iterdir()) == [
-        f"case_{i}{suffix}" for i in range(3)
-    ]
+    assert sorted(p.name for p in (tmp_path / "out here").iterdir()) == [f"case_{i}{suffix}" for i in range(3)]
     assert subprocess.run(["sh", ROOT / script], capture_output=True).returncode == 2
 
 

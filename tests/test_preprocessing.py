@@ -146,9 +146,7 @@ def test_normalise_foreground():
     means, stds = torch.tensor([0.1, 0.4, 0.7]), torch.tensor([0.5, 0.2, 0.1])
     result = normalise(batch, means.view(3, 1, 1), stds.view(3, 1, 1), BRAIN)
     for index in range(3):
-        torch.testing.assert_close(
-            result[index], normalise(slices[0], float(means[index]), float(stds[index]), BRAIN)
-        )
+        torch.testing.assert_close(result[index], normalise(slices[0], float(means[index]), float(stds[index]), BRAIN))
 
 
 def test_normalise_symmetric():
@@ -259,9 +257,7 @@ def test_slices_equal_the_obvious_version(shape, spacing, size):
     data, indices = random_volume(shape), np.array([0, 2, shape[2] - 1])
     frame = frame_of(shape, spacing)
     padded = np.zeros((3, frame.padded_height, frame.padded_width))
-    padded[:, frame.top : frame.top + shape[1], frame.left : frame.left + shape[0]] = obvious_slices(
-        data, indices
-    )
+    padded[:, frame.top : frame.top + shape[1], frame.left : frame.left + shape[0]] = obvious_slices(data, indices)
     expected = linear_weights(padded.shape[1], size) @ padded @ linear_weights(padded.shape[2], size).T
     slices = volume_to_slices(data, spacing, indices, sized(size)).numpy()
     np.testing.assert_allclose(slices, expected, atol=2e-5)  # torch's weights are float32
@@ -282,9 +278,7 @@ def test_chunks_do_not_show():
     indices = slice_indices(60)
     together = volume_to_slices(data, CUBIC, indices, sized(40))
     for z in (0, 22, 23, 24, 59):
-        torch.testing.assert_close(
-            together[z : z + 1], volume_to_slices(data, CUBIC, np.array([z]), sized(40))
-        )
+        torch.testing.assert_close(together[z : z + 1], volume_to_slices(data, CUBIC, np.array([z]), sized(40)))
 
 
 def test_indices_outside_the_volume():
@@ -315,9 +309,7 @@ def test_all_slices_at_full_size_are_the_identity(order):
 @pytest.mark.parametrize(
     "indices", [[0, 8, 16, 24], [3, 4, 11, 20], [5], [0, 29], list(range(30)), slice_indices(30, 7)]
 )
-@pytest.mark.parametrize(
-    "shape,spacing,size", [((26, 26, 30), CUBIC, 26), ((37, 50, 30), (1.0, 0.7, 2.0), 40)]
-)
+@pytest.mark.parametrize("shape,spacing,size", [((26, 26, 30), CUBIC, 26), ((37, 50, 30), (1.0, 0.7, 2.0), 40)])
 def test_volume_equals_the_obvious_version(indices, shape, spacing, size):
     scores = np.random.default_rng(1).random((len(indices), size, size)).astype(np.float32)
     frame = frame_of(shape, spacing)
@@ -394,7 +386,5 @@ def test_numpy_holds_little_beside_the_volume(shape):
     assert traced_peak(lambda: to_unit_range(raw, ABDOM)) < size + 2**20
     assert traced_peak(lambda: to_unit_range(raw, ABDOM, out=raw)) < 2**20
     slices = volume_to_slices(data, CUBIC, indices, sized(64))
-    assert (
-        traced_peak(lambda: volume_to_slices(data, CUBIC, indices, sized(64))) < 17 * 2**20
-    )  # the padded slices
+    assert traced_peak(lambda: volume_to_slices(data, CUBIC, indices, sized(64))) < 17 * 2**20  # the padded slices
     assert traced_peak(lambda: slices_to_volume(slices, indices, shape, CUBIC)) < size + 2**20

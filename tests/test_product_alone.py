@@ -84,9 +84,7 @@ class Environment:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
 
-    def run(
-        self, cwd: Path, *arguments: object, further: Path | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, cwd: Path, *arguments: object, further: Path | None = None) -> subprocess.CompletedProcess[str]:
         """What `mood-submission` does there with such words, in the folder `cwd`."""
         words = words_of(*arguments)
         with self.start([self.command, *words], cwd, further) as process:
@@ -136,9 +134,7 @@ def predicted(alone, blobs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("predicted")
     (folder / "in").mkdir()
     shutil.copy(blobs / "case_0.nii.gz", folder / "in")
-    run = alone.run(
-        folder, "predict --region brain --task both -i in -o out --slices 2 --restorations 1 --device cpu"
-    )
+    run = alone.run(folder, "predict --region brain --task both -i in -o out --slices 2 --restorations 1 --device cpu")
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -180,9 +176,7 @@ def test_grand_challenge_scores_a_case(alone, tiny_weights, tmp_path):
     (tmp_path / "model").mkdir()
     shutil.copy(tiny_weights["brain"], tmp_path / "model")
     z, y, x = np.mgrid[-1:1:16j, -1:1:20j, -1:1:18j]
-    head = sitk.GetImageFromArray(
-        np.where(x**2 + y**2 + z**2 < 0.8, 200 + 30 * np.sin(9 * x), 0).astype("f4")
-    )
+    head = sitk.GetImageFromArray(np.where(x**2 + y**2 + z**2 < 0.8, 200 + 30 * np.sin(9 * x), 0).astype("f4"))
     head.SetSpacing((8.0, 8.0, 9.0))
     sitk.WriteImage(head, str(images / "abc.mha"))
     run = alone.run(tmp_path, "grand-challenge --input input --output output --model model")
@@ -230,9 +224,7 @@ def test_what_is_not_there_is_told_and_not_listed(alone, tmp_path):
         words = ["--help", "prdict", "train vqvae"]
         listed, wrong, missing = two.map(lambda words: alone.run(tmp_path, words), words)
     assert listed.returncode == 0 and listed.stderr == ""
-    assert re.findall(r"^  ([\w-]+)  ", listed.stdout, re.M) == [
-        name for name in COMMANDS if name in IN_PRODUCT
-    ]
+    assert re.findall(r"^  ([\w-]+)  ", listed.stdout, re.M) == [name for name in COMMANDS if name in IN_PRODUCT]
     assert wrong.returncode == 2 and "view" in wrong.stderr
     assert not any(f" {name}" in wrong.stderr for name in OF_THE_WORKSHOP)
     assert missing.returncode == 1 and missing.stdout == ""

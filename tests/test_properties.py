@@ -45,11 +45,7 @@ def no_warnings():
 @given(shapes, st.sampled_from(DTYPES), scalings, affines, names, endings, seeds)
 def test_what_is_read_is_what_was_stored(shape, dtype, scaling, affine, name, ending, seed):
     """Each voxel, at its place in the world, with slope and intercept: as nibabel's own, slower way has it."""
-    raw = (
-        np.random.default_rng(seed)
-        .integers(-100 if np.dtype(dtype).kind != "u" else 0, 100, shape)
-        .astype(dtype)
-    )
+    raw = np.random.default_rng(seed).integers(-100 if np.dtype(dtype).kind != "u" else 0, 100, shape).astype(dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / f"{name}{ending}", raw, affine, *scaling)
         volume = read_volume(path)
@@ -93,9 +89,7 @@ def test_any_volume_has_scores_for_each_voxel(shape, affine, least, span, seed, 
         volume = read_volume(save(Path(folder) / "scan.nii", raw, affine))
         predictor = Predictor(FreeNetworks(region), slice_count=slices, restorations=1)
         prepared = predictor.prepare(volume)
-        assert prepared.slices.isfinite().all() and len(prepared.indices) == min(
-            slices or 40, volume.data.shape[2]
-        )
+        assert prepared.slices.isfinite().all() and len(prepared.indices) == min(slices or 40, volume.data.shape[2])
         scores = predictor.pixel_scores(volume)
         assert scores.shape == volume.data.shape and np.isfinite(scores).all()
         assert scores.min() >= 0 and scores.max() <= 1

@@ -28,9 +28,7 @@ def test_rarity_is_the_logarithm_of_the_share_of_healthy_voxels():
 
 
 def test_beyond_the_table_rarity_rises_as_over_its_last_decade():
-    table = rarity_table(
-        np.random.default_rng(0).exponential(size=1_000_000)
-    )  # its logarithm is a straight line
+    table = rarity_table(np.random.default_rng(0).exponential(size=1_000_000))  # its logarithm is a straight line
     values = torch.tensor([9.2, 15.0, 30.0])
     assert torch.allclose(rarity(values, table), values / np.log(10), rtol=0.1)
     assert torch.isfinite(rarity(torch.tensor([1e20]), table)).all()
@@ -133,19 +131,11 @@ def test_scores_are_the_steps_one_by_one(calibrated, blobs):
         "reconstruction": (p.slices - model.decode(codes, p.position)).abs(),
         "likelihood": model.nll(codes, p.position),
     }
-    rare = {
-        name: rarity(smooth_evidence(name, m, 80), model.about.rarity_tables[name])
-        for name, m in maps.items()
-    }
+    rare = {name: rarity(smooth_evidence(name, m, 80), model.about.rarity_tables[name]) for name, m in maps.items()}
     expected = torch.stack(list(rare.values())).norm(dim=0)
     expected = predictor.to_volume(p, expected / (expected + 4))
     scores = predictor.pixel_scores(volume)
-    assert (
-        np.allclose(scores, expected, atol=1e-5)
-        and 0 <= scores.min()
-        and scores.max() < 1
-        and scores.std() > 0
-    )
+    assert np.allclose(scores, expected, atol=1e-5) and 0 <= scores.min() and scores.max() < 1 and scores.std() > 0
 
 
 @pytest.mark.slow
@@ -176,9 +166,7 @@ def test_about_survives_the_file(calibrated):
     about = load_model(calibrated, device="cpu").about
     assert about == type(about).from_json(about.to_json())
     assert type(about).from_json(json.dumps(json.loads(about.to_json()) | {"rarity_reference": 3.0})) == about
-    older = {
-        k: v for k, v in json.loads(about.to_json()).items() if k not in ("rarity_tables", "pixel_method")
-    }
+    older = {k: v for k, v in json.loads(about.to_json()).items() if k not in ("rarity_tables", "pixel_method")}
     assert type(about).from_json(json.dumps(older)) == dataclasses.replace(
         about, rarity_tables={}, pixel_method="paper"
     )
@@ -188,12 +176,8 @@ def test_about_survives_the_file(calibrated):
 def test_a_volume_unlike_the_healthy_ones_is_told_by_name(calibrated, blobs, tmp_path):
     """In the report and on standard error; a volume that the model was calibrated on is not."""
     about = load_model(calibrated, device="cpu").about
-    assert set(about.usual) == {"likelihood", "residual"} and all(
-        low <= high for low, high in about.usual.values()
-    )
-    narrow = dataclasses.replace(
-        about, usual={"likelihood": [0.0, 0.01], "residual": about.usual["residual"]}
-    )
+    assert set(about.usual) == {"likelihood", "residual"} and all(low <= high for low, high in about.usual.values())
+    narrow = dataclasses.replace(about, usual={"likelihood": [0.0, 0.01], "residual": about.usual["residual"]})
     rewrite_about(calibrated, tmp_path / "narrow.safetensors", narrow)
     for weights, strange in ((calibrated, 0), (tmp_path / "narrow.safetensors", 3)):
         words = [

@@ -59,9 +59,7 @@ def test_the_page_holds_everything_and_runs_no_name(report):
     assert page.count("as expected</figcaption>") >= 12  # three planes of each
     assert page.count("<section") == 4 and "http" not in page.split("<script>")[0].replace("http-equiv", "")
     assert sorted(p.name for p in (report / "page" / "data").iterdir()) == [f"{i}.js" for i in range(4)]
-    assert (report / "page" / "NIIVUE.txt").exists() and (
-        report / "page" / "findings" / "findings.json"
-    ).exists()
+    assert (report / "page" / "NIIVUE.txt").exists() and (report / "page" / "findings" / "findings.json").exists()
 
 
 def test_the_most_anomalous_comes_first(report):
@@ -70,8 +68,7 @@ def test_the_most_anomalous_comes_first(report):
     first = min(peaks, key=lambda name: (-peaks[name], name))
     assert page.index('id="volume-0"') < page.index('id="volume-1"')
     assert (
-        html.escape(first, quote=True).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-        in page.split("</li>")[0]
+        html.escape(first, quote=True).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page.split("</li>")[0]
     )
 
 
@@ -80,9 +77,7 @@ def test_layers_lie_where_the_file_lies(report):
     text = (report / "page" / "data" / "0.js").read_text()
     layers = json.loads(text[text.index("=") + 1 :].rstrip().rstrip(";"))
     image = nib.Nifti1Image.from_stream(io.BytesIO(gzip.decompress(base64.b64decode(layers["volume"]))))
-    assert nib.aff2axcodes(image.affine) == ("R", "A", "S") and {"volume", "scores", "findings"} <= set(
-        layers
-    )
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S") and {"volume", "scores", "findings"} <= set(layers)
     corners = [image.affine @ [*corner, 1] for corner in ((0, 0, 0), np.array(image.shape) - 1)]
     file = nib.load(report / "in" / HOSTILE[0])
     wanted = [file.affine @ [27, 0, 0, 1], file.affine @ [0, 23, 11, 1]]
@@ -94,13 +89,8 @@ def test_the_command_makes_the_same_page_of_files(report, measured, tmp_path):
         "report -i", report / "in", "-p", report / "out", "-o", tmp_path, "--findings", report / "page" / "findings", "--weights", measured
     )  # fmt: skip
     assert run.returncode == 0 and "4 volumes" in run.stdout, run.stderr
-    one, other = (
-        (folder / "index.html").read_text().split("<footer>")[0] for folder in (report / "page", tmp_path)
-    )
-    assert (
-        one.count("<img") == other.count("<img")
-        and one.count("<tr data-place") == other.count("<tr data-place") > 0
-    )
+    one, other = ((folder / "index.html").read_text().split("<footer>")[0] for folder in (report / "page", tmp_path))
+    assert one.count("<img") == other.count("<img") and one.count("<tr data-place") == other.count("<tr data-place") > 0
 
 
 def test_what_is_missing_is_told_in_one_line(report, tiny_weights, tmp_path):
@@ -127,9 +117,7 @@ def test_what_is_missing_is_told_in_one_line(report, tiny_weights, tmp_path):
 
 
 def test_what_must_be_installed_is_told(report, tmp_path, monkeypatch):
-    for name in [
-        name for name in sys.modules if name.startswith(("matplotlib", "mood_submission.output.report"))
-    ]:
+    for name in [name for name in sys.modules if name.startswith(("matplotlib", "mood_submission.output.report"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = mood("report -i", report / "in", "-p", report / "out", "-o", tmp_path)
@@ -177,9 +165,7 @@ FLAGS = "--no-sandbox --disable-quic --use-gl=angle --use-angle=swiftshader --en
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
-    )
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
     if BROWSER is None:
         pytest.skip("no chromium is installed")
     with playwright.sync_playwright() as started:
@@ -207,9 +193,7 @@ def test_the_page_works_in_a_browser(browser, report, width, scheme):
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     here = (Path(report / "page").as_uri(), address.rsplit("/", 1)[0], "data:", "blob:")
-    page.on(
-        "request", lambda request: elsewhere.append(request.url) if not request.url.startswith(here) else None
-    )
+    page.on("request", lambda request: elsewhere.append(request.url) if not request.url.startswith(here) else None)
     page.on("dialog", lambda shown: errors.append(f"a name was run: {shown.message}"))
     try:
         page.goto(f"{here[0]}/index.html" if scheme == "file" else address)
@@ -227,9 +211,7 @@ def test_the_page_works_in_a_browser(browser, report, width, scheme):
         full = painted(page)
         page.fill("#opacity", "0")
         page.wait_for_timeout(1500)
-        assert (
-            coloured(full) > coloured(painted(page)) + 0.01
-        )  # the overlay is drawn, and the slider takes it away
+        assert coloured(full) > coloured(painted(page)) + 0.01  # the overlay is drawn, and the slider takes it away
         before = page.evaluate("dialog.dataset.at")
         assert page.locator("#viewer-findings button").count() >= 1
         page.locator("#viewer-findings button").last.click()

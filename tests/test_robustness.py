@@ -246,9 +246,7 @@ def check_predictions(source: Path, out: Path, task: str, names: list[str]) -> N
         assert finished(source / name, task, out) is not None, name
         if task == "pixel":
             before, after = nib.load(source / name), nib.load(out / name)
-            assert after.shape == before.shape[:3] and np.array_equal(
-                before.affine, after.affine, equal_nan=True
-            )
+            assert after.shape == before.shape[:3] and np.array_equal(before.affine, after.affine, equal_nan=True)
 
 
 def run_main(*words, **kwargs) -> subprocess.CompletedProcess:
@@ -282,10 +280,7 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
         text = tmp_path / "out" / f"{volume['file']}.txt"
         assert not text.exists() or volume["score"] == pytest.approx(float(text.read_text()), rel=1e-8)
         assert (
-            volume["seconds"] > 0
-            and volume["device"] == "cpu"
-            and volume["slices"] == 12
-            and volume["message"] == ""
+            volume["seconds"] > 0 and volume["device"] == "cpu" and volume["slices"] == 12 and volume["message"] == ""
         )
     assert "bad.nii.gz" in first["volumes"][0]["message"] and first["volumes"][0]["score"] is None
 
@@ -308,9 +303,7 @@ def test_the_report_says_what_became_of_each(tiny_weights, blobs, tmp_path):
         (["--time-budget", "soon"], "--time-budget"),
     ],
 )
-def test_what_cannot_be_written_or_meant_ends_with_2(
-    words, named, measured, blobs, tmp_path, tmp_path_factory
-):
+def test_what_cannot_be_written_or_meant_ends_with_2(words, named, measured, blobs, tmp_path, tmp_path_factory):
     found = tmp_path_factory.mktemp("found")
     words = [found if word == "FOUND" else word for word in words]
     run = run_main("--region brain --task sample -i", blobs, "-o", tmp_path, "--weights", measured, *words)
@@ -361,9 +354,7 @@ def test_no_name_spoils_a_folder_of_findings_a_page_or_a_terminal(measured, tmp_
     for name in names:
         escaped = html.escape(shown(name)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
         assert f"<h2>{escaped}</h2>" in page, name
-    assert all(
-        letter.isprintable() or letter == "\n" for letter in page.split("<main>")[1].split("</main>")[0]
-    )
+    assert all(letter.isprintable() or letter == "\n" for letter in page.split("<main>")[1].split("</main>")[0])
     for command in (
         ["show", source, out, "-o", tmp_path / "pictures.png", "--most 99"],
         ["report -i", source, "-p", out, "-o", tmp_path / "page2", "--findings", found, "--run", report],
@@ -398,9 +389,7 @@ def test_predictions_never_go_over_the_volumes(tiny_weights, blobs, tmp_path):
     (tmp_path / "out").symlink_to("in")
     before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     for out in (tmp_path / "in", tmp_path / "out", tmp_path / "in" / ".." / "in"):
-        run = run_main(
-            "--region brain --task pixel -i", tmp_path / "in", "-o", out, "--weights", tiny_weights["brain"]
-        )
+        run = run_main("--region brain --task pixel -i", tmp_path / "in", "-o", out, "--weights", tiny_weights["brain"])
         assert run.returncode == 2 and run.stderr.count("\n") == 1 and "another folder" in run.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
@@ -450,9 +439,7 @@ def test_links_in_the_output_are_replaced_not_followed(blobs, tmp_path):
     for name in ("case_0.nii.gz", hidden[0], "case_1.nii.gz", hidden[1]):
         (out / name).symlink_to(precious)
     outcomes = predict_files(Predictor(FreeNetworks("brain"), 2, 1), sorted(blobs.iterdir()), "pixel", out)
-    assert [outcome.status for outcome in outcomes] == [
-        "predicted"
-    ] * 3 and precious.read_text() == "precious"
+    assert [outcome.status for outcome in outcomes] == ["predicted"] * 3 and precious.read_text() == "precious"
     assert sorted(path.name for path in out.iterdir()) == [f"case_{i}.nii.gz" for i in range(3)]
     assert not any(path.is_symlink() for path in out.iterdir())
 
@@ -559,9 +546,7 @@ def test_a_volume_too_large_for_memory_is_one_line(tiny_weights, blobs, tmp_path
     alone = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
     limit = (int(alone.stdout) << 10) + (300 << 20)
-    content = nifti_bytes(np.zeros((1, 1, 1), np.uint8), dim=[3, 700, 700, 700, 1, 1, 1, 1])[
-        :352
-    ]  # 1.3 GB as float32
+    content = nifti_bytes(np.zeros((1, 1, 1), np.uint8), dim=[3, 700, 700, 700, 1, 1, 1, 1])[:352]  # 1.3 GB as float32
     with gzip.open(tmp_path / "in" / "case_0_large.nii.gz", "wb", 1) as file:
         file.write(content)
         for _ in range(700):
@@ -575,9 +560,7 @@ def test_a_volume_too_large_for_memory_is_one_line(tiny_weights, blobs, tmp_path
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
-    assert any(
-        "case_0_large.nii.gz: expected" in line and "allocate" in line for line in run.stderr.splitlines()
-    )
+    assert any("case_0_large.nii.gz: expected" in line and "allocate" in line for line in run.stderr.splitlines())
     check_predictions(tmp_path / "in", tmp_path / "out", "sample", [f"case_{i}.nii.gz" for i in range(3)])
 
 
@@ -592,9 +575,7 @@ def run_quietly(words: list[str], log: str) -> None:
         sys.exit(main())
 
 
-def killed_runs(
-    kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int
-) -> tuple[int, int]:
+def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int) -> tuple[int, int]:
     """Runs that are sent a signal at random moments, each going on where the last one ended, until so many were hit;
     when all volumes are done, they begin anew. Checks after each that what is there is whole. Returns how many were hit
     and how many predictions were there after a hit, summed."""
@@ -631,12 +612,8 @@ def killed_runs(
         hit += process.exitcode != 0
         whole = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
         for name in whole:
-            assert finished(source / name.removesuffix(".txt"), task, out) is not None, (
-                f"{name} after hit {hit}"
-            )
-        assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), (
-            "left something"
-        )
+            assert finished(source / name.removesuffix(".txt"), task, out) is not None, f"{name} after hit {hit}"
+        assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), "left something"
         left += len(whole)
         if len(whole) == 4:
             shutil.rmtree(out)
@@ -682,9 +659,7 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
         sources.append(folder / "in" / f"link_{i}.nii.gz")
         sources[-1].symlink_to(f"case_{i % len(shapes)}.nii.gz")
     (folder / "out").mkdir()
-    outcomes = predict_files(
-        predictor, sources, "pixel", folder / "out", lambda _: memory.append(resident_mb())
-    )
+    outcomes = predict_files(predictor, sources, "pixel", folder / "out", lambda _: memory.append(resident_mb()))
     assert all(outcome.status == "predicted" for outcome in outcomes) and len(memory) == volumes
     quarters = [float(np.median(quarter)) for quarter in np.array_split(memory, 4)]
     print(
@@ -700,9 +675,7 @@ def test_memory_stays_flat_over_volumes(volumes, tiny_weights, tmp_path):
     assert end < begin + 20
 
 
-@pytest.mark.parametrize(
-    "cases, seed, each", [(1500, 0, 300), pytest.param(30_000, 1, 6000, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("cases, seed, each", [(1500, 0, 300), pytest.param(30_000, 1, 6000, marks=pytest.mark.long)])
 def test_broken_files_end_in_a_prediction_or_a_line(cases, seed, each, tmp_path):
     """By the script, in whose process memory that is given back is overwritten."""
     command = [sys.executable, ROOT / "tests" / "fuzz.py", "--cases", str(cases), "--seed", str(seed)]

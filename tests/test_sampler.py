@@ -78,9 +78,7 @@ def test_published_implementation(region, function):
     if not path.exists():
         pytest.skip(f"no test vectors at {path}")
     with np.load(path) as stored:
-        vectors = {
-            name: torch.from_numpy(stored[name]) for name in stored.files if stored[name].dtype.kind != "U"
-        }
+        vectors = {name: torch.from_numpy(stored[name]) for name in stored.files if stored[name].dtype.kind != "U"}
         threshold = json.loads(str(stored["meta"]))["threshold"]
     settings, parameters, _ = convert_prior(
         {name.removeprefix("prior/"): value for name, value in vectors.items() if name.startswith("prior/")}
@@ -103,9 +101,7 @@ def test_fast_equals_plain(variant, grid, restorations):
     replaced = []
     for threshold in (0.0, *(nll_between(prior, codes, position, q) for q in (0.75, 0.99)), math.inf):
         plain = restore_plain(prior, codes, position, uniforms, threshold)
-        assert torch.equal(restore(prior, codes, position, uniforms, threshold), plain), (
-            f"threshold {threshold}"
-        )
+        assert torch.equal(restore(prior, codes, position, uniforms, threshold), plain), f"threshold {threshold}"
         replaced.append(int((plain != codes[:, None]).sum()))
     assert replaced[0] > replaced[1] > replaced[2] > replaced[3] == 0
 
@@ -264,9 +260,7 @@ def test_replays_of_recorded_rows_give_the_same(case):
         assert torch.equal(got, expected[order])
         assert len(replayed) >= 7 * used - 4 if used else not replayed  # slice 3 starts in its fifth row
     assert cached.rows == 15 and len(cached.replays) == 7
-    few = restore(
-        prior, codes[:1], position[:1], uniforms[:1], threshold, cached=cached
-    )  # other rows: plainly again
+    few = restore(prior, codes[:1], position[:1], uniforms[:1], threshold, cached=cached)  # other rows: plainly again
     assert torch.equal(few, expected[:1]) and cached.rows == 3 and not cached.replays
     again = restore(prior, codes, position, uniforms.float(), threshold, cached=cached)
     assert torch.equal(again, restore(prior, codes, position, uniforms.float(), threshold))
@@ -402,9 +396,7 @@ def test_draw_is_the_inverse_cdf():
     for u, expected in ((0.0, 1), (0.2499, 1), (0.2501, 2), (0.7499, 2), (0.7501, 3), (1 - 2**-53, 3)):
         assert inverse_cdf(logits[None], torch.tensor([u], dtype=torch.float64)).item() == expected
     exact = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
-    assert (
-        inverse_cdf(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1
-    )  # cumsum must be above u, not at it
+    assert inverse_cdf(exact, torch.tensor([0.5], dtype=torch.float64)).item() == 1  # cumsum must be above u, not at it
 
 
 def test_draw_stays_below_k_where_the_cdf_ends_below_one():

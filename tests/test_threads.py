@@ -80,9 +80,7 @@ def test_an_interruption_stops_the_other_threads(with_threads):
 
     with pytest.raises(KeyboardInterrupt), one_thread_each():
         map_in_threads(run, range(2))
-    assert heard.acquire(timeout=30) and heard.acquire(
-        timeout=30
-    )  # a thread that was just starting may be late
+    assert heard.acquire(timeout=30) and heard.acquire(timeout=30)  # a thread that was just starting may be late
     assert sorted(ended) == [0, 1]
     check_stopped()  # this thread is nobody's
 

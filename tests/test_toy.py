@@ -89,9 +89,7 @@ def test_layout_and_labels(tmp_path: Path) -> None:
     names = {f"toy_{i}" for i in range(5)}
     assert {p.name for p in (base / "toy").iterdir()} == {f"{name}.nii.gz" for name in names}
     assert {p.name for p in (base / "toy_label" / "pixel").iterdir()} == {f"{name}.nii.gz" for name in names}
-    assert {p.name for p in (base / "toy_label" / "sample").iterdir()} == {
-        f"{name}.nii.gz.txt" for name in names
-    }
+    assert {p.name for p in (base / "toy_label" / "sample").iterdir()} == {f"{name}.nii.gz.txt" for name in names}
     assert json.loads((base / "toy_label" / "anomalies.json").read_text()) == records
     assert sum(record["kind"] is None for record in records.values()) == 2
     for name in names:
@@ -137,18 +135,14 @@ def test_a_case_does_not_depend_on_its_company(tmp_path: Path) -> None:
     make_toy("brain", tmp_path / "one", names=["b"], **settings)
     assert [p.name for p in (tmp_path / "one/brain/toy").iterdir()] == ["b.nii.gz"]
     for part in ("toy", "toy_label/pixel"):
-        np.testing.assert_array_equal(
-            *(read(tmp_path / run / "brain" / part / "b.nii.gz") for run in ("all", "one"))
-        )
+        np.testing.assert_array_equal(*(read(tmp_path / run / "brain" / part / "b.nii.gz") for run in ("all", "one")))
     make_toy("brain", tmp_path / "other", names=["b"], **{**settings, "seed": 5})
     toys = [read(tmp_path / run / "brain/toy/b.nii.gz") for run in ("one", "other")]
     assert (toys[0] != toys[1]).any()
     healthy = {"size": 16, "healthy_fraction": 1.0}
     make_toy("abdom", tmp_path / "few", 1, **healthy)
     make_toy("abdom", tmp_path / "many", 3, **healthy)
-    np.testing.assert_array_equal(
-        *(read(tmp_path / run / "abdom/toy/toy_0.nii.gz") for run in ("few", "many"))
-    )
+    np.testing.assert_array_equal(*(read(tmp_path / run / "abdom/toy/toy_0.nii.gz") for run in ("few", "many")))
 
 
 def test_labels_lie_on_the_files_own_grid(tmp_path: Path) -> None:

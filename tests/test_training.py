@@ -79,9 +79,7 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     assert 0 < about.pixel_threshold < about.sample_threshold
     assert about.training["data"] == "made up" and about.training["licence"] == "CC0-1.0"
     assert about.training["prior"]["slices_seen"] == 12 and about.training["vqvae"]["revision"]
-    assert not set(about.training["vqvae"]["volumes"]["train"]) & set(
-        about.training["vqvae"]["volumes"]["test"]
-    )
+    assert not set(about.training["vqvae"]["volumes"]["train"]) & set(about.training["vqvae"]["volumes"]["test"])
     codes = model.encode(torch.zeros(1, 160, 160), torch.zeros(1, 1))
     assert model.nll(codes, torch.zeros(1, 1)).shape == (1, 20, 20)
     again = mood("train vqvae", *common, "--steps", 3, *TINY_VQVAE)
@@ -145,9 +143,7 @@ def test_training_starts_from_another_run_or_a_model_file(cache, tmp_path):
             assert done.returncode == 0, done.stderr
         assert torch.equal(load_vqvae(run)[0].codebook, expected.vqvae.codebook)
         prior, about = load_prior(run)
-        assert (about["steps"], about["started_from"]["steps"]) == (1, 2) and "volumes" not in about[
-            "started_from"
-        ]
+        assert (about["steps"], about["started_from"]["steps"]) == (1, 2) and "volumes" not in about["started_from"]
         for name, value in prior.state_dict().items():
             assert torch.allclose(value, expected.prior.state_dict()[name], atol=1e-6), name
 
@@ -201,9 +197,7 @@ def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache,
         (3, f"older, {own}"),
     ):  # only a step adds a revision
         assert mood("train", *words, "--steps", steps).returncode == 0
-        assert (
-            json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
-        )
+        assert json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
 
 
 def test_killed_at_any_moment_it_resumes(cache, tmp_path):

@@ -122,9 +122,7 @@ def test_processes_end_without_the_shutdown_in_which_threads_of_gloo_abort(statu
         started = [
             subprocess.Popen(
                 [sys.executable, script, str(status)],
-                env=os.environ
-                | place
-                | {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)},
+                env=os.environ | place | {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 text=True,
             )

@@ -118,9 +118,7 @@ def test_oblique_scans_keep_their_affine(tmp_path):
     angle = np.deg2rad(20)
     affine = np.eye(4)
     affine[:2, :2] = [[-np.cos(angle), np.sin(angle)], [-np.sin(angle), -np.cos(angle)]]
-    path = save(
-        tmp_path / "scan.nii.gz", np.random.default_rng(0).random((5, 6, 7), dtype=np.float32), affine
-    )
+    path = save(tmp_path / "scan.nii.gz", np.random.default_rng(0).random((5, 6, 7), dtype=np.float32), affine)
     volume = read_volume(path)
     assert volume.spacing == pytest.approx((1, 1, 1)) and volume.grid.flipped == (True, True, False)
     write_volume(tmp_path / "out.nii.gz", np.clip(volume.data, 0, 1), volume.grid)
@@ -146,10 +144,7 @@ def test_codes_units_and_affines_are_kept(tmp_path, sform, qform, image_class):
     for field in (*placement, "dim", "pixdim", "xyzt_units"):
         np.testing.assert_array_equal(before[field], after[field], err_msg=field)
     assert type(before) is type(after) and after["cal_max"] == 0
-    assert (
-        nib.load(tmp_path / "out.nii").dataobj.slope == 1
-        and nib.load(tmp_path / "out.nii").dataobj.inter == 0
-    )
+    assert nib.load(tmp_path / "out.nii").dataobj.slope == 1 and nib.load(tmp_path / "out.nii").dataobj.inter == 0
 
 
 def test_units_other_than_millimetre(tmp_path):
@@ -229,9 +224,7 @@ def test_without_an_orientation_the_array_is_taken_as_ras(tmp_path, kind):
         image.header["vox_offset"] = 352
         image.header["magic"] = b"n+1"
         file.write(image.header.binaryblock + bytes(4) + data.tobytes(order="F"))
-    with pytest.warns(
-        UserWarning, match="scan.nii.*orientation|size of voxels along z in the header; taken for 1 mm"
-    ):
+    with pytest.warns(UserWarning, match="scan.nii.*orientation|size of voxels along z in the header; taken for 1 mm"):
         volume = read_volume(tmp_path / "scan.nii")
     np.testing.assert_array_equal(volume.data, data)
     assert volume.spacing == (1, 2, 1)
@@ -290,8 +283,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         "half_header.nii": good[:200],
         "short.nii.gz": gzip.compress(good[:-5]),
         "cut.nii.gz": packed[: len(packed) // 2],
-        "checksum.nii.gz": gzip.compress(simple(folder / "larger.nii", (64, 64, 64)).read_bytes())[:-8]
-        + bytes(8),
+        "checksum.nii.gz": gzip.compress(simple(folder / "larger.nii", (64, 64, 64)).read_bytes())[:-8] + bytes(8),
         "bits.nii.gz": packed[:60] + b"\xff" * 40 + packed[100:],
         "data_type.nii": good[:70] + b"\x77\x77" + good[72:],
         "huge.nii": good[:42] + b"\xff\x7f\xff\x7f\xff\x7f" + good[48:],
@@ -370,18 +362,14 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_temporary(tmp_path, monkey
     monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(OSError, match="no space"):
         write_volume(out / "pred.nii.gz", np.ones(grid.ras_shape, np.float32), grid)
-    assert [path.name for path in out.iterdir()] == ["pred.nii.gz"] and (
-        out / "pred.nii.gz"
-    ).read_bytes() == before
+    assert [path.name for path in out.iterdir()] == ["pred.nii.gz"] and (out / "pred.nii.gz").read_bytes() == before
 
 
 def test_writing_replaces_and_compresses_by_name(tmp_path):
     grid = read_volume(simple(tmp_path / "scan.nii")).grid
     for name in ("pred.nii.gz", "pred.nii", "PRED2.NII.GZ"):
         for value in (0.25, 0.75):
-            write_volume(
-                tmp_path / name, np.full(grid.ras_shape, value), grid
-            )  # float64 scores are taken too
+            write_volume(tmp_path / name, np.full(grid.ras_shape, value), grid)  # float64 scores are taken too
         assert (read_volume(tmp_path / name).data == 0.75).all()
         assert ((tmp_path / name).read_bytes()[:2] == b"\x1f\x8b") == name.lower().endswith("gz")
 
@@ -432,9 +420,7 @@ def test_find_volumes_takes_volumes_only(tmp_path):
             find_volumes(missing)
 
 
-@pytest.mark.parametrize(
-    "name,dtype", [("a.nii", "<i2"), ("a.nii.gz", "<i2"), ("a.nii", "<f8"), ("a.nii.gz", ">f8")]
-)
+@pytest.mark.parametrize("name,dtype", [("a.nii", "<i2"), ("a.nii.gz", "<i2"), ("a.nii", "<f8"), ("a.nii.gz", ">f8")])
 def test_reading_and_writing_make_no_float64_copy(tmp_path, name, dtype):
     shape = (160, 160, 192)  # 19 MiB as float32, 38 as float64
     raw = np.random.default_rng(0).integers(0, 2, shape, dtype=np.uint8)

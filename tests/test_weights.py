@@ -37,10 +37,7 @@ def test_they_say_where_they_come_from(model):
 
 def test_the_detector_is_of_these_networks_and_saw_no_held_out_volume(model):
     about = model.about.training["detector"]
-    assert (
-        about["networks"] == networks_sha256(model)
-        and about["volumes"] == model.about.training["vqvae"]["volumes"]
-    )
+    assert about["networks"] == networks_sha256(model) and about["volumes"] == model.about.training["vqvae"]["volumes"]
     assert len(about["revision"]) >= 40 and about["kinds"] and about["slices_seen"] and about["minutes"]
 
 
@@ -53,9 +50,7 @@ def test_defaults_won_on_the_validation_half(model):
     ):
         undrawn = task == "sample" or model.about.detector.restorations == 0
         name = {"learned": "learned without sampling"} if undrawn else {}
-        assert figures[task][name.get(default, default)] == max(
-            figures[task][name.get(m, m)] for m in methods
-        )
+        assert figures[task][name.get(default, default)] == max(figures[task][name.get(m, m)] for m in methods)
 
 
 def test_parameters_are_finite_in_half_precision(model):
@@ -75,8 +70,7 @@ def test_a_bright_ball_stands_out(model, tmp_path):
     volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
     body = mask | (data > 0.05)
     predictors = [
-        Predictor(model, slice_count=12, restorations=15, pixel_method=method)
-        for method in table.names("pixel")
+        Predictor(model, slice_count=12, restorations=15, pixel_method=method) for method in table.names("pixel")
     ]
     prepared = predictors[0].prepare(volume)
     with predictors[0].same_bits_for_any_threads():

@@ -209,9 +209,7 @@ def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, al
     # it may have been done before it was killed: then the last to finish has merged the reports
     files = [report] if report.exists() else [rank_path(report, rank) for rank in range(3)]
     told = [json.loads(file.read_text())["counts"] for file in files]
-    assert (
-        sum(counts["predicted"] for counts in told) >= 7 - 3
-    )  # being read, scored and written when it was killed
+    assert sum(counts["predicted"] for counts in told) >= 7 - 3  # being read, scored and written when it was killed
     assert all(counts["failed"] == 0 for counts in told)
     done = mood(*words, "--resume")
     assert done.returncode == 0, done.stderr

@@ -78,16 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by whoever started this
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal may have no letter for what a name holds
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have no letter for what a name holds
     try:
         status = _run(words)
         sys.stdout.flush()
         return status
-    except (
-        BrokenPipeError
-    ):  # whoever read the output has seen enough, as in `mood-submission evaluate ... | head -1`
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `mood-submission evaluate ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
         return 1
 
@@ -95,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         if words[0] not in commands_here():
-            missing = (
-                f"expected the workshop ({WORKSHOP.replace('.', '/')}), which has this command, found none"
-            )
+            missing = f"expected the workshop ({WORKSHOP.replace('.', '/')}), which has this command, found none"
             print(f"mood-submission {words[0]}: {missing}", file=sys.stderr)
             return 1
         # A command's module is imported only when it is asked for.

@@ -35,9 +35,7 @@ def find_case(folder: Path) -> tuple[str, Source]:
 
     Raises CaseError, or VolumeError for what is no folder.
     """
-    places = (
-        _listed(folder / "inputs.json") if (folder / "inputs.json").is_file() else _lying(folder / "images")
-    )
+    places = _listed(folder / "inputs.json") if (folder / "inputs.json").is_file() else _lying(folder / "images")
     if len(places) != 1:
         found = ", ".join(slug for slug, _ in places) or "none"
         raise CaseError(f"{folder}: expected one image among the inputs, found {found}")
@@ -86,9 +84,7 @@ def model_of(region: str, folder: Path) -> Model:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     named = [file for file in files if file.stem == region] or files
     if len(named) > 1:
-        raise ModelError(
-            f"{folder}: expected one model file, or one called {region}.safetensors, found {len(named)}"
-        )
+        raise ModelError(f"{folder}: expected one model file, or one called {region}.safetensors, found {len(named)}")
     model = load_model(named[0] if named else region)
     if model.about.region != region:
         raise ModelError(f"{named[0]}: expected a model of region {region}, found {model.about.region}")

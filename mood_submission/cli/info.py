@@ -112,11 +112,7 @@ def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
     elif view.tone is not None:
         facts["grey values that become 0.25, 0.5, 0.75"] = [
             round(
-                float(
-                    np.interp(
-                        level, view.tone(greys := np.linspace(0, float(volume.data.max()), 2001)), greys
-                    )
-                ),
+                float(np.interp(level, view.tone(greys := np.linspace(0, float(volume.data.max()), 2001)), greys)),
                 4,
             )
             for level in (0.25, 0.5, 0.75)
@@ -138,11 +134,7 @@ def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    file = (
-        WEIGHTS / f"{args.file}.safetensors"
-        if str(args.file) in REGIONS and not args.file.exists()
-        else args.file
-    )
+    file = WEIGHTS / f"{args.file}.safetensors" if str(args.file) in REGIONS and not args.file.exists() else args.file
     try:
         if file.suffix == ".safetensors":
             facts = {"file": as_text(file)} | of_model(load_model(file, "cpu"))

@@ -21,9 +21,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """The option --weights."""
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)"
-    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
 
 
 def add_names_file(parser: argparse._ActionsContainer, help_text: str) -> None:

@@ -55,12 +55,8 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz; both: in one go",
     )
-    predict.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes"
-    )
-    predict.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions"
-    )
+    predict.add_argument("-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes")
+    predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the predictions")
     add_weights(predict)
     add_device(predict)
     add_precision(
@@ -180,9 +176,7 @@ def prepare_output(folder: Path, source: Path) -> None:
     with writing("--output", folder, "a folder to write to"):
         folder.mkdir(parents=True, exist_ok=True)
         if folder.samefile(source):
-            raise VolumeError(
-                f"{folder}: expected another folder for the predictions, found the one with the volumes"
-            )
+            raise VolumeError(f"{folder}: expected another folder for the predictions, found the one with the volumes")
         with tempfile.TemporaryFile(dir=folder):
             pass
 
@@ -199,9 +193,7 @@ def prepare_findings(args: argparse.Namespace, predictor: Predictor) -> Findings
     if args.findings is None:
         return None
     if args.task == "sample":
-        raise VolumeError(
-            f"{'--html' if args.html else '--findings'}: expected --task pixel or both, found sample"
-        )
+        raise VolumeError(f"{'--html' if args.html else '--findings'}: expected --task pixel or both, found sample")
     predictor.check_findings()
     if args.html is not None:  # what is written last is looked at first
         with writing("--html", args.html, "a folder to write to"):
@@ -336,9 +328,7 @@ def described(outcome: Outcome) -> str:
     if outcome.score is not None:
         told.append(f"score {outcome.score:.4g}")
     if outcome.slice_count is not None:
-        told.append(
-            f"{outcome.slice_count} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s"
-        )
+        told.append(f"{outcome.slice_count} slices, {outcome.restorations} restorations, {outcome.seconds:.1f} s")
     return f"{shown(outcome.file.name)}: {', '.join(told)}"
 
 

@@ -51,9 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=REGIONS,
         help="region whose shipped weights made the scores, to show what is usual among healthy scans",
     )
-    weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="model file that made the scores, for the same"
-    )
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="model file that made the scores, for the same")
     return parser.parse_args(argv)
 
 

@@ -54,12 +54,8 @@ def server(folder: Path, port: int) -> tuple[http.server.ThreadingHTTPServer, st
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission view", description=__doc__)
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="folder that 'report' or 'predict --html' wrote"
-    )
-    parser.add_argument(
-        "--port", type=at_least(0), default=0, help="port of this machine (default: any free one)"
-    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that 'report' or 'predict --html' wrote")
+    parser.add_argument("--port", type=at_least(0), default=0, help="port of this machine (default: any free one)")
     args = parser.parse_args(argv)
     if not (args.folder / "index.html").is_file():
         say(f"mood-submission view: {args.folder}: expected a report's folder, found no index.html")

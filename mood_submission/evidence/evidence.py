@@ -116,9 +116,7 @@ class Evidence:
         """
         for name in ("preprocessing", "temperature", "detector"):
             if getattr(about, name) != getattr(self.about, name):
-                raise ValueError(
-                    f"expected a description that differs in its calibration, found another {name}"
-                )
+                raise ValueError(f"expected a description that differs in its calibration, found another {name}")
         other = copy.copy(self)
         other.about = about
         return other

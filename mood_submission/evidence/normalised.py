@@ -35,9 +35,7 @@ class Box:
         spans = []
         for span, places, side in zip((self.rows, self.columns), maps.shape[-2:], size):
             step = max(1, side // places)
-            spans.append(
-                slice(0, places) if span == slice(0, side) else slice(span.start // step, span.stop // step)
-            )
+            spans.append(slice(0, places) if span == slice(0, side) else slice(span.start // step, span.stop // step))
         return maps[..., spans[0], spans[1]]
 
     def put(self, maps: Tensor, size: torch.Size, value: float) -> Tensor:
@@ -176,9 +174,7 @@ def usual_nll(slices: Tensor, nll: Tensor) -> tuple[float, float]:
     """The 50th and the 90th percentile of the NLL (N, h, w) in the anatomy that slices (N, S, S) show. The second is larger."""
     anatomy = (slices[:, ::SAMPLED, ::SAMPLED] != 0).float()
     places = F.adaptive_avg_pool2d(anatomy[:, None], (nll.shape[-2], nll.shape[-1]))[:, 0] > 0.5
-    usual, high = (
-        _quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0))
-    )
+    usual, high = (_quantile(nll.float()[places], share, default) for share, default in ((0.5, 1.0), (0.9, 3.0)))
     return usual, max(high, usual + 0.1)
 
 
@@ -209,6 +205,4 @@ def volume_logits(model: Model, evidence: NormalisedEvidence) -> Tensor:
     evidence: on the model's device, in its dtype.
     Raises ModelError for a model without a detector.
     """
-    return model.detect(
-        lambda detector, index: detector_logits(detector, evidence, index), len(evidence.slices)
-    )
+    return model.detect(lambda detector, index: detector_logits(detector, evidence, index), len(evidence.slices))

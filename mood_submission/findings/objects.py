@@ -84,9 +84,7 @@ def outline_objects(
     """
     if threshold is None:
         if healthy is None:
-            raise ValueError(
-                "expected a threshold, or a model whose healthy scores were measured: found neither"
-            )
+            raise ValueError("expected a threshold, or a model whose healthy scores were measured: found neither")
         threshold = healthy.threshold(FALSE_BY_DEFAULT)
     least = least_voxels(spacing)
     objects = _outlined(scores, threshold, least)
@@ -157,8 +155,5 @@ def _described(
         float(within.max()),
         float(within.mean()),
         healthy.expected(object_.strength) if healthy else math.nan,
-        {
-            name: round(float(np.quantile(maps[object_.box][object_.inside], 0.9)), 2)
-            for name, maps in evidence.items()
-        },
+        {name: round(float(np.quantile(maps[object_.box][object_.inside], 0.9)), 2) for name, maps in evidence.items()},
     )

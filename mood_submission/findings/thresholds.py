@@ -61,9 +61,7 @@ class HealthyVoxels:
         return self.false_objects[max(place, 0)]
 
 
-def false_objects_table(
-    scores: Sequence[np.ndarray], least: Sequence[int]
-) -> tuple[list[float], list[float]]:
+def false_objects_table(scores: Sequence[np.ndarray], least: Sequence[int]) -> tuple[list[float], list[float]]:
     """Levels of the voxel score, and how many objects a healthy volume shows at each.
 
     A count is the largest at its level or any above, so counts never rise. The last level is above all scores, and has none.

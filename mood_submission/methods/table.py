@@ -18,9 +18,7 @@ def register(method: Method) -> Method:
     if method.name in METHODS:
         raise ValueError(f"{method.name}: expected a name that no other method has")
     if not method.scores or not set(method.scores) <= {"sample", "pixel"}:
-        raise ValueError(
-            f"{method.name}: expected scores of the tasks sample or pixel, found {list(method.scores)}"
-        )
+        raise ValueError(f"{method.name}: expected scores of the tasks sample or pixel, found {list(method.scores)}")
     METHODS[method.name] = method
     return method
 

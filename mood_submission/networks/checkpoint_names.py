@@ -42,9 +42,7 @@ def convert_vqvae(state: State, stem_padding: int = 0) -> tuple[VQVAESettings, d
     try:
         stem, codebook = state["Q.0.weight"], state["codebook.embedding.weight"]
     except KeyError as error:
-        raise PublishedCheckpointError(
-            f"expected the published VQ-VAE's parameters, found no {error}"
-        ) from None
+        raise PublishedCheckpointError(f"expected the published VQ-VAE's parameters, found no {error}") from None
     # The strided convolutions.
     downs = sorted(
         int(name.split(".")[1])
@@ -82,9 +80,7 @@ def convert_prior(state: State) -> tuple[PixelSNAILSettings, dict[str, Tensor], 
         downsample = state["blocks.0.upsample.weight"].shape[-1]
         height, width = state["background"].shape[-2:]
     except KeyError as error:
-        raise PublishedCheckpointError(
-            f"expected the published prior's parameters, found no {error}"
-        ) from None
+        raise PublishedCheckpointError(f"expected the published prior's parameters, found no {error}") from None
     settings = PixelSNAILSettings(
         codebook_size=codebook_size,
         n_channels=channels,

@@ -78,9 +78,7 @@ class DetectorSettings:
         those of an earlier detector."""
         if not values.get("context") or ("balanced" in values and not values.get("boxed")):
             raise ValueError("an earlier version's detector, which is not read any more; train one anew")
-        return cls(
-            **{RENAMED.get(name, name): value for name, value in values.items() if name not in EARLIER}
-        )
+        return cls(**{RENAMED.get(name, name): value for name, value in values.items() if name not in EARLIER})
 
 
 def convolution(channels: int, wider: int, size: int = 3, stride: int = 1) -> nn.Sequential:
@@ -105,9 +103,7 @@ class Detector(nn.Module):
         self.settings, widths = settings, settings.widths
         channels = input_channels(settings.context) + 2
         self.fine = convolution(channels, FINE)
-        self.stem = nn.Sequential(
-            convolution(channels, widths[0], stride=2), convolution(widths[0], widths[0])
-        )
+        self.stem = nn.Sequential(convolution(channels, widths[0], stride=2), convolution(widths[0], widths[0]))
         extra = [0] * len(widths)
         extra[min(NLL_POOLED, len(widths) - 1) - 1] = len(settings.context)
         self.down = nn.ModuleList(
@@ -121,9 +117,7 @@ class Detector(nn.Module):
         self.last = convolution(widths[0], 2 * FINE, 1)
         self.head = nn.Sequential(convolution(3 * FINE, 2 * FINE), nn.Conv2d(2 * FINE, 1, 1))
 
-    def forward(
-        self, maps: Tensor, nll: Tensor, place: Tensor
-    ) -> Tensor:  # place: (B, 2, H, W), see `places`
+    def forward(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:  # place: (B, 2, H, W), see `places`
         maps = torch.cat([maps, place.to(maps.dtype)], 1)
         x, kept = self.stem(maps), []
         for level, down in enumerate(self.down):

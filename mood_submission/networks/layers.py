@@ -75,6 +75,4 @@ def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == tuple(size):
         return maps
     channels = maps if maps.dim() == 4 else maps[:, None]
-    return F.interpolate(channels, tuple(size), mode="bilinear", align_corners=False).view(
-        *maps.shape[:-2], *size
-    )
+    return F.interpolate(channels, tuple(size), mode="bilinear", align_corners=False).view(*maps.shape[:-2], *size)

@@ -96,9 +96,7 @@ class CausalAttention(nn.Module):
         # (B, L, 16), (B, L, 16), (B, L, C).
         q, k, v = self.query(query), self.key(key), self.value(key)
         # Query i sees keys 0 .. i-1. That is plain causal attention of queries 1 .. L-1 over keys 0 .. L-2.
-        seen = F.scaled_dot_product_attention(
-            q[:, None, 1:], k[:, None, :-1], v[:, None, :-1], is_causal=True
-        )[:, 0]
+        seen = F.scaled_dot_product_attention(q[:, None, 1:], k[:, None, :-1], v[:, None, :-1], is_causal=True)[:, 0]
         return torch.unflatten(F.pad(seen, (0, 0, 1, 0)).transpose(1, 2), 2, query.shape[2:])
 
 

@@ -19,9 +19,7 @@ def can_write() -> bool:
     return find_spec("highdicom") is not None
 
 
-def write_dicom_seg(
-    file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]
-) -> None:
+def write_dicom_seg(file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]) -> None:
     """Write a segmentation that refers to the slices of a DICOM series, with a segment for each finding.
 
     file: the path to write.

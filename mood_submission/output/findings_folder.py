@@ -114,9 +114,7 @@ def read_findings(table: Path) -> dict[str, list[dict]]:
     """The findings in a findings.json, by the volume's file name (`as_text`). Raises ValueError for another file."""
     try:
         # Tables of earlier versions may hold names that are not printable.
-        return {
-            shown(entry["file"]): list(entry["findings"]) for entry in json.loads(table.read_text("utf-8"))
-        }
+        return {shown(entry["file"]): list(entry["findings"]) for entry in json.loads(table.read_text("utf-8"))}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{table}: expected findings of a run, found {error!r}") from None
 

@@ -58,10 +58,7 @@ class Anatomy:
 
     def inner(self, depth: float) -> np.ndarray:
         """The mask more than `depth` mm below its surface. The whole mask where fewer than FEWEST voxels are so deep."""
-        deep = (
-            ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1]
-            > depth
-        )
+        deep = ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.spacing)[1:-1, 1:-1, 1:-1] > depth
         return deep if np.count_nonzero(deep) >= FEWEST else self.mask
 
 

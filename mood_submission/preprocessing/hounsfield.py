@@ -128,15 +128,11 @@ def _closest(counts: np.ndarray) -> tuple[float, float]:
     greys = np.linspace(0.15, 0.8, 200)
     brighter = 1 - share_below(BRIGHTER * greys)
     enough = brighter > 0.3 * (1 - share_below(0.06))
-    shares = np.where(
-        enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0
-    )
+    shares = np.where(enough, (share_below(1.13 * greys) - share_below(0.8 * greys)) / np.maximum(brighter, 1e-9), 0)
     return float(shares.max()), float(greys[shares >= shares.max() - 0.01].mean())
 
 
-def _usual(
-    counts: np.ndarray, likeliest: tuple[float, float], low: float, high: float
-) -> tuple[float, float]:
+def _usual(counts: np.ndarray, likeliest: tuple[float, float], low: float, high: float) -> tuple[float, float]:
     """The likeliest of USUAL_LINES where it is nearly as likely as `likeliest`; `likeliest` otherwise.
 
     A line is the Hounsfield units of the lowest and of the highest value.

@@ -53,28 +53,20 @@ class Preprocessing:
         if self.region not in REGIONS:
             raise ValueError(f"preprocessing: expected region {' or '.join(REGIONS)}, found {self.region!r}")
         if self.intensity not in INTENSITIES:
-            raise ValueError(
-                f"preprocessing: expected intensity {' or '.join(INTENSITIES)}, found {self.intensity!r}"
-            )
+            raise ValueError(f"preprocessing: expected intensity {' or '.join(INTENSITIES)}, found {self.intensity!r}")
         if self.frame not in FRAMES:
             raise ValueError(f"preprocessing: expected frame {' or '.join(FRAMES)}, found {self.frame!r}")
         if self.image_size < 1:
             raise ValueError(f"preprocessing: expected a positive image_size, found {self.image_size}")
-        if not (
-            self.field_of_view > 0 and self.spread > 0 and self.slice_distance >= 0 and self.resolution >= 0
-        ):
+        if not (self.field_of_view > 0 and self.spread > 0 and self.slice_distance >= 0 and self.resolution >= 0):
             raise ValueError(
                 f"preprocessing: expected field_of_view and spread above 0, slice_distance and resolution of "
                 f"at least 0, found {self.field_of_view}, {self.spread}, {self.slice_distance}, {self.resolution}"
             )
         if len(self.hounsfield_window) != 2 or self.hounsfield_window[0] >= self.hounsfield_window[1]:
-            raise ValueError(
-                f"preprocessing: expected a rising hounsfield_window, found {self.hounsfield_window}"
-            )
+            raise ValueError(f"preprocessing: expected a rising hounsfield_window, found {self.hounsfield_window}")
         if len(self.landmarks) != 3 or not 0 < self.landmarks[0] < self.landmarks[1] < self.landmarks[2] <= 1:
-            raise ValueError(
-                f"preprocessing: expected three rising landmarks in 0 .. 1, found {self.landmarks}"
-            )
+            raise ValueError(f"preprocessing: expected three rising landmarks in 0 .. 1, found {self.landmarks}")
 
     @classmethod
     def published(cls, region: str) -> "Preprocessing":

@@ -69,7 +69,5 @@ def brain_mask(data: np.ndarray, spacing: tuple[float, float, float]) -> np.ndar
         raise StrippingError(f"expected a head that deepbet can strip, found: {text}") from None
     found = np.count_nonzero(mask) * float(np.prod(spacing)) / 1000
     if not LEAST_BRAIN <= found <= LEAST_HEAD:
-        raise StrippingError(
-            f"expected a brain of {LEAST_BRAIN} to {LEAST_HEAD} mL, found one of {found:.0f} mL"
-        )
+        raise StrippingError(f"expected a brain of {LEAST_BRAIN} to {LEAST_HEAD} mL, found one of {found:.0f} mL")
     return mask

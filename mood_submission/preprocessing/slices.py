@@ -79,9 +79,7 @@ def slices_to_volume(
     indices = _checked_indices(indices, shape[2])
     scores = torch.as_tensor(scores)
     if len(scores) != len(indices) or len(indices) == 0 or (np.diff(indices) <= 0).any():
-        raise ValueError(
-            f"expected one score map for each of some rising slice indices, found {len(scores)} maps"
-        )
+        raise ValueError(f"expected one score map for each of some rising slice indices, found {len(scores)} maps")
     out = np.empty(shape, dtype=np.float32, order="F") if out is None else out
     if out.shape != tuple(shape) or out.dtype != np.float32:
         raise ValueError(f"expected out of shape {tuple(shape)} float32, found {out.shape} {out.dtype}")
@@ -133,9 +131,7 @@ def _blurred(slices: torch.Tensor, sigma: float) -> torch.Tensor:
 def _checked_indices(indices: np.ndarray, depth: int) -> np.ndarray:
     indices = np.asarray(indices, dtype=np.int64).reshape(-1)
     if indices.size and (indices.min() < 0 or indices.max() >= depth):
-        raise ValueError(
-            f"expected slice indices from 0 to {depth - 1}, found {indices.min()} to {indices.max()}"
-        )
+        raise ValueError(f"expected slice indices from 0 to {depth - 1}, found {indices.min()} to {indices.max()}")
     return indices
 
 
@@ -160,7 +156,5 @@ def _resize(slices: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(slices.shape[-2:]) == size:
         return slices
     least, most = torch.aminmax(slices)
-    resized = F.interpolate(slices[:, None], size=size, mode="bilinear", antialias=True, align_corners=False)[
-        :, 0
-    ]
+    resized = F.interpolate(slices[:, None], size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
     return resized.clamp_(least, most)

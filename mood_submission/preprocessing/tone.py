@@ -52,9 +52,7 @@ class Tone:
         return result
 
 
-def brain_tone(
-    anatomy: Anatomy, low: float, landmarks: tuple[float, float, float], size: float = 1.0
-) -> Tone:
+def brain_tone(anatomy: Anatomy, low: float, landmarks: tuple[float, float, float], size: float = 1.0) -> Tone:
     """The tone curve that brings a brain's landmarks as near to `landmarks` as its scale and exponent can.
 
     A landmark is a percentile of the inner brain: the median of the percentiles of blocks of BLOCK_MM. So neither a bright rim

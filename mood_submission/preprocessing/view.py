@@ -84,9 +84,7 @@ class View:
         return place.clip(-0.5, 0.5).astype(np.float32)
 
 
-def harmonise(
-    data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing
-) -> tuple[np.ndarray, View]:
+def harmonise(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing) -> tuple[np.ndarray, View]:
     """A volume's data as `volume_to_slices` takes it, and its view.
 
     Data is returned as it is where the view has a tone curve, which `volume_to_slices` applies slice by slice. Otherwise
@@ -108,12 +106,7 @@ def look(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocess
     prep: the settings.
     """
     plain = View(frame_of(data.shape, spacing), data.shape[2])
-    if (
-        prep.frame == "array"
-        and prep.intensity != "landmarks"
-        and not prep.slice_distance
-        and not prep.resolution
-    ):
+    if prep.frame == "array" and prep.intensity != "landmarks" and not prep.slice_distance and not prep.resolution:
         return plain
     spacing = _usable(spacing)
     if prep.region == "abdom":
@@ -157,9 +150,7 @@ def _at_body(data: np.ndarray, spacing: tuple[float, float, float], prep: Prepro
     )
 
 
-def _at_brain(
-    data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy
-) -> View:
+def _at_brain(data: np.ndarray, spacing: tuple[float, float, float], prep: Preprocessing, anatomy: Anatomy) -> View:
     length = math.sqrt(anatomy.extent[0] * anatomy.extent[1])
     # How many times too large the brain is by the header.
     size = 1.0 if BRAIN_RANGE[0] <= length <= BRAIN_RANGE[1] else length / BRAIN_MM

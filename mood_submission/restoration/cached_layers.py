@@ -215,9 +215,7 @@ class CachedAttention(CachedLayer):
 
     def __init__(self, attention: CausalAttention, positions: int):
         self.attention = attention
-        self.query, self.to_key, self.to_value = map(
-            Projection, (attention.query, attention.key, attention.value)
-        )
+        self.query, self.to_key, self.to_value = map(Projection, (attention.query, attention.key, attention.value))
         key_size, channels = len(self.to_key.bias), len(self.to_value.bias)
         self.key, self.value = Buffer(positions, key_size), Buffer(positions, channels)
         self.buffers = {"key": self.key, "value": self.value}
@@ -293,9 +291,7 @@ class CachedBlock(CachedLayer):
         taps_above = self.half * k
         self.kq_above = _row_weight(weight[:, : 2 * c, :taps_above].unflatten(2, (self.half, k)))
         self.kq_here = _place_weight(weight[:, : 2 * c, taps_above:])
-        background = F.pad(
-            background_of(height, self.width, like=weight), (self.half, self.half, self.half, 0)
-        )
+        background = F.pad(background_of(height, self.width, like=weight), (self.half, self.half, self.half, 0))
         full = F.pad(weight[:, 2 * c :], (0, (self.half + 1) * k - key.taps)).unflatten(2, (self.half + 1, k))
         bias = torch.cat([key.bias, query.bias]).detach()
         # What does not depend on codes, (2C, rows, columns).
@@ -341,9 +337,7 @@ class CachedBlock(CachedLayer):
         key_query = F.elu_(self.key_query.data[:n, column].addmm_(window, self.kq_here))
         key, query = key_query.chunk(2, dim=1)
         attended = self.attention.place(n, row * self.columns + column, query, key)
-        up = F.elu_(torch.addmm(self.upsample_bias, F.elu_(attended), self.upsample)).unflatten(
-            1, (step, step, -1)
-        )
+        up = F.elu_(torch.addmm(self.upsample_bias, F.elu_(attended), self.upsample)).unflatten(1, (step, step, -1))
         self.aux.data[:n, :, first : first + step] = F.linear(up, self.aux_weight, self.aux_bias)
 
     def end_row(self, n: int, r: int, cond: Tensor) -> None:

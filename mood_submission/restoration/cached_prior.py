@@ -142,9 +142,7 @@ class CachedPrior:
         for c in range(self.width):
             check_stopped()
             code = self.codes[:n, r + self.half, c + self.half]
-            sampled = replace_unlikely(
-                self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n]
-            )
+            sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n])
             code.copy_(torch.where(self.start[:n] <= r * self.width + c, sampled, code))
         self._end_row(n, r)
 
@@ -170,9 +168,7 @@ class CachedPrior:
 
     def _begin(self, codes: Tensor, position: Tensor) -> None:
         if len(codes) > self.rows or codes.shape[1:] != (self.height, self.width):
-            raise ValueError(
-                f"codes: expected up to {(self.rows, self.height, self.width)}, got {tuple(codes.shape)}"
-            )
+            raise ValueError(f"codes: expected up to {(self.rows, self.height, self.width)}, got {tuple(codes.shape)}")
         n = len(codes)
         self.codes[:n, self.half :, self.half : self.half + self.width] = codes
         # (n, 1, 1), as each conv1 sees it.

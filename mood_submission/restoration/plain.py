@@ -56,9 +56,7 @@ def restore_plain(
         for r in range(height):
             for c in range(width):
                 logits = prior(grid, position[rows])[:, :, r, c]
-                grid[:, r, c] = replace_unlikely(
-                    logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows]
-                )
+                grid[:, r, c] = replace_unlikely(logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows])
         restored[rows] = grid
     return torch.unflatten(restored, 0, (batch, restorations))
 
@@ -80,9 +78,7 @@ def check_inputs(
     if position.shape != (len(codes), 1):
         raise ValueError(f"position: expected {(len(codes), 1)}, got {tuple(position.shape)}")
     if uniforms.ndim != 4 or uniforms[:, 0:0].shape != (len(codes), 0, *codes.shape[1:]):
-        raise ValueError(
-            f"uniforms: expected (B, S, h, w) for codes {tuple(codes.shape)}, got {tuple(uniforms.shape)}"
-        )
+        raise ValueError(f"uniforms: expected (B, S, h, w) for codes {tuple(codes.shape)}, got {tuple(uniforms.shape)}")
     if not uniforms.is_floating_point():
         raise ValueError(f"uniforms: expected floating point, got {uniforms.dtype}")
     threshold = torch.as_tensor(threshold)

@@ -137,9 +137,7 @@ def _first_forward(
         found = unlikely.any(1).nonzero()[:, 0]
         # `argmax` gives the first of the largest.
         at = unlikely[found].int().argmax(1)
-        state = (
-            [layer.state(seen, found, at // cached.width) for layer in cached.layers] if len(found) else None
-        )
+        state = [layer.state(seen, found, at // cached.width) for layer in cached.layers] if len(found) else None
         # Nothing from here on can run out of memory.
         if state is not None:
             start[first + found] = at

@@ -124,9 +124,7 @@ def finished(source: Source | Path, task: str, out: Path) -> float | None:
             scores, grid = read_volume(out / source.output_name), read_grid(source)
     except (OSError, ValueError):
         return None
-    same = scores.grid.shape == grid.shape and np.allclose(
-        scores.grid.affine_mm, grid.affine_mm, rtol=1e-6, atol=1e-4
-    )
+    same = scores.grid.shape == grid.shape and np.allclose(scores.grid.affine_mm, grid.affine_mm, rtol=1e-6, atol=1e-4)
     low, high = float(scores.data.min()), float(scores.data.max())
     return high if same and not scores.missing and low >= 0 and high <= 1 else None
 
@@ -242,9 +240,7 @@ class FolderRun:
             names.append(self.findings.segmentation_of(source).name)
         most, found = os.pathconf(self.out, "PC_NAME_MAX"), max(len(os.fsencode(name)) for name in names)
         if found > most:
-            raise VolumeError(
-                f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}"
-            )
+            raise VolumeError(f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}")
 
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()

@@ -43,9 +43,7 @@ class SkullStrip:
         low = min(0.0, float(volume.data.min()))
         data = np.where(mask, volume.data - np.float32(low), np.float32(0))
         note = f"{volume.path}: skull-stripped"
-        return dataclasses.replace(
-            volume, data=np.asfortranarray(data, np.float32), notes=(*volume.notes, note)
-        )
+        return dataclasses.replace(volume, data=np.asfortranarray(data, np.float32), notes=(*volume.notes, note))
 
     def _mask(self, volume: Volume, kept: Path | None) -> np.ndarray:
         """The volume's mask, (X, Y, Z) bool: the kept one, or a new one that is kept then."""

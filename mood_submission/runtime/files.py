@@ -76,9 +76,7 @@ def _part(path: Path, ending: str = "") -> Iterator[tuple[Path, BinaryIO]]:
         with open(part, "xb") as file:
             try:
                 _lock(file.fileno(), fcntl.LOCK_EX)
-                if not _is_at(
-                    file.fileno(), part
-                ):  # another took it for one that was left, before it was locked
+                if not _is_at(file.fileno(), part):  # another took it for one that was left, before it was locked
                     continue
                 yield part, file
                 return

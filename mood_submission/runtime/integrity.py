@@ -34,9 +34,7 @@ def check(file: Path, content: str, recorded: str | None) -> str:
     Raises ValueError for a file that fails its check.
     """
     if recorded is not None and recorded != content:
-        raise ValueError(
-            f"a damaged file: its content has the sha256 {content}, not {recorded} as written in it"
-        )
+        raise ValueError(f"a damaged file: its content has the sha256 {content}, not {recorded} as written in it")
     found, sums = file_sha256(file), _sums(file.with_name(SUMS))
     if recorded is None and file.name in sums and found not in sums.values():
         raise ValueError(f"a file of sha256 {found}, not {sums[file.name]} as {SUMS} beside it says")

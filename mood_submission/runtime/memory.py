@@ -65,16 +65,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory of any kind ran out."""
     # What CPU allocators, cuBLAS and cuDNN say.
     known = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        text in str(error) for text in known
-    )
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in known)
 
 
 def is_gpu_failure(error: Exception) -> bool:
     """Whether an error is the GPU's: out of memory, or an error of CUDA or its libraries."""
     known = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "NVRTC")
-    return (
-        is_out_of_memory(error)
-        or isinstance(error, RuntimeError)
-        and any(text in str(error) for text in known)
-    )
+    return is_out_of_memory(error) or isinstance(error, RuntimeError) and any(text in str(error) for text in known)

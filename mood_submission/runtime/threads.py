@@ -41,9 +41,7 @@ def one_thread_each() -> Iterator[None]:
             _threads = outer
 
 
-def map_in_threads(
-    function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None
-) -> list[Output]:
+def map_in_threads(function: Callable[[Item], Output], items: Sequence[Item], most: int | None = None) -> list[Output]:
     """function(item) for each item, in order. Call this within `one_thread_each`.
 
     An item that runs out of memory is tried again after the others. Another exception of `function` is raised when all items

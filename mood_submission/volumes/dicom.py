@@ -117,9 +117,7 @@ def read_dicom(source: Source) -> Volume:
     try:
         return volume_of(map(_planes, source.files), grid, source, notes)
     except (RuntimeError, MemoryError, ValueError) as error:
-        raise VolumeError(
-            f"{source}: expected readable DICOM files, found {one_line(error)[-300:]}"
-        ) from error
+        raise VolumeError(f"{source}: expected readable DICOM files, found {one_line(error)[-300:]}") from error
 
 
 def _planes(file: Path) -> np.ndarray:
@@ -247,9 +245,7 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
         return "without a place in the patient"
     axes = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
     spacing, origin = reader.GetSpacing()[:3], np.array(reader.GetOrigin()[:3])
-    if (
-        size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0
-    ):  # how GDCM says that frames go against the normal
+    if size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0:  # how GDCM says that frames go against the normal
         axes, spacing = axes * [1, 1, -1], (*spacing[:2], -spacing[2])
     if (
         axes.shape != (3, 3)

@@ -93,9 +93,7 @@ def source_at(path: str | Path) -> Source:
     raise VolumeError(f"{path}: expected a volume or a DICOM series, found no such file")
 
 
-def named_volumes(
-    folders: str | Path | Iterable[Path], names: Iterable[str] | None = None
-) -> dict[str, Source]:
+def named_volumes(folders: str | Path | Iterable[Path], names: Iterable[str] | None = None) -> dict[str, Source]:
     """The volumes of some folders by name, sorted.
 
     folders: one or several.

@@ -147,9 +147,7 @@ def lps_of(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return lps[:3, :3] / spacing, spacing, lps[:3, 3]
 
 
-def volume_of(
-    blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: tuple[str, ...] = ()
-) -> Volume:
+def volume_of(blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: tuple[str, ...] = ()) -> Volume:
     """A volume from the voxels of a file. NaN and infinite voxels become the lowest value of the others.
 
     blocks: the file's planes in order, as arrays (few, J, I). They are copied, so they may be views of memory that is freed

@@ -161,9 +161,7 @@ def _start_of(path: Path, count: int = 132) -> bytes:
 def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, float, float], tuple[str, ...]]:
     """The file's grid, its spacing (x, y, z) in mm, and notes. Raises VolumeError for what is no 3D volume of real numbers."""
     if image.get_data_dtype().kind not in "iuf":
-        raise VolumeError(
-            f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}"
-        )
+        raise VolumeError(f"{path}: expected real numbers, found data type {image.header.get_value_label('datatype')}")
     if len(image.shape) < 3 or any(size != 1 for size in image.shape[3:]):
         raise VolumeError(f"{path}: expected a 3D volume, found shape {image.shape}")
     shape = three(int(size) for size in image.shape[:3])
@@ -282,8 +280,6 @@ def _image_like(grid: Grid, array: np.ndarray, dtype: np.dtype) -> nib.Nifti1Ima
     header.set_intent("none")
     header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0
-    image_class: type[nib.Nifti1Image] = (
-        nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    )
+    image_class: type[nib.Nifti1Image] = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # Without an affine, nibabel leaves the header's sform and qform as they are.
     return image_class(data, None, header)

@@ -82,9 +82,7 @@ class AddDetectorOptions:
         metavar="RUN",
         default=(),
     )
-    out: Path | None = option(
-        "model file to write (default: the same)", "-o", "--out", metavar="FILE", default=None
-    )
+    out: Path | None = option("model file to write (default: the same)", "-o", "--out", metavar="FILE", default=None)
     dtype: str = option(
         "how its parameters are stored (default: float32: variances of its batch norms may be too large for float16)",
         choices=STORED,

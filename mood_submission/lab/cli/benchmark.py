@@ -43,16 +43,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="only where the time goes, as users run it: seconds and arithmetic of each stage (slices and restorations as the "
         "model file says by default)",
     )
-    parser.add_argument(
-        "--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32"
-    )
+    parser.add_argument("--slices", type=slices_option, default=argparse.SUPPRESS, metavar="all|N", help="default: 32")
     parser.add_argument(
         "--restorations", type=restorations_option, default=argparse.SUPPRESS, metavar="N", help="default: 15"
     )
     add_weights(parser)
-    parser.add_argument(
-        "--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)"
-    )
+    parser.add_argument("--size", type=positive, help="voxels a side of the toy (default: 256 brain, 512 abdom)")
     parser.add_argument("--volume", type=Path, metavar="FILE", help="a healthy volume instead of the toy")
     parser.add_argument(
         "--naive-places",
@@ -98,11 +94,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, float | int | str
     out.mkdir()
     if args.profile:
         return _profile(predictor, volume, out)
-    figures = (
-        benchmark_io(predictor, volume, out)
-        if args.io
-        else benchmark(predictor, volume, out, args.naive_places)
-    )
+    figures = benchmark_io(predictor, volume, out) if args.io else benchmark(predictor, volume, out, args.naive_places)
     return {
         "region": args.region,
         "machine": machine(device),

@@ -22,9 +22,7 @@ from ..measuring.calibration import calibrate
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mood-submission calibrate", description=__doc__)
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL.safetensors", help="model file, of mood-submission export"
-    )
+    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file, of mood-submission export")
     parser.add_argument(
         "--data",
         type=Path,
@@ -34,9 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="healthy volumes, of one or several scanners",
     )
     add_names_file(parser, "names of the volumes to take, one a line")
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)"
-    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
     add_scoring(
         parser,
         restorations="of a slice (default: what the model file says); 0: measure anew only what needs none, such "

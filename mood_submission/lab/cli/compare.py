@@ -64,9 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="only the volumes that the model file names as its "
         "validation and test volumes; with tables of both halves too",
     )
-    which.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="only the volumes of these names, such as 'ucla*'"
-    )
+    which.add_argument("--only", nargs="+", metavar="PATTERN", help="only the volumes of these names, such as 'ucla*'")
     add_names_file(which, "only the volumes named there, one a line")
     parser.add_argument(
         "--planted",
@@ -108,16 +106,12 @@ def halves(args: argparse.Namespace, splits: dict[str, list[str]]) -> dict[str, 
     return {"validation": splits["validation"], "test": splits["test"]}
 
 
-def write_tables(
-    cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path
-) -> dict[str, dict]:
+def write_tables(cases: list[Case], folders: list[Path], parts: dict[str, list[str]], out: Path) -> dict[str, dict]:
     """table.json and table.md: all cases, and those of each part's volumes. Returns the tables by group."""
     sources = {case.volume: source_of(case.volume) for case in cases}
     names = sorted(set(sources.values()))
     parts = parts | (
-        {name: [v for v, source in sources.items() if source == name] for name in names}
-        if len(names) > 1
-        else {}
+        {name: [v for v, source in sources.items() if source == name] for name in names} if len(names) > 1 else {}
     )
     groups = {"all volumes": cases} | {
         f"{name} volumes": [c for c in cases if c.volume in members] for name, members in parts.items()

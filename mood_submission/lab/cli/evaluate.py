@@ -26,9 +26,7 @@ class EvaluateOptions:
     pred: Path = option("folder of NAME.nii.gz (pixel) or NAME.nii.gz.txt (sample)")
     label: Path = option("toy_label folder, or its pixel or sample subfolder")
     task: str = option("one score per volume, or one per voxel", choices=TASKS)
-    bootstrap: int = option(
-        "resamples of the volumes for the interval; 0: none", type=at_least(0), default=1000
-    )
+    bootstrap: int = option("resamples of the volumes for the interval; 0: none", type=at_least(0), default=1000)
     seed: int = option("seed of the resampling", type=at_least(0), default=0)
     objects: bool = option(
         "with --task pixel: count whole objects too, at many scores; reads all files again", default=False
@@ -40,9 +38,7 @@ class EvaluateOptions:
     )
     json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
     cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
-    curves: Path | None = option(
-        "draw precision-recall and ROC curves here", metavar="FILE.png", default=None
-    )
+    curves: Path | None = option("draw precision-recall and ROC curves here", metavar="FILE.png", default=None)
 
 
 def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:

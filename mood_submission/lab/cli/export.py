@@ -28,9 +28,7 @@ class ExportOptions:
         "how sample scores are made by default", choices=lambda: table.names("sample"), default=Top.name
     )
     data: str | None = option("what it was trained on, for the file's metadata", metavar="TEXT", default=None)
-    licence: str | None = option(
-        "licence of the weights, for the file's metadata", metavar="TEXT", default=None
-    )
+    licence: str | None = option("licence of the weights, for the file's metadata", metavar="TEXT", default=None)
 
 
 def holding(runs: Sequence[Path], name: str) -> Path:

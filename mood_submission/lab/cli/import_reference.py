@@ -27,13 +27,9 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PublishedCheckpointError(
-            f"{file}: expected a PyTorch state dictionary, found: {reason}"
-        ) from None
+        raise PublishedCheckpointError(f"{file}: expected a PyTorch state dictionary, found: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise PublishedCheckpointError(
-            f"{file}: expected a dictionary of tensors, found {type(state).__name__}"
-        )
+        raise PublishedCheckpointError(f"{file}: expected a dictionary of tensors, found {type(state).__name__}")
     return state
 
 
@@ -71,9 +67,7 @@ class ImportOptions:
         "notebook (default: 0)",
         default=0,
     )
-    dtype: str | None = option(
-        "store parameters so (default: as they are)", choices=tuple(DTYPES), default=None
-    )
+    dtype: str | None = option("store parameters so (default: as they are)", choices=tuple(DTYPES), default=None)
 
 
 def import_checkpoints(options: ImportOptions) -> list[str]:

@@ -21,9 +21,7 @@ class ToyOptions:
 
     region: str = option(None, choices=REGIONS)
     out: Path = option("folder to write under", "-o", "--out", metavar="DATA")
-    source: Path | None = option(
-        "plant in these healthy volumes instead", "--from", metavar="FOLDER", default=None
-    )
+    source: Path | None = option("plant in these healthy volumes instead", "--from", metavar="FOLDER", default=None)
     names: str | None = option(
         "with --from: only the volumes NAME.nii.gz called so", metavar="A,B", default=None, not_with="names"
     )
@@ -31,9 +29,7 @@ class ToyOptions:
         "with --from: the same, one name a line", metavar="FILE", default=None, not_with="names"
     )
     volumes: int | None = option("how many (default: 4, with --from all)", type=at_least(1), default=None)
-    size: int | None = option(
-        "voxels a side of made-up volumes (default: 128)", type=at_least(SMALLEST), default=None
-    )
+    size: int | None = option("voxels a side of made-up volumes (default: 128)", type=at_least(SMALLEST), default=None)
     seed: int = option("of what is planted where, and of made-up volumes", type=at_least(0), default=0)
     kinds: tuple[str, ...] = option(
         f"of anomaly (default: all, {', '.join(KINDS)})", choices=KINDS, metavar="KIND", default=KINDS
@@ -53,13 +49,9 @@ class ToyOptions:
 
     def __post_init__(self) -> None:
         if self.source is None and (self.names or self.names_file):
-            raise argparse.ArgumentError(
-                None, "--names and --names-file choose from the folder given with --from"
-            )
+            raise argparse.ArgumentError(None, "--names and --names-file choose from the folder given with --from")
         if self.source is not None and self.size is not None:
-            raise argparse.ArgumentError(
-                None, "--size is for made-up volumes; with --from volumes keep their own grid"
-            )
+            raise argparse.ArgumentError(None, "--size is for made-up volumes; with --from volumes keep their own grid")
 
     def chosen_names(self) -> list[str] | None:
         """Names of the volumes to take; None for all. Raises ValueError for a file without any, OSError for one not there."""
@@ -104,9 +96,7 @@ def _make_series(options: ToyOptions, series: str) -> list[str]:
         names=options.chosen_names(),
     )
     healthy = sum(record["kind"] is None for record in records.values())
-    return [
-        f"{len(records)} {options.region} cases of {healthy} healthy volumes, under {options.out / options.region}"
-    ]
+    return [f"{len(records)} {options.region} cases of {healthy} healthy volumes, under {options.out / options.region}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

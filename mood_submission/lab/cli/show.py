@@ -50,9 +50,7 @@ def plot(rows: dict[str, Row], out: Path) -> None:
     # one scale, so that rows can be compared
     brightest = max(float(row.pictures["scores"].max()) for row in rows.values()) or 1
     styles: dict[str, dict] = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest}}
-    figure, axes = plt.subplots(
-        len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False
-    )
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False)
     for (name, row), line in zip(rows.items(), axes):
         for column, axis in zip(columns, line):
             axis.imshow(row.pictures[column], **styles.get(column, {"cmap": "gray"}))
@@ -67,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission show", description=__doc__)
     parser.add_argument("volumes", type=Path, metavar="IN", help="folder with the volumes")
     parser.add_argument("predicted", type=Path, metavar="PRED", help="folder with their pixel scores")
-    parser.add_argument(
-        "--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder"
-    )
+    parser.add_argument("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="PICTURE.png")
     parser.add_argument("--most", type=int, default=8, help="draw at most so many volumes (default: 8)")
     args = parser.parse_args(argv)

@@ -54,9 +54,7 @@ class Command:
 
 
 STAGES = {
-    "cache": Command(
-        "only cache the slices, for training on a machine without nibabel", CacheOptions, _cache
-    ),
+    "cache": Command("only cache the slices, for training on a machine without nibabel", CacheOptions, _cache),
     "vqvae": Command("train the VQ-VAE", VQVAEOptions, train_vqvae, {"rate": 1e-3}),
     "prior": Command("train the prior", PriorOptions, train_prior, {"rate": 4e-4}),
     "detector": Command("train the detector", DetectorOptions, train_detector, {"rate": 1.5e-3}),
@@ -69,9 +67,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="mood-submission train", description=__doc__)
     stages = top.add_subparsers(dest="stage", required=True)
     for name, command in STAGES.items():
-        stage = stages.add_parser(
-            name, help=command.help, description=command.help, formatter_class=DefaultsShown
-        )
+        stage = stages.add_parser(name, help=command.help, description=command.help, formatter_class=DefaultsShown)
         add_options(stage, command.options, **command.defaults)
     return top
 

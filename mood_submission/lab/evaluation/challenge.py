@@ -40,9 +40,7 @@ class Evaluation:
         return asdict(self)
 
 
-def _result(
-    task: str, counts: np.ndarray, missing: list[str], *, resamples: int, seed: int, where: Path
-) -> Evaluation:
+def _result(task: str, counts: np.ndarray, missing: list[str], *, resamples: int, seed: int, where: Path) -> Evaluation:
     negatives, positives = counts.sum(0)
     if not positives.sum():
         raise ValueError(f"{where}: expected at least one positive label, found none in {len(counts)} cases")

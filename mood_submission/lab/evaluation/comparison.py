@@ -108,9 +108,7 @@ def model_scores(predictor: Predictor, prepared: Prepared) -> Scores:
         if "pixel" in method.scores:
             pixel |= {name: method.pixel(e) for name, e in _seen_by(method, "pixel", undrawn, drawn).items()}
         if "sample" in method.scores:
-            sample |= {
-                name: method.sample(e) for name, e in _seen_by(method, "sample", undrawn, drawn).items()
-            }
+            sample |= {name: method.sample(e) for name, e in _seen_by(method, "sample", undrawn, drawn).items()}
     restored = None if drawn is None else drawn.restored
     return Scores(pixel, sample, undrawn.decoded if restored is None else restored)
 
@@ -156,16 +154,13 @@ def vae_scores(vae: VAE) -> Scoring:
     return scoring
 
 
-def measure(
-    case: Case, source: Source | Path, predictor: Predictor, scoring: Scoring
-) -> dict[str, np.ndarray]:
+def measure(case: Case, source: Source | Path, predictor: Predictor, scoring: Scoring) -> dict[str, np.ndarray]:
     """A case's outcome: `pixel` (methods, 2, values) counts of `score_counts`, `sample` (methods,), their names, `picture`."""
     volume, mask = make(case, source, predictor)
     prepared = predictor.prepare(volume)
     scores = scoring(predictor, prepared)
     counts = [
-        score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask)
-        for maps in scores.pixel.values()
+        score_counts(predictor.to_volume(prepared, maps).astype(np.float16), mask) for maps in scores.pixel.values()
     ]
     outcome = {
         "pixel": np.stack(counts),
@@ -228,10 +223,7 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
 
     Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
     """
-    stored = {
-        case: load_case(case, folders, ("pixel", "pixel_methods", "sample", "sample_methods"))
-        for case in cases
-    }
+    stored = {case: load_case(case, folders, ("pixel", "pixel_methods", "sample", "sample_methods")) for case in cases}
     volumes = sorted({case.volume for case in cases})
     times = (len(cases) - len(volumes)) // len(volumes)
     result: Table = {"pixel": {}, "sample": {}}
@@ -240,9 +232,7 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
             for i, name in enumerate(stored[cases[0]][f][f"{task}_methods"].tolist()):
                 counts = _counts_by_case({case: outcomes[f][task][i] for case, outcomes in stored.items()})
                 weighted = {case: c * (times if case.kind is None else 1) for case, c in counts.items()}
-                of_volume = np.stack(
-                    [sum(c for case, c in weighted.items() if case.volume == v) for v in volumes]
-                )
+                of_volume = np.stack([sum(c for case, c in weighted.items() if case.volume == v) for v in volumes])
                 low, high = bootstrap_interval(of_volume, resamples, seed=0)
                 methods[name] = {
                     "ap": float(average_precision(*of_volume.sum(0))),
@@ -252,9 +242,7 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
                     "sizes": _parts(counts, "size", task),
                 }
                 if task == "sample":
-                    healthy = [
-                        float(outcomes[f][task][i]) for case, outcomes in stored.items() if case.kind is None
-                    ]
+                    healthy = [float(outcomes[f][task][i]) for case, outcomes in stored.items() if case.kind is None]
                     methods[name]["healthy"] = [float(np.quantile(healthy, share)) for share in (0, 0.5, 1)]
     return result
 
@@ -268,9 +256,7 @@ def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, d
     for f in range(len(folders)):
         outcomes = {case: load_case(case, folders, ("sample", "sample_methods"))[f] for case in healthy}
         for i, name in enumerate(outcomes[healthy[0]]["sample_methods"].tolist()):
-            scores = {
-                s: [outcomes[c]["sample"][i] for c in healthy if source_of(c.volume) == s] for s in sources
-            }
+            scores = {s: [outcomes[c]["sample"][i] for c in healthy if source_of(c.volume) == s] for s in sources}
             for one, other in itertools.combinations(sources, 2):
                 above = np.mean([(a > b) + (a == b) / 2 for a in scores[one] for b in scores[other]])
                 result.setdefault(name, {})[f"{one} and {other}"] = float(max(above, 1 - above))

@@ -76,9 +76,7 @@ class Details:
                     records = json.loads(file.read_text("utf-8"))
                     return cls(task, {name.removesuffix(".nii.gz"): r for name, r in records.items()})
                 except (ValueError, AttributeError):
-                    raise ValueError(
-                        f"{file}: expected records of planted anomalies, found something else"
-                    ) from None
+                    raise ValueError(f"{file}: expected records of planted anomalies, found something else") from None
         return cls(task, {})
 
     def add_pixel(self, name: str, scores: np.ndarray, label: np.ndarray, counts: np.ndarray) -> None:
@@ -89,8 +87,7 @@ class Details:
             case.ap = float(average_precision(counts[0], counts[1]))
             objects, sizes = components_of(label)
             of_each = [
-                score_counts(scores[objects == n], np.ones(sizes[n - 1], bool))[1]
-                for n in range(1, len(sizes) + 1)
+                score_counts(scores[objects == n], np.ones(sizes[n - 1], bool))[1] for n in range(1, len(sizes) + 1)
             ]
             case.regions = np.stack(of_each)
 
@@ -170,10 +167,7 @@ class Details:
         counted = [case for case in self.cases if case.objects]
         if not counted:
             return {}
-        totals = {
-            level: sum((case.objects[level] for case in counted), ObjectCounts())
-            for level in counted[0].objects
-        }
+        totals = {level: sum((case.objects[level] for case in counted), ObjectCounts()) for level in counted[0].objects}
         level, best = max(totals.items(), key=lambda item: np.nan_to_num(item[1].f1))
         healthy = [case.objects[level] for case in counted if not case.voxels]
         told = {
@@ -181,9 +175,7 @@ class Details:
             "object f1 at score": level,
             "object recall": best.found / best.true if best.true else float("nan"),
             "false objects a volume": best.false / len(counted),
-            "false objects a healthy volume": sum(o.false for o in healthy) / len(healthy)
-            if healthy
-            else float("nan"),
+            "false objects a healthy volume": sum(o.false for o in healthy) / len(healthy) if healthy else float("nan"),
         }
         for size in SIZES_ML:
             members = [case.objects[level] for case in counted if case.voxels and case.size == size]

@@ -105,9 +105,7 @@ def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
         components, found_sizes = predicted, np.bincount(predicted.ravel())[1:]
     found: set[int] = set()
     false = 0
-    numbers = [
-        number for number in range(1, len(found_sizes) + 1) if found_sizes[number - 1] >= CHALLENGE_VOXELS
-    ]
+    numbers = [number for number in range(1, len(found_sizes) + 1) if found_sizes[number - 1] >= CHALLENGE_VOXELS]
     for number, centre in zip(numbers, ndimage.center_of_mass(components > 0, components, numbers)):
         object_ = int(objects[tuple(np.round(centre).astype(int))])
         size = found_sizes[number - 1]

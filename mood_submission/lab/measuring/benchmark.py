@@ -102,9 +102,7 @@ def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
         predictor.evidence(prepared, restored).decode_restorations()
 
 
-def _predict(
-    predictor: Predictor, path: Path, out: Path, clock: Stopwatch
-) -> tuple[Prepared, Tensor, Tensor, Tensor]:
+def _predict(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> tuple[Prepared, Tensor, Tensor, Tensor]:
     """`Predictor`'s steps of both tasks, one by one. Returns also codes (N, h, w), NLL and restored (N, S, h, w)."""
     with clock.step("read_s"):
         volume = read_volume(path)

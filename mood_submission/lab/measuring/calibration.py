@@ -60,9 +60,7 @@ def calibrate(
 
 def _measurable(predictor: Predictor) -> list[Method]:
     """The methods that have all the restorations that they need."""
-    return [
-        method for method in table.METHODS.values() if predictor.restorations or not method.needs_restorations
-    ]
+    return [method for method in table.METHODS.values() if predictor.restorations or not method.needs_restorations]
 
 
 def _compute(evidence: Evidence) -> None:
@@ -77,9 +75,7 @@ def _as_by_default(method: Method, evidence: Evidence) -> Evidence:
     return evidence if method.restorations(evidence.about) else evidence.without_restorations()
 
 
-def _with_healthy_scores(
-    about: About, predictor: Predictor, measured: list[tuple[Prepared, Evidence]]
-) -> About:
+def _with_healthy_scores(about: About, predictor: Predictor, measured: list[tuple[Prepared, Evidence]]) -> About:
     """The description with the scores of the healthy volumes, by every method that model and restorations allow."""
     least = [least_voxels(prepared.spacing) for prepared, _ in measured]
     calibrated = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
@@ -87,9 +83,7 @@ def _with_healthy_scores(
     for method in table.methods("pixel"):
         if method.fits(about) and method in _measurable(predictor):
             scores = [
-                predictor.to_volume(prepared, method.pixel(_as_by_default(method, evidence))).astype(
-                    np.float16
-                )
+                predictor.to_volume(prepared, method.pixel(_as_by_default(method, evidence))).astype(np.float16)
                 for prepared, evidence in calibrated
             ]
             voxels[method.name] = HealthyVoxels.of(scores, least)

@@ -68,9 +68,7 @@ def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     timed("decode", lambda: evidence.decoded, count * of_slice["decode"])
     if predictor.restorations:
         copies = count * predictor.restorations
-        restored = timed(
-            "sample", lambda: predictor.restore(prepared, evidence.codes), copies * of_slice["NLL"]
-        )
+        restored = timed("sample", lambda: predictor.restore(prepared, evidence.codes), copies * of_slice["NLL"])
         assert isinstance(restored, Tensor)
         evidence = evidence.with_restorations(restored)
         timed("decode restorations", evidence.decode_restorations, copies * of_slice["decode"])

@@ -113,9 +113,7 @@ def choose_site(
     deep = where[depth >= min(0.5 * fraction * side, 0.8 * depth.max())]
     centre = three(int(c) for c in deep[rng.integers(len(deep))])
     step = [max(1, n // 64) for n in volume.shape]
-    beside = three(
-        min(c + int(rng.integers(s)), n - 1) for c, s, n in zip(centre, step, volume.shape, strict=True)
-    )
+    beside = three(min(c + int(rng.integers(s)), n - 1) for c, s, n in zip(centre, step, volume.shape, strict=True))
     centre = beside if body[beside] else centre  # off the coarse grid that `places` stand on
     reach = [1.2 * max(radii[:2]), 1.2 * max(radii[:2]), 1.2 * radii[2]]
     box = three(
@@ -140,9 +138,7 @@ def _uniform(site: Site, rng: np.random.Generator) -> np.ndarray:
     return np.full(site.patch.shape, rng.choice(good), np.float32)
 
 
-def _best_sign(
-    old: np.ndarray, options: list[np.ndarray], inside: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _best_sign(old: np.ndarray, options: list[np.ndarray], inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of two candidates at random, unless clipping to [0, 1] takes much of its change away."""
     change = [(np.abs(np.clip(new, 0, 1) - old)[inside] > 2 * CHANGED).mean() for new in options]
     pick = int(rng.integers(2))

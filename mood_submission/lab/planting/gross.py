@@ -204,9 +204,7 @@ def cases_of_each_size(subject: Subject, sizes: tuple[float, ...] = SIZES) -> It
     for i, kind in enumerate(LESIONS):
         for j, radius in enumerate(sizes):
             rng = np.random.default_rng([subject.seed, i, j])
-            distance = np.sqrt(
-                sum(offset**2 for offset in subject.offsets(_place(subject, radius, kind, rng)))
-            )
+            distance = np.sqrt(sum(offset**2 for offset in subject.offsets(_place(subject, radius, kind, rng))))
             edge = max(SOFT_EDGE * radius, LEAST_EDGE)
             weight = np.where(subject.body, 1 / (1 + np.exp(((distance - radius) / edge).clip(-30, 30))), 0)
             data = np.clip(LESIONS[kind](subject, weight.astype(np.float32)), 0, 1)

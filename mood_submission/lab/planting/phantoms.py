@@ -79,15 +79,11 @@ def _template_places(size: int, affine: np.ndarray, rng: np.random.Generator) ->
     combined = (to_voxel[:3, :3] @ matrix).astype(np.float32)
     offset = to_voxel[:3, :3] @ centre + to_voxel[:3, 3]
     for axis in range(3):  # the shift is added in template voxels, which are 1 mm
-        places[axis] = (
-            sum(combined[axis, k] * mm[k] for k in range(3)) + np.float32(offset[axis]) + shift[axis]
-        )
+        places[axis] = sum(combined[axis, k] * mm[k] for k in range(3)) + np.float32(offset[axis]) + shift[axis]
     return places
 
 
-def _own_intensities(
-    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, detail: float
-) -> np.ndarray:
+def _own_intensities(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, detail: float) -> np.ndarray:
     """A subject's own gamma, contrast, bias field and noise; 0 outside `mask`, at least 0.02 inside. In place."""
     image **= np.float32(rng.uniform(0.85, 1.18))
     image -= 0.55
@@ -166,9 +162,7 @@ def _drift(z: np.ndarray, much: float, rng: np.random.Generator) -> np.ndarray:
     return np.float32(much) * (np.sin(rng.uniform(1, 2.5) * z + rng.uniform(0, 6.3))).astype(np.float32)
 
 
-def _organs(
-    axes: Sequence[np.ndarray], image: np.ndarray, ripple: np.ndarray, rng: np.random.Generator
-) -> None:
+def _organs(axes: Sequence[np.ndarray], image: np.ndarray, ripple: np.ndarray, rng: np.random.Generator) -> None:
     """Paints liver, spleen, stomach, kidneys and great vessels into `image` (S, S, D). Patient's right is at x > 0."""
     z = axes[2]
 

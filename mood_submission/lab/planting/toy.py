@@ -76,9 +76,7 @@ def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: 
     return {name: files[name] for name in chosen[:volumes]}
 
 
-def _assign(
-    names: Sequence[str], kinds: Sequence[str], healthy_fraction: float, seed: int
-) -> dict[str, str | None]:
+def _assign(names: Sequence[str], kinds: Sequence[str], healthy_fraction: float, seed: int) -> dict[str, str | None]:
     """Each name's kind, or None for healthy: names in the order of their seeds, the planted ones cycling the kinds."""
     order = sorted(names, key=lambda name: file_seed(seed, name))
     healthy = int(healthy_fraction * len(order))
@@ -94,9 +92,7 @@ def _folders(out: Path, region: str, names: Sequence[str]) -> tuple[Path, Path, 
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             if path.name.split(".nii")[0] not in names:
-                raise ValueError(
-                    f"{path}: expected no files of an earlier run that this one does not write again"
-                )
+                raise ValueError(f"{path}: expected no files of an earlier run that this one does not write again")
     return folders
 
 
@@ -155,9 +151,7 @@ def make_toy(
     cases = [f"toy_{i}" for i in range(4 if volumes is None else volumes)] if files is None else list(files)
     folders = _folders(out, region, cases)
     records: dict[str, dict[str, object]] = {}
-    for name, kind in tqdm(
-        _assign(cases, kinds, healthy_fraction, seed).items(), f"{region} toys", disable=None
-    ):
+    for name, kind in tqdm(_assign(cases, kinds, healthy_fraction, seed).items(), f"{region} toys", disable=None):
         if files is None:
             case = _Case.made_up(name, region, size, file_seed(seed, name))
         else:
@@ -189,9 +183,7 @@ def make_gross_toy(
     _check_source(source, volumes, None, names)
     _check_size(size)
     files = None if source is None else _pick(Path(source), names, volumes, seed)
-    subjects = (
-        [f"toy_{i}" for i in range(1 if volumes is None else volumes)] if files is None else list(files)
-    )
+    subjects = [f"toy_{i}" for i in range(1 if volumes is None else volumes)] if files is None else list(files)
     folders = _folders(out, region, [case_name(name, kind) for name in subjects for kind in kinds_of(series)])
     records: dict[str, dict[str, object]] = {}
     for name in tqdm(sorted(subjects), f"{region} toys", disable=None):
@@ -211,9 +203,7 @@ def case_name(name: str, kind: str | None) -> str:
 
 
 def _write_records(folder: Path, records: dict[str, dict[str, object]]) -> None:
-    told = {
-        as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()
-    }
+    told = {as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()}
     write_text(folder / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
 
 

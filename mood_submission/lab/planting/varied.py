@@ -77,9 +77,7 @@ def _texture(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 def _missing(site: Site, rng: np.random.Generator) -> np.ndarray:
     """Tissue replaced by fluid or air, with a little noise."""
-    return np.float32(rng.uniform(0, 0.2)) + np.float32(0.015) * rng.standard_normal(
-        site.patch.shape, np.float32
-    )
+    return np.float32(rng.uniform(0, 0.2)) + np.float32(0.015) * rng.standard_normal(site.patch.shape, np.float32)
 
 
 def _lesion(site: Site, rng: np.random.Generator) -> np.ndarray:
@@ -114,11 +112,7 @@ def _pulled(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 def _swirl(site: Site, rng: np.random.Generator) -> np.ndarray:
     """Turned about the centre in the plane, most in the middle."""
-    angle = (
-        rng.choice([-1, 1])
-        * rng.uniform(0.6, 2.5)
-        * (1 - np.clip(site.distance, 0, 1)) ** rng.uniform(0.5, 1.5)
-    )
+    angle = rng.choice([-1, 1]) * rng.uniform(0.6, 2.5) * (1 - np.clip(site.distance, 0, 1)) ** rng.uniform(0.5, 1.5)
     x, y, z = site.offset
     return _sampled(site, [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle), z])
 
@@ -149,9 +143,7 @@ TRAINING_KINDS = (*MAKERS, *FURTHER, *PASTED)
 def _pasted(site: Site, donor: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
     """A patch of `donor` (X, Y, Z'), from a place near, as far as it reaches."""
     shift = (rng.normal(size=3) * rng.choice([0.01, 0.04, 0.1]) * donor.shape[0]).round().astype(int)
-    index = [
-        np.clip(np.arange(b.start, b.stop) + s, 0, n - 1) for b, s, n in zip(site.box, shift, donor.shape)
-    ]
+    index = [np.clip(np.arange(b.start, b.stop) + s, 0, n - 1) for b, s, n in zip(site.box, shift, donor.shape)]
     if rng.random() < 0.3:
         index[int(rng.integers(2))] = index[0][::-1].copy() if rng.random() < 0.5 else index[0]
         index = [i if len(i) == n else np.resize(i, n) for i, n in zip(index, site.patch.shape)]

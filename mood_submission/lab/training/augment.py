@@ -45,9 +45,7 @@ def augment_geometry(slices: Tensor, size: int, a: Augmentation, generator: torc
     return warp(slices, size, affine_of(angle, zoom, mirror, shift.unbind(1)), bend.movedim(1, -1))
 
 
-def augment_intensity(
-    slices: Tensor, background: Tensor, a: Augmentation, generator: torch.Generator
-) -> Tensor:
+def augment_intensity(slices: Tensor, background: Tensor, a: Augmentation, generator: torch.Generator) -> Tensor:
     """Blur, contrast, brightness and noise of normalised slices (B, H, W); `background` (B, H, W) bool stays as it is."""
     device, b = slices.device, len(slices)
     rand = lambda low, high: low + (high - low) * torch.rand(b, 1, 1, generator=generator, device=device)  # noqa: E731

@@ -165,9 +165,7 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> "lis
     names = [source.name for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise CacheError(
-            f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice"
-        )
+        raise CacheError(f"{', '.join(map(str, folders))}: expected each volume's name once, found {twice} twice")
     return sources
 
 
@@ -175,9 +173,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def split_names(
-    names: list[str], validation: float, test: float, held_out: Sequence[str] = ()
-) -> dict[str, list[str]]:
+def split_names(names: list[str], validation: float, test: float, held_out: Sequence[str] = ()) -> dict[str, list[str]]:
     """Volumes' names by split. Where `held_out` names any, these are for validation and all others are trained on.
 
     Else the split is fixed by the names alone, and by source: names are grouped by source (`source_of`), ordered by hash

@@ -66,9 +66,7 @@ def load_vae(folder: Path) -> tuple[VAE, dict]:
     return _load(folder, "vae", lambda settings: VAE(VAESettings(**settings)))
 
 
-def _load(
-    folder: Path, name: str, build: Callable[[dict], AnyNetwork], file: str = ""
-) -> tuple[AnyNetwork, dict]:
+def _load(folder: Path, name: str, build: Callable[[dict], AnyNetwork], file: str = "") -> tuple[AnyNetwork, dict]:
     parameters, about = _averaged(folder, file or name)
     network = build(about[name])
     network.load_state_dict(parameters)
@@ -97,8 +95,7 @@ def start_from(source: Path, stage: Stage) -> dict:
         stage.begin_from(parameters)
     except RuntimeError as error:
         raise RunError(
-            f"{source}: expected a {stage.name} of {stage.model.settings}, found "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{source}: expected a {stage.name} of {stage.model.settings}, found {' '.join(str(error).split())[:300]}"
         ) from None
     return {name: value for name, value in about.items() if name != "volumes"}
 

@@ -78,9 +78,7 @@ def train_detector(options: DetectorOptions) -> None:
         "validation": Store(options.store / "validation"),
     }
     settings = DetectorSettings(options.widths, options.run.dropout, context=options.context)
-    stage = DetectorStage(
-        settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen
-    )
+    stage = DetectorStage(settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen)
     about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
     trainer = run.trainer(stage, about, data)
     trainer.train(validations=options.validations)
@@ -145,9 +143,7 @@ class DetectorStage(Stage[Store, Detector]):
             self.judged_by = "unseen_ap"
         expect_rarely(self.model.head, -3.0)
 
-    def loss(
-        self, data: Store, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, data: Store, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         if self.store is not data:
             context = self.model.settings.context
             self.store = data
@@ -179,9 +175,7 @@ class DetectorStage(Stage[Store, Detector]):
         model.eval()
         evidence = evidence.to(next(model.parameters()).device)
         with autocast(evidence.slices, self.precision):
-            return torch.cat(
-                [detector_logits(model, evidence, chunk).float().cpu() for chunk in index.split(16)]
-            )
+            return torch.cat([detector_logits(model, evidence, chunk).float().cpu() for chunk in index.split(16)])
 
     def validate(self, model: Detector, data: Store) -> dict[str, float]:
         """Cross-entropy and average precision over all pixels of every third slice of volumes with an anomaly, and of the
@@ -203,9 +197,7 @@ class DetectorStage(Stage[Store, Detector]):
         if self.unseen:
             for name, others in (("unseen_ap", True), ("seen_ap", False)):
                 some = [i for i, kind in enumerate(kinds) if not kind or (kind in self.unseen) == others]
-                found[name] = places_ap(
-                    torch.cat([parts[i] for i in some]), torch.cat([labels[i] for i in some])
-                )
+                found[name] = places_ap(torch.cat([parts[i] for i in some]), torch.cat([labels[i] for i in some]))
         return found
 
 
@@ -216,7 +208,5 @@ def dice(probability: Tensor, label: Tensor) -> Tensor:
 
 def places_ap(logits: Tensor, label: Tensor) -> float:
     """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
-    ap = average_precision(
-        *score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy())
-    )
+    ap = average_precision(*score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy()))
     return float(ap) if math.isfinite(ap) else 0.0

@@ -83,9 +83,7 @@ class PatchBatches:
     how: PatchSettings
 
     def __getitem__(self, seed: int) -> Batch:
-        return cut_patches(
-            self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed)
-        )
+        return cut_patches(self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed))
 
 
 class BatchesAhead:

@@ -65,6 +65,4 @@ def check_volumes(slices: Slices, model: Model, file: Path) -> None:
     """Raises RunError where the model was trained on other volumes than these, or on other splits of them."""
     trained = model.about.training.get("vqvae", {}).get("volumes", slices.names)
     if slices.names != trained:
-        raise RunError(
-            f"{slices.file}: expected the volumes that {file} was trained on, split alike, found others"
-        )
+        raise RunError(f"{slices.file}: expected the volumes that {file} was trained on, split alike, found others")

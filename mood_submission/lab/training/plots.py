@@ -70,11 +70,7 @@ def _grid(rows: dict[str, Tensor], picture: Path) -> None:
     figure, axes = plt.subplots(len(rows), columns, figsize=(2 * columns, 2 * len(rows)), squeeze=False)
     low, high = (float(f(next(iter(rows.values())))) for f in (torch.amin, torch.amax))
     for (name, images), line in zip(rows.items(), axes):
-        scale = (
-            {"cmap": "inferno"}
-            if name in ("NLL", "difference")
-            else {"cmap": "gray", "vmin": low, "vmax": high}
-        )
+        scale = {"cmap": "inferno"} if name in ("NLL", "difference") else {"cmap": "gray", "vmin": low, "vmax": high}
         for image, axis in zip(images, line):
             axis.imshow(image.float().cpu().numpy(), **scale)
             axis.set(xticks=[], yticks=[])

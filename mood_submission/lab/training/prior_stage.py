@@ -27,18 +27,12 @@ class PriorOptions:
     """Options of `train prior`."""
 
     run: RunOptions
-    vqvae: Path | None = option(
-        "run with the VQ-VAE (default: --out itself)", metavar="RUN_DIR", default=None
-    )
+    vqvae: Path | None = option("run with the VQ-VAE (default: --out itself)", metavar="RUN_DIR", default=None)
     prior_channels: int = option("width of the prior", default=128)
     blocks: int = option("blocks of the prior", default=4)
     res_blocks: int = option("pairs of residual units a block", default=4)
-    first_kernel: int | None = option(
-        "kernel of the first convolution (default: the region's published)", default=None
-    )
-    downsample: int | None = option(
-        "stride of the attention's grid (default: the region's published)", default=None
-    )
+    first_kernel: int | None = option("kernel of the first convolution (default: the region's published)", default=None)
+    downsample: int | None = option("stride of the attention's grid (default: the region's published)", default=None)
 
     def settings(self, codebook_size: int) -> PixelSNAILSettings:
         """The network's, for so many codes."""
@@ -94,9 +88,7 @@ class PriorStage(SliceStage[PixelSNAIL]):
         super().__init__(add_weight_norm(PixelSNAIL(settings)), augmentation, precision)
         self.vqvae = vqvae.eval().requires_grad_(False)
 
-    def loss(
-        self, data: SliceData, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)
         with torch.no_grad(), self.autocast(slices):
             codes = self.vqvae.encode(slices, position)

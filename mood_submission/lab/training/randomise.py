@@ -68,9 +68,7 @@ MILD = Randomisation(
     rim=0.15,
     cut=0.05,
 )
-BOLD = Randomisation(
-    scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7
-)
+BOLD = Randomisation(scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7)
 CT_MILD = replace(
     MILD,
     scale=0.08,
@@ -135,10 +133,7 @@ class RandomNumbers:
         if self.together:
             deep = max(2, round(points * self.count / size))
             knots = torch.randn(1, 1, deep, points, points, generator=self.generator, device=self.device)
-            return (
-                F.interpolate(knots, (self.count, size, size), mode="trilinear", align_corners=True)[0, 0]
-                * 1.3
-            )
+            return F.interpolate(knots, (self.count, size, size), mode="trilinear", align_corners=True)[0, 0] * 1.3
         knots = torch.randn(self.count, 1, points, points, generator=self.generator, device=self.device)
         return F.interpolate(knots, (size, size), mode="bicubic", align_corners=True)[:, 0]
 
@@ -208,9 +203,7 @@ def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, thresh
         x = torch.where(gas & few & numbers.often(r.filled), bright, x)
     if r.phase:
         organs = torch.exp(-(((x - 0.55) / 0.07) ** 2))
-        x = x + numbers.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * numbers.field(x.shape[-1], 4)).clamp(
-            0, 2
-        )
+        x = x + numbers.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * numbers.field(x.shape[-1], 4)).clamp(0, 2)
     if r.window:
         low = numbers.uniform(-0.08, 0.22)
         other = 0.5 * (x - low) / (0.5 - low) * numbers.uniform(0.9, 1.1)  # soft tissue stays where it is

@@ -24,12 +24,8 @@ def warp(slices: Tensor, size: int, affine: Tensor, bend: Tensor) -> Tensor:
 
     affine: (B, 2, 3), or (1, 2, 3) for all alike, and bend: (B, size, size, 2), as `F.grid_sample` has them.
     """
-    grid = F.affine_grid(
-        affine.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False
-    )
-    return F.grid_sample(
-        slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False
-    )[:, 0]
+    grid = F.affine_grid(affine.expand(len(slices), -1, -1), [len(slices), 1, size, size], align_corners=False)
+    return F.grid_sample(slices[:, None], grid + bend, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
 
 
 def affine_of(angle: Tensor, zoom: Tensor, mirror: Tensor | float, shift: Sequence[Tensor]) -> Tensor:

@@ -45,9 +45,7 @@ class DataOptions:
         choices=("harmonised", "published"),
         default="harmonised",
     )
-    max_slices: int | None = option(
-        "cache at most N slices a volume, evenly spaced", metavar="N", default=None
-    )
+    max_slices: int | None = option("cache at most N slices a volume, evenly spaced", metavar="N", default=None)
 
     def build_cache(self, file: Path) -> None:
         """Read the volumes and write their slices to `file`."""
@@ -106,9 +104,7 @@ class Slices:
     Raises CacheError where the cache is another region's, or where there is nothing to train on or to validate with.
     """
 
-    def __init__(
-        self, data: DataOptions, split: SplitOptions, out: Path, device: torch.device, group: Group = ALONE
-    ):
+    def __init__(self, data: DataOptions, split: SplitOptions, out: Path, device: torch.device, group: Group = ALONE):
         out.mkdir(parents=True, exist_ok=True)
         self.file = data.data[0] if data.data[0].suffix == ".npz" else out / "slices.npz"
         if not self.file.exists() and group.first:
@@ -116,9 +112,7 @@ class Slices:
         group.wait()
         self.splits, self.names = load_cache(self.file, device, split.validation, split.test)
         if self.preprocessing.region != data.region:
-            raise CacheError(
-                f"{self.file}: expected slices of region {data.region}, found {self.preprocessing.region}"
-            )
+            raise CacheError(f"{self.file}: expected slices of region {data.region}, found {self.preprocessing.region}")
         if not len(self.splits["train"]) or not len(self.splits["validation"]):
             raise CacheError(
                 f"{self.file}: expected volumes to hold out for validation, found "
@@ -152,9 +146,7 @@ class Run:
         name = self.options.augment
         return Augmentation() if name == "published" else RANDOMISATIONS[self.options.data.region][name]
 
-    def trainer(
-        self, stage: Stage[Data, Network], about: dict, data: Mapping[str, Data]
-    ) -> Trainer[Data, Network]:
+    def trainer(self, stage: Stage[Data, Network], about: dict, data: Mapping[str, Data]) -> Trainer[Data, Network]:
         """The trainer of a stage, where an earlier one was stopped. about: what the checkpoint is to say of the stage.
 
         Raises RunError where the folder has the stage already and the run is not resumed.

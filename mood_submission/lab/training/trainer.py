@@ -62,9 +62,7 @@ class Schedule:
     def rate_at(self, progress: float) -> float:
         if progress < self.warmup:
             return self.rate * (progress + 1e-3) / (self.warmup + 1e-3)
-        return self.rate * (
-            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
-        )
+        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))))
 
 
 class Log:
@@ -126,9 +124,7 @@ class Trainer(Generic[Data, Network]):
             stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage.model.to(device)
         group.take_first_ones([*stage.model.parameters(), *stage.model.buffers()])
-        self.average = torch.optim.swa_utils.AveragedModel(
-            stage.model, use_buffers=True, multi_avg_fn=self._blend
-        )
+        self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
 

@@ -53,9 +53,7 @@ class VAEStage(SliceStage[VAE]):
     def __init__(self, settings: VAESettings, augmentation: Augmentation | Randomisation, precision: str):
         super().__init__(VAE(settings), augmentation, precision)
 
-    def loss(
-        self, data: SliceData, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)
         with self.autocast(slices):
             mean, log_variance = self.model.encode(slices, position)

@@ -24,9 +24,7 @@ class VQVAEOptions:
     """Options of `train vqvae`."""
 
     run: RunOptions
-    channels: tuple[int, ...] | None = option(
-        "widths of the levels (default: the region's published)", default=None
-    )
+    channels: tuple[int, ...] | None = option("widths of the levels (default: the region's published)", default=None)
     codebook_size: int = option("number of codes", default=128)
     res_blocks: int = option("gated residual units a level", default=2)
     stem_padding: int = option("padding of the first convolution", default=3)
@@ -76,9 +74,7 @@ class VQVAEStage(SliceStage[VQVAE]):
         self.started = False
         self.recent = torch.empty(0)  # encoder outputs of the last batch, (B * h * w, C), for restarts
 
-    def loss(
-        self, data: SliceData, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)
         with self.autocast(slices):
             z_e = self.model.features(slices, position)

@@ -73,9 +73,7 @@ class Entry:
     viewer: dict[str, str] = field(default_factory=dict)
 
 
-def collect(
-    sources: Sources, healthy: HealthyVoxels | None, outcomes: dict[str, dict] | None = None
-) -> list[Entry]:
+def collect(sources: Sources, healthy: HealthyVoxels | None, outcomes: dict[str, dict] | None = None) -> list[Entry]:
     """An entry for every volume that has pixel scores, the most anomalous first.
 
     sources: the files of the run.
@@ -148,9 +146,7 @@ def _alike(path: Path, volume: Volume) -> np.ndarray:
     """An array (X, Y, Z) that belongs to a volume. Raises VolumeError for another shape than the volume's."""
     array = read_volume(path).data
     if array.shape != volume.data.shape:
-        raise VolumeError(
-            f"{path}: expected the shape of {volume.path}, {volume.data.shape}, found {array.shape}"
-        )
+        raise VolumeError(f"{path}: expected the shape of {volume.path}, {volume.data.shape}, found {array.shape}")
     return array
 
 
@@ -167,9 +163,7 @@ def _outcomes(file: Path | None) -> dict[str, dict]:
         raise ValueError(f"{file}: expected the report of a run, found {error!r}") from None
 
 
-def _places(
-    volume: Volume, scores: np.ndarray, findings: list[dict]
-) -> list[tuple[str, tuple[int, int, int]]]:
+def _places(volume: Volume, scores: np.ndarray, findings: list[dict]) -> list[tuple[str, tuple[int, int, int]]]:
     """Titles and places (RAS indices) of the surest findings. Without findings, of the highest score."""
     if not findings:
         highest = np.unravel_index(int(scores.argmax()), scores.shape)
@@ -195,9 +189,7 @@ def _facts(volume: Volume, outcome: dict) -> dict[str, str]:
     return facts
 
 
-def _layers(
-    volume: Volume, scores: np.ndarray, mask: np.ndarray | None, label: np.ndarray | None
-) -> dict[str, str]:
+def _layers(volume: Volume, scores: np.ndarray, mask: np.ndarray | None, label: np.ndarray | None) -> dict[str, str]:
     """Small NIfTI files for the viewer: the volume, the scores in hundredths, and findings and label where they are given."""
     low, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0.1, 99.9)))
     grey = ((volume.data - low) / max(high - low, 1e-9)).clip(0, 1) * 255

@@ -61,9 +61,7 @@ def overlaid(background: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return background * (1 - weight) + colours * weight
 
 
-def outlined(
-    picture: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], width: int = 2
-) -> np.ndarray:
+def outlined(picture: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], width: int = 2) -> np.ndarray:
     """The picture with a line round the mask (H, W)."""
     line = ndimage.binary_dilation(mask, iterations=width) & ~mask
     return np.where(line[..., None], np.array(colour), picture)
@@ -106,9 +104,7 @@ def slices_at(
         shown = {"as it is": data_url(original)}
         if expected is not None:
             cut = resized(plane(expected, name, place).astype(np.float32), apart, 1)
-            shown["as expected"] = data_url(
-                grey(cut, 0.0, float(np.percentile(expected[::2, ::2, ::2], 99.8)))
-            )
+            shown["as expected"] = data_url(grey(cut, 0.0, float(np.percentile(expected[::2, ::2, ::2], 99.8))))
         rows.append({"plane": name, "pictures": shown | {"scores": data_url(picture)}})
     return rows
 
@@ -126,9 +122,7 @@ def histogram(scores: np.ndarray, thresholds: dict[str, float]) -> str:
     figure, axis = plt.subplots(figsize=(4, 2.4))
     axis.hist(scores[scores > 0].ravel(), bins=60, range=(0, 1), log=True, color="#3b6ea8")
     for (share, score), style in zip(thresholds.items(), ("-", "--", ":")):
-        axis.axvline(
-            score, color="#b3541e", linestyle=style, label=f"{float(share):.2%} of healthy voxels exceed"
-        )
+        axis.axvline(score, color="#b3541e", linestyle=style, label=f"{float(share):.2%} of healthy voxels exceed")
     axis.set(xlabel="voxel score", ylabel="voxels", xlim=(0, 1))
     if thresholds:
         axis.legend(fontsize=6)
