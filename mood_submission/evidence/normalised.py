@@ -1,9 +1,11 @@
 """Evidence as a detector reads it: each slice with its neighbours, relative to what is usual in the volume.
 
 Residuals and NLL are larger for some scanners than for others, in the whole volume. So both are scaled by their own quantiles
-in the volume, which a small anomaly hardly changes.
+in the volume, which a small anomaly hardly changes. A large one would change them, and scale itself away. So the quantiles are
+taken to be no further from those of healthy volumes than scanners differ.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from ..model import Model
 from ..networks.detector import Detector
 from ..networks.layers import at_size
+from .strangeness import bounded
 
 # The logit outside the box round the anatomy.
 AIR_LOGIT = -12.0
@@ -73,11 +76,25 @@ class NormalisedEvidence:
 
     @classmethod
     def of(
-        cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+        cls,
+        slices: Tensor,
+        reconstruction: Tensor,
+        restoration: Tensor,
+        nll: Tensor,
+        position: Tensor,
+        *,
+        ranges: Mapping[str, Sequence[float]] | None = None,
     ) -> "NormalisedEvidence":
-        """Evidence with its quantiles, from maps as in the class, all on one device."""
+        """Evidence with its quantiles, from maps as in the class, all on one device.
+
+        ranges: what is usual among healthy volumes (`About.usual`), which bounds the quantiles. None for no bounds.
+        """
+        ranges = ranges or {}
         usual, high = usual_nll(slices, nll)
-        residual = usual_residual(slices, reconstruction)
+        spread = bounded(high - usual, ranges.get("likelihood_spread"))
+        usual = bounded(usual, ranges.get("likelihood"))
+        high = usual + spread
+        residual = bounded(usual_residual(slices, reconstruction), ranges.get("residual"))
         return cls(
             slices=slices,
             reconstruction=reconstruction,
