@@ -34,32 +34,36 @@ def test_a_coarse_look_is_the_mean_of_each_place():
     slices = torch.arange(4.0)[:, None, None] * torch.ones(4, 16, 16)
     slices[1, :2, :2] += 8
     position = torch.tensor([[-0.5], [-0.45], [0.0], [0.5]])
-    look = coarse_look(slices, position)
-    assert look.shape == (COARSE,) * 3
-    assert look[0, 0, 0] == (0 + 1 + 8) / 2 and look[0, 1, 1] == 0.5 and (look[4] == 2).all() and (look[-1] == 3).all()
-    assert np.isnan(look[[1, 2, 3, 5, 6]]).all()
+    slices[3, :2] = 0
+    look, shown = coarse_look(slices, position)
+    assert look.shape == shown.shape == (COARSE,) * 3
+    assert (
+        look[0, 0, 0] == (0 + 1 + 8) / 2 and look[0, 1, 1] == 0.5 and (look[4] == 2).all() and (look[-1, 1:] == 3).all()
+    )
+    assert (look[-1, 0] == 0).all() and (shown[-1, 0] == 0).all() and (shown[[4, -1], 1:] == 1).all()
+    assert np.isnan(look[[1, 2, 3, 5, 6]]).all() and np.isnan(shown[[1, 2, 3, 5, 6]]).all()
 
 
 @pytest.fixture(scope="module")
 def looks() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    typical = rng.normal(size=(COARSE,) * 3)
+    typical = rng.normal(size=(2, *(COARSE,) * 3))
     looks = [(typical + 0.1 * rng.normal(size=typical.shape)).astype(np.float32) for _ in range(12)]
     for number, look in enumerate(looks):
-        look[0] = np.nan  # places that no volume reaches
-        look[1] = np.nan if number else look[1]  # places that one volume reaches
+        look[:, 0] = np.nan  # places that no volume reaches
+        look[:, 1] = np.nan if number else look[:, 1]  # places that one volume reaches
     return looks
 
 
 def test_what_looks_otherwise_is_farther_from_healthy_volumes(looks):
     typical = typical_of(looks)
-    assert [value is None for value in typical["mean"]] == [n < 2 * COARSE**2 for n in range(COARSE**3)]
+    assert [value is None for value in typical["mean"]] == 2 * [n < 2 * COARSE**2 for n in range(COARSE**3)]
     among = distances_among(looks)
     assert all(0.5 < distance < 2 for distance in among)
     moved = looks[3].copy()
     distances = []
     for rows in range(COARSE):
-        moved[:, :rows] += 0.5
+        moved[:, :, :rows] += 0.5
         distances.append(distance_from(moved, typical))
     assert distances == sorted(distances) and distances[-1] > 3 * max(among)
     assert distance_from(looks[3] + 1e6, typical) == pytest.approx(MOST_DEVIATIONS)
@@ -70,7 +74,7 @@ def test_what_looks_otherwise_is_farther_from_healthy_volumes(looks):
 def test_a_slab_is_compared_where_it_is(looks):
     """Places that a volume does not reach count neither way."""
     slab = looks[5].copy()
-    slab[3:] = np.nan
+    slab[:, 3:] = np.nan
     assert 0.5 < distance_from(slab, typical_of(looks)) < 2
 
 

@@ -7,6 +7,7 @@ them.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,15 +44,17 @@ def excess(value: float, usual: Sequence[float]) -> float:
 
 
 def coarse_look(slices: Tensor, position: Tensor) -> np.ndarray:
-    """The means of a volume's slices in COARSE places along z and along each side: (COARSE, COARSE, COARSE) float32.
+    """What a volume shows in COARSE places along z and along each side of its slices: (2, COARSE, COARSE, COARSE) float32.
 
-    slices: (N, S, S). position: (N, 1), -0.5 .. 0.5, which decides the place along z. Places without a slice are NaN.
+    First the mean of each place, then the share of it that shows anatomy. Places without a slice are NaN.
+    slices: (N, S, S) in the network's intensities; air is exactly 0. position: (N, 1), -0.5 .. 0.5, the place along z.
     """
-    pooled = F.adaptive_avg_pool2d(slices.float()[:, None], COARSE)[:, 0].cpu().numpy()
+    shown = torch.stack([slices.float(), (slices != 0).float()], 1)
+    pooled = F.adaptive_avg_pool2d(shown, COARSE).cpu().numpy()
     places = ((position[:, 0].cpu().numpy() + 0.5) * COARSE).astype(np.int64).clip(0, COARSE - 1)
-    look = np.full((COARSE, COARSE, COARSE), np.nan, np.float32)
+    look = np.full((2, COARSE, COARSE, COARSE), np.nan, np.float32)
     for place in np.unique(places):
-        look[place] = pooled[places == place].mean(0)
+        look[:, place] = pooled[places == place].mean(0)
     return look
 
 
@@ -60,18 +63,20 @@ def typical_of(looks: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
 
     looks: of each volume, as `coarse_look` gives them. None stands for places that fewer than SHARED of them reach.
     """
-    all_looks = np.stack(looks).reshape(len(looks), -1).astype(np.float64)
-    reached = np.isfinite(all_looks)
+    # (volumes, 2, places).
+    values = np.stack(looks).reshape(len(looks), 2, -1).astype(np.float64)
+    reached = np.isfinite(values)
     shared = reached.mean(0) >= SHARED
     counts = np.maximum(reached.sum(0), 1)
-    mean = np.where(reached, all_looks, 0).sum(0) / counts
-    variance = np.where(reached, (all_looks - mean) ** 2, 0).sum(0) / counts
-    # Places that hardly vary, such as air, are given the deviation that a place has on average.
-    typical_variance = variance[shared].mean() if shared.any() else 1.0
-    deviation = np.sqrt((variance + typical_variance) / 2)
+    mean = np.where(reached, values, 0).sum(0) / counts
+    variance = np.where(reached, (values - mean) ** 2, 0).sum(0) / counts
+    # Places that hardly vary among few volumes, such as air, may vary more among all. So all are given a share of what places
+    # vary by on average.
+    average = np.where(shared, variance, 0).sum(1, keepdims=True) / np.maximum(shared.sum(1, keepdims=True), 1)
+    deviation = np.sqrt((variance + average) / 2 + 1e-6)
     return {
-        name: [round(float(value), 4) if kept else None for value, kept in zip(values, shared)]
-        for name, values in (("mean", mean), ("deviation", deviation))
+        name: [round(float(value), 4) if kept else None for value, kept in zip(numbers.ravel(), shared.ravel())]
+        for name, numbers in (("mean", mean), ("deviation", deviation))
     }
 
 

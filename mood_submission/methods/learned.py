@@ -16,7 +16,7 @@ from .base import Method
 
 # How much is added to the logit of the sample score where the whole volume lies beyond the limits of healthy volumes by as much
 # as these lie apart.
-STRANGE_LOGIT = 4.0
+STRANGE_LOGIT = 24.0
 # No more is added, however strange the volume is.
 MOST_STRANGE_LOGIT = 12.0
 # Divides smoothed logits before the logistic function, so that float16 tells high scores apart.
