@@ -120,7 +120,7 @@ def test_what_nobody_could_see_is_not_planted(host, kind):
     """In a body of one grey these change nothing."""
     plain = Host.of(np.where(host.body, 0.5, 0).astype(np.float32), host.body, host.height)
     where, depth = plain.places
-    inner = dataclasses.replace(plain, places=(where[depth > 9], np.full(np.count_nonzero(depth > 9), 9.0)))
+    inner = dataclasses.replace(plain, places=(where[depth > 19], np.full(np.count_nonzero(depth > 19), 19.0)))
     with pytest.raises(ValueError, match="would be seen"):
         for seed in range(3):
             plant_varied(inner, kind, np.random.default_rng(seed))

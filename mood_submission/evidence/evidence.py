@@ -69,10 +69,13 @@ class _WithoutRestorations:
     def detect(self, restored: Tensor) -> Tensor:
         """The detector's smoothed logits, with these mean restorations (N, S', S')."""
         maps = (self.model.here(x) for x in (self.given, self.decoded, restored, self.nll, self.position))
-        logits = volume_logits(self.model, NormalisedEvidence.of(*maps, ranges=self.about.usual))
+        detector = self.model.detector
+        mirror = detector is not None and detector.settings.mirror
+        evidence = NormalisedEvidence.of(*maps, ranges=self.about.usual, mirror=mirror)
+        logits = volume_logits(self.model, evidence)
         # Without a detector `volume_logits` has raised.
-        assert self.model.detector is not None
-        return smooth_logits(logits.float(), self.model.detector.settings)
+        assert detector is not None
+        return smooth_logits(logits.float(), detector.settings)
 
 
 class Evidence:

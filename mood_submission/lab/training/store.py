@@ -7,7 +7,7 @@ variants of it with anomalies: the networks work slice by slice, so of a variant
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...evidence.evidence import Evidence
 from ...evidence.normalised import NormalisedEvidence
+from ...evidence.symmetry import Midline, find_midline
 from ...model import Model
 from ...model_file import networks_sha256
 from ...networks.layers import at_size
@@ -114,7 +115,14 @@ class Planter:
             "position": position.float().numpy(),
             "kinds": np.array(json.dumps(kinds)),
             "volume": np.array(int(self.data.volume[members[0]])),
+            **self._midline(arrays["slices"][: len(members)], position),
         }
+
+    def _midline(self, healthy: Tensor, position: Tensor) -> dict[str, np.ndarray]:
+        """The plane that the volume is nearly symmetrical about, of a region that is symmetrical."""
+        if not self.data.preprocessing.places_by_anatomy:
+            return {}
+        return {"midline": np.array(astuple(find_midline(healthy, position)))}
 
     def _chosen(self, number: int, rng: np.random.Generator) -> tuple[Tensor, bool]:
         """The slices of the healthy volume of file `number`, and whether they are restored: then these are few."""
@@ -243,6 +251,8 @@ def fill_store(
     first, step = shard[0] - 1, shard[1]
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"networks": networks_sha256(planter.model), **asdict(planter.settings)}
+    if planter.data.preprocessing.places_by_anatomy:
+        made_with["midlines"] = True
     check_settings(folder / "settings.json", made_with, CacheError)
     mine = [number for number in map(_number, stored_files(folder)) if number % step == first]
     number = mine[-1] + step if mine else first
@@ -304,6 +314,7 @@ class StoredVolume:
                     usual=scales[1],
                     high=scales[2],
                     rows=rows,
+                    midline=Midline(*arrays["midline"].tolist()) if "midline" in arrays else None,
                 )
             )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
