@@ -27,6 +27,7 @@ def test_limits_are_wider_than_the_healthy_range_by_the_larger_margin():
     assert [bounded(v, (2.0, 4.0)) for v in (-9.0, low, 3.0, high, 9.0)] == [low, low, 3.0, high, high]
     assert bounded(9.0, None) == 9.0
     assert [excess(v, (2.0, 4.0)) for v in (low, 3.0, high)] == [0, 0, 0]
+    assert excess(0.0, (2.0, 4.0), one_sided=True) == 0 < excess(0.0, (2.0, 4.0))
     assert excess(high + (high - low), (2.0, 4.0)) == excess(low - (high - low), (2.0, 4.0)) == pytest.approx(1)
 
 

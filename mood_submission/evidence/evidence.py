@@ -235,7 +235,8 @@ class Evidence:
         """
         usual = self.about.usual
         values = self.usual_values([kind for kind in USUAL if kind in usual])
-        beyond = {kind: (value, excess(value, usual[kind])) for kind, value in values.items()}
+        # No volume is too much like healthy ones.
+        beyond = {kind: (value, excess(value, usual[kind], one_sided=kind == "look")) for kind, value in values.items()}
         return {kind: found for kind, found in beyond.items() if found[1] > 0}
 
     @cached_property

@@ -37,10 +37,13 @@ def bounded(value: float, usual: Sequence[float] | None) -> float:
     return min(max(value, low), high)
 
 
-def excess(value: float, usual: Sequence[float]) -> float:
-    """How far a value is beyond the limits, in widths between them: 0 within. usual: as for `limits`."""
+def excess(value: float, usual: Sequence[float], one_sided: bool = False) -> float:
+    """How far a value is beyond the limits, in widths between them: 0 within.
+
+    usual: as for `limits`. one_sided: whether no value is too low.
+    """
     low, high = limits(usual)
-    return max(value - high, low - value, 0.0) / (high - low)
+    return max(value - high, 0.0 if one_sided else low - value, 0.0) / (high - low)
 
 
 def coarse_look(slices: Tensor, position: Tensor) -> np.ndarray:

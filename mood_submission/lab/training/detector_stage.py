@@ -24,6 +24,10 @@ from .run import Run, RunOptions
 from .stage import Stage, autocast
 from .store import VALIDATION, Planter, Store, fill_store, store_settings, stored_files
 
+# Detectors are validated on at least so many planted volumes, so that every kind of the benchmark is there. Few healthy volumes
+# are planted in several times.
+LEAST_VALIDATION = 10
+
 
 @torch.no_grad()
 def expect_rarely(head: nn.Sequential, logit: float) -> None:
@@ -100,7 +104,7 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
     check_volumes(run.slices, model, options.model)
     if run.group.first:
         data = run.slices["validation"]
-        count = len(data.volume.unique())
+        count = max(len(data.volume.unique()), LEAST_VALIDATION)
         fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
     run.group.wait()
     if not stored_files(options.store):
