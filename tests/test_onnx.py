@@ -78,3 +78,10 @@ def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "a.safetensors").write_text("nothing")
     done = mood("export-onnx", tmp_path / "a.safetensors", "-o", tmp_path / "out")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("mood_submission.lab.cli.export_onnx.NEEDED", ("onnx", "no_such_package"))
+    done = mood("export-onnx brain -o", tmp_path / "out")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr.count("\n") == 1 and "expected the package no_such_package" in done.stderr

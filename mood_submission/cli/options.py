@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..running.processes import AUTO
 from ..runtime.contract import REGIONS
-from ..runtime.option_types import DEVICE_HELP, positive, restorations_option, slices_option
+from ..runtime.option_types import DEVICE_HELP, positive
 from ..runtime.precision import PRECISIONS
 
 
@@ -24,26 +24,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
 
 
-def add_names_file(parser: argparse._ActionsContainer, help_text: str) -> None:
-    """The option --names-file."""
-    parser.add_argument("--names-file", type=Path, metavar="FILE", help=help_text)
-
-
 def names_in(file: Path) -> list[str]:
     """The names in the file that --names-file names, as file names are held: they may be no UTF-8. White space parts them."""
     return file.read_text("utf-8", "surrogateescape").split()
-
-
-def add_scoring(parser: argparse.ArgumentParser, restorations: str) -> None:
-    """The options --slices, --restorations and --precision of commands that measure. restorations: help of that one."""
-    parser.add_argument(
-        "--slices",
-        type=slices_option,
-        metavar="all|N",
-        help="a volume (default: those that prediction looks at)",
-    )
-    parser.add_argument("--restorations", type=restorations_option, metavar="N", help=restorations)
-    add_precision(parser)
 
 
 def add_precision(
