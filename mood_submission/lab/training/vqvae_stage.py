@@ -98,7 +98,7 @@ class VQVAEStage(SliceStage[VQVAE]):
     def _restart(self, dead: Tensor) -> None:
         picked = self.recent[torch.randint(len(self.recent), (len(dead),), device=dead.device)]
         self.model.codebook.copy_(torch.where(dead[:, None], picked, self.model.codebook))
-        self.group.take_first_ones([self.model.codebook])
+        self.group.copy_from_first([self.model.codebook])
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.restart_every == 0:
