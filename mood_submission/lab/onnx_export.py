@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,23 +17,26 @@ from ..runtime.files import write_whole_by_name
 
 Network = TypeVar("Network", bound=nn.Module)
 OPSET = 20
-EXAMPLES = 2  # slices in the inputs that a network is traced with
+# How many slices are in the inputs that a network is traced with.
+EXAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """A network as it is exported.
 
-    name: of its file. module: its forward is what the file computes. inputs, output: names. example: inputs of any batch
-    size; the first axis is free in the file, and so are the axes named in `free`, by the input.
+    name: of its file.
+    module: its `forward` is what the file computes.
+    output: name of what it computes.
+    inputs: by name, examples with some number of slices. The file takes any number of them.
+    free: by input, the further axes that may have another size, and what they are called.
     """
 
     name: str
     module: nn.Module
-    inputs: tuple[str, ...]
     output: str
-    example: tuple[Tensor, ...]
-    free: dict[str, dict[int, str]]
+    inputs: dict[str, Tensor]
+    free: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 class _Call(nn.Module):
@@ -49,17 +52,18 @@ class _Call(nn.Module):
 
 
 def _plain(network: Network) -> Network:
-    """A copy on the CPU, in float32: the model itself stays where and as it is."""
+    """A copy on the CPU, in float32. The model itself stays where and as it is."""
     return copy.deepcopy(network).cpu().float().eval()
 
 
 def parts_of(model: Model) -> list[Part]:
-    """What a model file's ONNX files are: encoder, decoder, prior and, where there is one, detector.
+    """The networks that become ONNX files: encoder, decoder, prior and, where there is one, detector.
 
     encoder: slices (B, S, S) float32 in the network's intensities, position (B, 1) -> codes (B, h, w) int64.
-    decoder: codes, position -> slices (B, S', S'). prior: codes, position -> NLL (B, h, w), nats, of each code given those
-    before it. detector: maps (B, C, H, W), NLL (B, K, h, w), place (B, 2, H, W) -> logits (B, H, W): see
-    `NormalisedEvidence.inputs` and `places`; H and W are free.
+    decoder: codes, position -> slices (B, S', S').
+    prior: codes, position -> NLL (B, h, w) in nats, of each code given those before it.
+    detector: maps (B, C, H, W), NLL (B, K, h, w), place (B, 2, H, W) -> logits (B, H, W). See
+        `NormalisedEvidence.inputs` and `places`. H and W are free.
     """
     vqvae, prior = _plain(model.vqvae), _plain(model.prior)
     size = model.about.preprocessing.image_size
@@ -68,11 +72,12 @@ def parts_of(model: Model) -> list[Part]:
     position = torch.linspace(-0.2, 0.3, EXAMPLES)[:, None]
     with torch.inference_mode():
         codes = vqvae.encode(slices, position)
-    codes = codes.clone()  # outside of inference mode
+    # A clone can be traced, which what was made in inference mode cannot.
+    codes = codes.clone()
     parts = [
-        Part("encoder", _Call(vqvae, vqvae.encode), ("slices", "position"), "codes", (slices, position), {}),
-        Part("decoder", _Call(vqvae, vqvae.decode), ("codes", "position"), "slices", (codes, position), {}),
-        Part("prior", _Call(prior, prior.nll), ("codes", "position"), "nll", (codes, position), {}),
+        Part("encoder", _Call(vqvae, vqvae.encode), "codes", {"slices": slices, "position": position}),
+        Part("decoder", _Call(vqvae, vqvae.decode), "slices", {"codes": codes, "position": position}),
+        Part("prior", _Call(prior, prior.nll), "nll", {"codes": codes, "position": position}),
     ]
     if model.detector is not None:
         parts.append(_detector_part(_plain(model.detector), size, codes.shape[-1]))
@@ -87,11 +92,11 @@ def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
     place = places(whole, torch.Size((size, size))).expand(EXAMPLES, -1, -1, -1).contiguous()
     pixels = {2: "height", 3: "width"}
     free = {"maps": pixels, "nll": {2: "code_height", 3: "code_width"}, "place": pixels}
-    return Part("detector", detector, ("maps", "nll", "place"), "logits", (maps, nll, place), free)
+    return Part("detector", detector, "logits", {"maps": maps, "nll": nll, "place": place}, free)
 
 
 def export_onnx(model: Model, folder: Path) -> list[Path]:
-    """Write NAME.onnx of each part into `folder`, with the model's description in the metadata `about`; opset OPSET, float32.
+    """Write NAME.onnx of each part into `folder`, in float32 and opset OPSET. The metadata `about` is the model's description.
 
     Needs the packages onnx and onnxscript (`pip install 'mood-submission[onnx]'`). Raises OSError where the folder cannot be
     written to.
@@ -104,7 +109,7 @@ def _write(part: Part, model: Model, path: Path) -> Path:
     shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(part, name) for name in part.inputs)
     program = torch.onnx.export(
         part.module,
-        part.example,
+        tuple(part.inputs.values()),
         input_names=list(part.inputs),
         output_names=[part.output],
         dynamic_shapes={"inputs": shapes} if isinstance(part.module, _Call) else shapes,
@@ -115,9 +120,7 @@ def _write(part: Part, model: Model, path: Path) -> Path:
     assert program is not None
     program.model.metadata_props["about"] = model.about.to_json()
     program.model.metadata_props["sha256"] = str(model.sha256)
-    program.model.metadata_props["shapes"] = json.dumps(
-        {name: list(tensor.shape) for name, tensor in zip(part.inputs, part.example)}
-    )
+    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in part.inputs.items()})
     write_whole_by_name(path, lambda name: program.save(name, external_data=False))
     return path
 
