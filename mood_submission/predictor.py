@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .about import ModelError
-from .evidence.evidence import USUAL, Evidence
+from .evidence.evidence import Evidence
 from .evidence.rareness import rarity
 from .findings.objects import Finding, outline_objects
 from .methods.table import method_named
@@ -33,9 +33,6 @@ from .runtime.contract import BOTH
 from .runtime.threads import one_thread_each
 from .volumes import Grid, Source, Volume, VolumeError
 
-# A scan looks strange where a usual value is higher than any healthy hold-out volume's by more than MARGIN of the healthy
-# volumes' range, and by more than LEAST_MARGIN of their highest value.
-MARGIN, LEAST_MARGIN = 0.5, 0.05
 # The most pixels of a slice's square field of view.
 MOST_PIXELS = 1 << 26
 
@@ -270,16 +267,16 @@ class Predictor:
         return self.restorations
 
     def remarks(self, evidence: Evidence, path: Path) -> list[str]:
-        """A line where NLL or residuals are higher in the whole volume than in any healthy hold-out volume.
+        """A line where the whole volume differs from all healthy hold-out volumes, see `Evidence.strangeness`.
 
         path: the volume's name in the line.
         Returns no line where the model file does not say what is usual.
         """
-        strange, usual = [], self.model.about.usual
-        for kind, value in evidence.usual_values([kind for kind in USUAL if kind in usual]).items():
-            low, high = usual[kind]
-            if value > high + max(MARGIN * (high - low), LEAST_MARGIN * high):
-                strange.append(f"{kind} {value:.3g}, usual {low:.3g} .. {high:.3g}")
+        usual = evidence.about.usual
+        strange = [
+            f"{kind} {value:.3g}, usual {usual[kind][0]:.3g} .. {usual[kind][1]:.3g}"
+            for kind, (value, _) in evidence.strangeness.items()
+        ]
         if not strange:
             return []
         return [
