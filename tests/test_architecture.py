@@ -210,11 +210,7 @@ def test_modules_form_no_circle():
 SHORT_HANDS = (
     "about",
     "evidence",
-    "lab.cli.calibrate",
-    "lab.cli.compare",
-    "lab.evaluation.comparison",
-    "lab.evaluation.further_methods",
-    "lab.measuring",
+    "lab",
     "methods",
     "model",
     "model_file",
@@ -223,6 +219,8 @@ SHORT_HANDS = (
     "restoration",
     "running.time_budget",
 )
+# Modules of these rooms in which such calls are left.
+LONG_HANDS = ("lab.planting.anomalies", "lab.training.patches")
 
 
 def test_no_call_has_more_than_five_positional_arguments():
@@ -230,6 +228,7 @@ def test_no_call_has_more_than_five_positional_arguments():
         f"{file.relative_to(ROOT)}:{node.lineno}"
         for name, file in MODULES.items()
         if name.startswith(tuple(f"{room}." for room in SHORT_HANDS)) or name in SHORT_HANDS
+        if name not in LONG_HANDS
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and len(node.args) > 5
     ]
