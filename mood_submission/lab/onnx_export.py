@@ -22,7 +22,7 @@ EXAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ExportedNetwork:
     """A network as it is exported.
 
     name: of its file.
@@ -56,7 +56,7 @@ def _plain(network: Network) -> Network:
     return copy.deepcopy(network).cpu().float().eval()
 
 
-def parts_of(model: Model) -> list[Part]:
+def exported_networks(model: Model) -> list[ExportedNetwork]:
     """The networks that become ONNX files: encoder, decoder, prior and, where there is one, detector.
 
     encoder: slices (B, S, S) float32 in the network's intensities, position (B, 1) -> codes (B, h, w) int64.
@@ -74,17 +74,17 @@ def parts_of(model: Model) -> list[Part]:
         codes = vqvae.encode(slices, position)
     # A clone can be traced, which what was made in inference mode cannot.
     codes = codes.clone()
-    parts = [
-        Part("encoder", _Call(vqvae, vqvae.encode), "codes", {"slices": slices, "position": position}),
-        Part("decoder", _Call(vqvae, vqvae.decode), "slices", {"codes": codes, "position": position}),
-        Part("prior", _Call(prior, prior.nll), "nll", {"codes": codes, "position": position}),
+    networks = [
+        ExportedNetwork("encoder", _Call(vqvae, vqvae.encode), "codes", {"slices": slices, "position": position}),
+        ExportedNetwork("decoder", _Call(vqvae, vqvae.decode), "slices", {"codes": codes, "position": position}),
+        ExportedNetwork("prior", _Call(prior, prior.nll), "nll", {"codes": codes, "position": position}),
     ]
     if model.detector is not None:
-        parts.append(_detector_part(_plain(model.detector), size, codes.shape[-1]))
-    return parts
+        networks.append(_exported_detector(_plain(model.detector), size, codes.shape[-1]))
+    return networks
 
 
-def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
+def _exported_detector(detector: Detector, size: int, code_side: int) -> ExportedNetwork:
     settings, generator = detector.settings, torch.Generator().manual_seed(1)
     channels = input_channels(settings.context, settings.mirror)
     maps = torch.randn(EXAMPLES, channels, size, size, generator=generator)
@@ -93,27 +93,27 @@ def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
     place = places(whole, torch.Size((size, size))).expand(EXAMPLES, -1, -1, -1).contiguous()
     pixels = {2: "height", 3: "width"}
     free = {"maps": pixels, "nll": {2: "code_height", 3: "code_width"}, "place": pixels}
-    return Part("detector", detector, "logits", {"maps": maps, "nll": nll, "place": place}, free)
+    return ExportedNetwork("detector", detector, "logits", {"maps": maps, "nll": nll, "place": place}, free)
 
 
 def export_onnx(model: Model, folder: Path) -> list[Path]:
-    """Write NAME.onnx of each part into `folder`, in float32 and opset OPSET. The metadata `about` is the model's description.
+    """Write NAME.onnx of each network into `folder`, in float32 and opset OPSET. The metadata `about` is the model's description.
 
     Needs the packages onnx and onnxscript (`pip install 'mood-submission[onnx]'`). Raises OSError where the folder cannot be
     written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write(part, model, folder / f"{part.name}.onnx") for part in parts_of(model)]
+    return [_write(network, model, folder / f"{network.name}.onnx") for network in exported_networks(model)]
 
 
-def _write(part: Part, model: Model, path: Path) -> Path:
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(part, name) for name in part.inputs)
+def _write(network: ExportedNetwork, model: Model, path: Path) -> Path:
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(network, name) for name in network.inputs)
     program = torch.onnx.export(
-        part.module,
-        tuple(part.inputs.values()),
-        input_names=list(part.inputs),
-        output_names=[part.output],
-        dynamic_shapes={"inputs": shapes} if isinstance(part.module, _Call) else shapes,
+        network.module,
+        tuple(network.inputs.values()),
+        input_names=list(network.inputs),
+        output_names=[network.output],
+        dynamic_shapes={"inputs": shapes} if isinstance(network.module, _Call) else shapes,
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -121,10 +121,10 @@ def _write(part: Part, model: Model, path: Path) -> Path:
     assert program is not None
     program.model.metadata_props["about"] = model.about.to_json()
     program.model.metadata_props["sha256"] = str(model.sha256)
-    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in part.inputs.items()})
+    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in network.inputs.items()})
     write_whole_by_name(path, lambda name: program.save(name, external_data=False))
     return path
 
 
-def _dynamic(part: Part, name: str) -> dict[int, object]:
-    return {axis: torch.export.Dim.DYNAMIC for axis in part.free.get(name, {})}
+def _dynamic(network: ExportedNetwork, name: str) -> dict[int, object]:
+    return {axis: torch.export.Dim.DYNAMIC for axis in network.free.get(name, {})}

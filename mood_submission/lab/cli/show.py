@@ -34,7 +34,7 @@ def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One volume's pictures by column ("volume", "label", "scores"), each (y, x) with anterior at the top, of slice z."""
+    """One volume's pictures of slice z, (y, x) with anterior at the top, by column: "volume", "label", "scores"."""
 
     pictures: dict[str, np.ndarray]
     z: int

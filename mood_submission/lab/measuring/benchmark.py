@@ -122,13 +122,7 @@ def _changed(restored: Tensor, codes: Tensor) -> float:
 @torch.inference_mode()
 @exact_float32()
 def _floor_and_naive(
-    predictor: Predictor,
-    prepared: Prepared,
-    codes: Tensor,
-    *,
-    thresholds: Tensor,
-    places: int,
-    clock: Stopwatch,
+    predictor: Predictor, prepared: Prepared, codes: Tensor, *, thresholds: Tensor, places: int, clock: Stopwatch
 ) -> None:
     """Measure one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
     model, copies = predictor.model, predictor.restorations

@@ -81,11 +81,7 @@ class PriorStage(SliceStage[PixelSNAIL]):
     channels_last_on_cpu = True
 
     def __init__(
-        self,
-        settings: PixelSNAILSettings,
-        vqvae: VQVAE,
-        augmentation: Augmentation | Randomisation,
-        precision: str,
+        self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation | Randomisation, precision: str
     ):
         super().__init__(add_weight_norm(PixelSNAIL(settings)), augmentation, precision)
         self.vqvae = vqvae.eval().requires_grad_(False)

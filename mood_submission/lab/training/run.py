@@ -78,15 +78,11 @@ class RunOptions:
     budget: Budget
     resume: bool = option("go on from the run's checkpoint, if it has one", default=False)
     start_from: Path | None = option(
-        "start from another run's weights, or a model file's",
-        metavar="RUN_DIR|FILE.safetensors",
-        default=None,
+        "start from another run's weights, or a model file's", metavar="RUN_DIR|FILE.safetensors", default=None
     )
     schedule: Schedule
     augment: str = option(
-        "how slices are varied: as published, or by domain randomisation",
-        choices=AUGMENTATIONS,
-        default="mild",
+        "how slices are varied: as published, or by domain randomisation", choices=AUGMENTATIONS, default="mild"
     )
     dropout: float = option("probability that a unit drops a channel", default=0.1)
     split: SplitOptions
