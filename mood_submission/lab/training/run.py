@@ -89,8 +89,11 @@ class RunOptions:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; without a name the GPU, where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; without a name the GPU, where there is one. Raises RunError for what is no device."""
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise RunError(f"--device: expected cpu, cuda, cuda:1 ..., found {name}") from None
 
 
 class Slices:
