@@ -44,8 +44,8 @@ class BenchmarkOptions:
         "model file says by default)",
         default=False,
     )
-    slices: int | str | None = option("(default: 32)", type=slices_option, metavar="all|N", default=None)
-    restorations: int | None = option("(default: 15)", type=restorations_option, metavar="N", default=None)
+    slices: int | str | None = option("a volume (default: 32)", type=slices_option, metavar="all|N", default=None)
+    restorations: int | None = option("a slice (default: 15)", type=restorations_option, metavar="N", default=None)
     weights: Path | None = weights_option()
     size: int | None = option(
         "voxels a side of the toy (default: 256 brain, 512 abdom)", type=positive, metavar="N", default=None
@@ -77,7 +77,8 @@ class BenchmarkOptions:
 def toy(region: str, size: int, folder: Path) -> Path:
     """Make a healthy toy volume in a process of its own, so that its memory does not count here. Returns its file."""
     words = f"--region {region} --volumes 1 --size {size} --healthy-fraction 1 -o".split()
-    here = str(Path(__file__).resolve().parents[3])  # where this package is, installed or not
+    # The folder of this package, installed or not.
+    here = str(Path(__file__).resolve().parents[3])
     subprocess.run(
         [sys.executable, "-m", "mood_submission", "make-toy", *words, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))},

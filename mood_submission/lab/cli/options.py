@@ -7,6 +7,7 @@ from typing import Any
 from ...methods import table
 from ...model_file import load_model
 from ...predictor import Predictor
+from ...runtime.contract import TASKS
 from ...runtime.option_types import DEVICE_HELP, restorations_option, slices_option
 from ...runtime.options import option
 from ...runtime.precision import PRECISIONS
@@ -44,7 +45,5 @@ class ScoringOptions:
         Raises ModelError for a file that is no model, RuntimeError for a device that is not there.
         """
         model = load_model(weights, self.device, precision=self.precision)
-        first = {task: table.first_that_fits(task, model.about, self.restorations).name for task in ("sample", "pixel")}
-        return Predictor(
-            model, self.slices, self.restorations, sample_method=first["sample"], pixel_method=first["pixel"]
-        )
+        sample, pixel = (table.first_that_fits(task, model.about, self.restorations).name for task in TASKS)
+        return Predictor(model, self.slices, self.restorations, sample_method=sample, pixel_method=pixel)

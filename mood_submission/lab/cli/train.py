@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = STAGES[args.stage]
     try:
         command.run(options_of(command.options, args))
-    except ValueError as error:  # files and settings that are not as expected
+    # Files and settings that are not as expected.
+    except ValueError as error:
         say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:

@@ -137,10 +137,11 @@ def _floor_and_naive(
     clock.seconds.pop("warm_up_s", None)
     with clock.step("naive_places_s"):
         for place in torch.linspace(0, codes[0].numel() - 1, places).long().tolist():
-            r, c = divmod(place, codes.shape[2])
+            row, column = divmod(place, codes.shape[2])
             for batch in batches:
-                logits, draws = model.prior(rows[batch], position[batch])[:, :, r, c], uniforms[batch, r, c]
-                rows[batch, r, c] = replace_unlikely(logits, rows[batch, r, c], draws, thresholds[batch])
+                logits = model.prior(rows[batch], position[batch])[:, :, row, column]
+                codes_here, draws = rows[batch, row, column], uniforms[batch, row, column]
+                rows[batch, row, column] = replace_unlikely(logits, codes_here, draws, thresholds[batch])
 
 
 class FreeNetworks(Model):

@@ -44,29 +44,26 @@ class Augmentation:
     share: float = 0.5
 
 
-def augment_geometry(slices: Tensor, size: int, a: Augmentation, generator: torch.Generator) -> Tensor:
+def augment_geometry(slices: Tensor, size: int, ranges: Augmentation, generator: torch.Generator) -> Tensor:
     """Cached slices (B, S, S) in [0, 1] -> deformed slices (B, size, size) in [0, 1]. Zeros come in from outside."""
     device, count = generator.device, len(slices)
     rand = partial(torch.rand, generator=generator, device=device)
-    angle = (rand(count) * 2 - 1) * math.radians(a.degrees)
+    angle = (rand(count) * 2 - 1) * math.radians(ranges.degrees)
     # A larger picture samples a smaller field.
-    zoom = 1 / (1 + a.scale[0] + rand(count) * (a.scale[1] - a.scale[0]))
-    mirror = torch.where(rand(count) < a.flip, -1.0, 1.0)
-    shift = (rand(count, 2) * 2 - 1) * 2 * a.shift
-    points = torch.randn(count, 2, a.elastic_points, a.elastic_points, generator=generator, device=device)
-    bend = F.interpolate(points * 2 * a.elastic, size=(size, size), mode="bicubic", align_corners=True)
+    zoom = 1 / (1 + ranges.scale[0] + rand(count) * (ranges.scale[1] - ranges.scale[0]))
+    mirror = torch.where(rand(count) < ranges.flip, -1.0, 1.0)
+    shift = (rand(count, 2) * 2 - 1) * 2 * ranges.shift
+    points = torch.randn(count, 2, ranges.elastic_points, ranges.elastic_points, generator=generator, device=device)
+    bend = F.interpolate(points * 2 * ranges.elastic, size=(size, size), mode="bicubic", align_corners=True)
     return warp(slices, size, affine_of(angle, zoom, mirror, shift.unbind(1)), bend.movedim(1, -1))
 
 
-def augment_intensity(slices: Tensor, background: Tensor, a: Augmentation, generator: torch.Generator) -> Tensor:
+def augment_intensity(slices: Tensor, background: Tensor, ranges: Augmentation, generator: torch.Generator) -> Tensor:
     """Blur, contrast, brightness and noise of normalised slices (B, H, W). `background` (B, H, W) bool stays as it is."""
     numbers = RandomNumbers(len(slices), False, generator)
-    x = torch.where(numbers.often(a.share), blur(slices, numbers.uniform(0, a.blur)), slices)
-    x = torch.where(
-        numbers.often(a.share),
-        x * numbers.uniform(1 - a.contrast, 1 + a.contrast) + numbers.uniform(-a.brightness, a.brightness),
-        x,
-    )
-    noise = torch.randn(slices.shape, generator=generator, device=slices.device) * numbers.uniform(0, a.noise)
-    x = torch.where(numbers.often(a.share), x + noise, x)
+    x = torch.where(numbers.often(ranges.share), blur(slices, numbers.uniform(0, ranges.blur)), slices)
+    some, gain = numbers.often(ranges.share), numbers.uniform(1 - ranges.contrast, 1 + ranges.contrast)
+    x = torch.where(some, x * gain + numbers.uniform(-ranges.brightness, ranges.brightness), x)
+    noise = torch.randn(slices.shape, generator=generator, device=slices.device) * numbers.uniform(0, ranges.noise)
+    x = torch.where(numbers.often(ranges.share), x + noise, x)
     return torch.where(background, slices, x)

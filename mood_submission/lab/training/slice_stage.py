@@ -27,18 +27,18 @@ class SliceStage(Stage[SliceData, Network]):
 
 
 def augmented_batch(
-    data: SliceData, index: Tensor, a: Augmentation | Randomisation, generator: torch.Generator
+    data: SliceData, index: Tensor, ranges: Augmentation | Randomisation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The slices `index` (B,), augmented, (B, S, S) as the network takes them, and their positions (B, 1)."""
     prep = data.preprocessing
-    if isinstance(a, Randomisation):
-        x = randomise(data.raw(index), prep.image_size, a, prep.foreground_threshold, generator)
+    if isinstance(ranges, Randomisation):
+        x = randomise(data.raw(index), prep.image_size, ranges, prep.foreground_threshold, generator)
         return data.normalised(index, x), data.position[index]
-    warped = augment_geometry(data.raw(index), prep.image_size, a, generator)
+    warped = augment_geometry(data.raw(index), prep.image_size, ranges, generator)
     x = data.normalised(index, warped)
     # What is air stays exactly air.
     background = warped < prep.foreground_threshold
-    return augment_intensity(x, background, a, generator), data.position[index]
+    return augment_intensity(x, background, ranges, generator), data.position[index]
 
 
 def evenly(data: SliceData, count: int) -> list[Tensor]:
