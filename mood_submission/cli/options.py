@@ -3,10 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..running.processes import AUTO
-from ..runtime.contract import REGIONS
-from ..runtime.option_types import DEVICE_HELP, positive, restorations_option, slices_option
-from ..runtime.precision import PRECISIONS
+from ..runtime.contract import PRECISIONS, REGIONS
+from ..runtime.option_types import DEVICE_HELP, restorations_option, slices_option
 
 
 def add_region(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +49,3 @@ def add_precision(
 ) -> None:
     """The option --precision."""
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=help_text)
-
-
-def processes_option(text: str) -> int | str:
-    """ "auto", or a whole number of at least 1."""
-    return text if text == AUTO else positive(text)

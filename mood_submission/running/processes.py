@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-AUTO = "auto"  # as many processes as there are GPUs to be seen
-# of the environment, which the image sets: how many processes where --processes does not say
-VARIABLE = "MOOD_PROCESSES"
+from .options import AUTO
 
 
 def how_many(wanted: int | str, device: str | None, volumes: int) -> int:
