@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, mood
 
 import mood_submission
-from mood_submission.cli import COMMANDS, module_of
+from mood_submission.cli import COMMANDS, IN_PRODUCT, module_of
 
 PACKAGE = ROOT / "mood_submission"
 # The product, from the ground up. Rooms on one floor do not import each other, and no room imports the workshop.
@@ -285,6 +285,24 @@ def test_the_command_line_starts_as_a_process(tmp_path):
 def test_help_is_there(words):
     run = mood(*words)
     assert run.returncode == 0 and run.stdout and not run.stderr
+
+
+IMPORTED_BY = """
+import contextlib, io, sys
+from mood_submission.cli import main
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(line.split())
+    print(line.strip(), bool(out.getvalue()), "torch" in sys.modules)
+"""
+
+
+def test_help_does_not_wait_for_torch():
+    """predict is not among these: its help tells the scoring methods, which are made of tensors."""
+    lines = ["--version", "--help", *(f"{name} --help" for name in IN_PRODUCT if name != "predict")]
+    command = [sys.executable, "-c", IMPORTED_BY]
+    run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True)
+    assert run.stdout.splitlines() == [f"{line} True False" for line in lines], run.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["prdict"], ["predict", "--region", "knee"]])
