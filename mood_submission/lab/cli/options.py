@@ -7,10 +7,9 @@ from typing import Any
 from ...methods import table
 from ...model_file import load_model
 from ...predictor import Predictor
-from ...runtime.contract import TASKS
+from ...runtime.contract import PRECISIONS, TASKS
 from ...runtime.option_types import DEVICE_HELP, restorations_option, slices_option
 from ...runtime.options import option
-from ...runtime.precision import PRECISIONS
 
 
 def weights_option() -> Any:
