@@ -24,11 +24,6 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="model file (default: the region's shipped one)")
 
 
-def names_in(file: Path) -> list[str]:
-    """The names in the file that --names-file names, as file names are held: they may be no UTF-8. White space parts them."""
-    return file.read_text("utf-8", "surrogateescape").split()
-
-
 def add_precision(
     parser: argparse.ArgumentParser, help_text: str = "of the networks, as in predict (default: float32)"
 ) -> None:
