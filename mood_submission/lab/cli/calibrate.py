@@ -12,14 +12,13 @@ from pathlib import Path
 
 from ...about import About
 from ...cli.command import run_command
-from ...cli.options import names_in
 from ...cli.output import Progress
 from ...methods import table
 from ...model_file import rewrite_about
 from ...runtime.options import option
 from ...volumes import Source, named_volumes
 from ..measuring.calibration import calibrate
-from .options import ScoringOptions
+from .options import ScoringOptions, names_in
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ...about import About
 from ...cli.command import run_command
-from ...cli.options import names_in
 from ...cli.output import Progress
 from ...model import Model
 from ...model_file import WEIGHTS, rewrite_about
@@ -40,7 +39,7 @@ from ..evaluation.comparison import (
     vae_scores,
 )
 from ..training.checkpoints import load_vae
-from .options import ScoringOptions, weights_option
+from .options import ScoringOptions, names_in, weights_option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cli.command import run_command
-from ...cli.options import names_in
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import at_least, share
 from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_gross_toy, make_toy
+from .options import names_in
 
 
 @dataclass(frozen=True, kw_only=True)
