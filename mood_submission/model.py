@@ -14,8 +14,9 @@ from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
+from .runtime.contract import PRECISIONS
 from .runtime.memory import affordable, free_memory, in_batches
-from .runtime.precision import PRECISIONS, exact_float32
+from .runtime.precision import exact_float32
 from .runtime.threads import map_in_threads, one_thread_each
 
 # BATCH slices at a time go through a network on a GPU. On a CPU each thread takes one slice at a time. Only the prior takes

@@ -93,3 +93,11 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
     ):
         run = benchmark("--region brain", *words)
         assert run.returncode == 1 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+@pytest.mark.parametrize(
+    "words, told", [("--io --profile", "expected no --io beside it"), ("--restorations 0", "expected 1 or more")]
+)
+def test_options_that_do_not_go_together_are_wrong_usage(words, told):
+    run = benchmark("--region brain", words)
+    assert run.returncode == 2 and told in run.stderr and not run.stdout

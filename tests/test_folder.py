@@ -16,7 +16,7 @@ from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.output.predictions import predict_file, read_prepared
 from mood_submission.running import run_folder
 from mood_submission.running.run_folder import FolderRun, Outcome, finished, predict_files
-from mood_submission.runtime.files import PART, write_whole
+from mood_submission.runtime.files import HIDDEN, write_whole
 from mood_submission.volumes import Source, read_volume
 
 
@@ -146,7 +146,7 @@ def test_resumed_is_what_an_uninterrupted_run_gives(task, tiny_weights, blobs, t
     shutil.copy(whole / f"case_0.nii.gz{ending}", part)
     (part / f"case_1.nii.gz{ending}").write_bytes((whole / f"case_1.nii.gz{ending}").read_bytes()[:-9])  # not whole
     with write_whole(part / f"case_2.nii.gz{ending}"):
-        (left,) = (path.name for path in part.iterdir() if path.name.startswith(PART))
+        (left,) = (path.name for path in part.iterdir() if path.name.startswith(HIDDEN))
     (part / f"case_2.nii.gz{ending}").unlink()
     (part / left).write_bytes(b"left by a run that was killed")
     outcomes = predict_files(predictor, files, task, part, resume=True)

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from conftest import mood
 
 from mood_submission import Predictor, load_model
+from mood_submission.running.grand_challenge_case import CaseError, region_of
 from mood_submission.volumes import read_volume
 
 
@@ -85,6 +86,37 @@ def test_slugs_and_region_can_be_set(case, tiny_weights, monkeypatch):
     assert (case / "output" / "images" / "heat" / "abc.mha").exists() and (case / "output" / "odd.json").exists()
     monkeypatch.setenv("MOOD_REGION", "liver")
     assert run(case).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "slug, expected",
+    [
+        ("brain-mri", "brain"),
+        ("T1_head", "brain"),
+        ("skull-stripped-t1-brain-mri", "brain"),
+        ("abdominal-ct", "abdom"),
+        ("abdomen", "abdom"),
+    ],
+)
+def test_a_slug_names_a_region_by_its_anatomy(slug, expected):
+    assert region_of(slug) == expected
+
+
+@pytest.mark.parametrize(
+    "slug, says",
+    [
+        ("mri", "expected an input whose slug names the brain or the abdomen"),
+        ("prostate-mri", "expected an input whose slug names the brain or the abdomen"),
+        ("chest-ct", "expected an input whose slug names the brain or the abdomen"),
+        ("head-abdomen", "expected an input whose slug names the brain or the abdomen"),
+        ("abdominal-mri", "expected an MRI of the brain or a CT of the abdomen, found mri"),
+        ("head-ct", "expected an MRI of the brain or a CT of the abdomen, found ct"),
+    ],
+)
+def test_no_region_is_taken_of_a_modality(slug, says):
+    """An MRI may be of any part of the body, and the networks know no CT of a head."""
+    with pytest.raises(CaseError, match=f"^{slug}: {says}; say which by MOOD_REGION or --region$"):
+        region_of(slug)
 
 
 @pytest.mark.parametrize(

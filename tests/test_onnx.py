@@ -9,7 +9,7 @@ import torch
 from conftest import mood
 
 from mood_submission import load_model
-from mood_submission.lab.onnx_export import OPSET, parts_of
+from mood_submission.lab.onnx_export import OPSET, exported_networks
 from mood_submission.model_file import add_detector
 from mood_submission.networks.detector import Detector, DetectorSettings
 
@@ -42,19 +42,19 @@ def exported(tiny_weights, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_onnxruntime_says_what_torch_says(exported, name, count):
     model, folder = exported
-    (part,) = [part for part in parts_of(model) if part.name == name]
+    (network,) = [network for network in exported_networks(model) if network.name == name]
     session = ort.InferenceSession(str(folder / f"{name}.onnx"))
     torch.manual_seed(count)
     inputs = []
-    for tensor in part.example:
+    for tensor in network.inputs.values():
         more = tensor[torch.arange(count) % len(tensor)].clone()
         inputs.append(more if more.dtype == torch.int64 else more + 0.1 * torch.randn(more.shape))
     if name == "detector" and count == 5:  # another box
         maps, nll, place = inputs
         inputs = [maps[..., 16:96, 8:136], nll[..., 2:12, 1:17], place[..., 16:96, 8:136]]
     with torch.inference_mode():
-        expected = part.module(*inputs)
-    found = session.run(None, {n: x.numpy() for n, x in zip(part.inputs, inputs)})[0]
+        expected = network.module(*inputs)
+    found = session.run(None, {n: x.numpy() for n, x in zip(network.inputs, inputs)})[0]
     assert found.shape == expected.shape
     if name == "encoder":
         assert np.array_equal(found, expected.numpy())
@@ -78,3 +78,10 @@ def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "a.safetensors").write_text("nothing")
     done = mood("export-onnx", tmp_path / "a.safetensors", "-o", tmp_path / "out")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("mood_submission.lab.cli.export_onnx.NEEDED", ("onnx", "no_such_package"))
+    done = mood("export-onnx brain -o", tmp_path / "out")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert done.stderr.count("\n") == 1 and "expected the package no_such_package" in done.stderr

@@ -132,6 +132,18 @@ def root(options: Number) -> list[str]:
     return [f"{options.number**0.5:g}"] if options.number else ["none", "\n\x1b"]
 
 
+def test_errors_of_other_kinds_are_told_in_one_line_where_a_command_expects_them(capsys):
+    def out_of_memory(options: Number) -> list[str]:
+        raise RuntimeError("out of memory:\n4 GiB")
+
+    def run(**more) -> int:
+        return run_command(argparse.ArgumentParser(prog="root"), Number, out_of_memory, ["9"], **more)
+
+    assert run(also=(RuntimeError,)) == 1 and capsys.readouterr().err == "root: out of memory: 4 GiB\n"
+    with pytest.raises(RuntimeError):
+        run()
+
+
 def test_a_command_prints_what_it_found_or_what_was_wrong_in_one_line(capsys):
     def run(*words: str) -> tuple[int, str, str]:
         try:

@@ -30,7 +30,7 @@ from mood_submission.__main__ import main
 from mood_submission.lab.measuring.benchmark import FreeNetworks
 from mood_submission.running import run_folder
 from mood_submission.running.run_folder import finished, predict_files
-from mood_submission.runtime.files import PART, write_whole
+from mood_submission.runtime.files import HIDDEN, write_whole
 from mood_submission.runtime.names import as_text, shown
 
 AFFINE = np.diag([2, 2, 4, 1.0])
@@ -426,7 +426,7 @@ def test_nothing_is_written_but_the_predictions(tiny_weights, blobs, tmp_path):
 def hidden_name(path: Path) -> str:
     """What a killed writer of `path` may have left beside it is called so."""
     with write_whole(path):
-        (name,) = (entry.name for entry in path.parent.iterdir() if entry.name.startswith(PART))
+        (name,) = (entry.name for entry in path.parent.iterdir() if entry.name.startswith(HIDDEN))
     path.unlink()
     return name
 

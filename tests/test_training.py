@@ -271,6 +271,11 @@ def test_no_volume_is_in_two_splits(cache):
     assert not (members[0] & members[1] or members[0] & members[2] or members[1] & members[2])
 
 
+def test_what_is_no_device_is_refused_in_one_line(cache, tmp_path):
+    done = mood("train vqvae --region brain --data", cache, "--out", tmp_path, "--steps 1 --device nonsense")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "found nonsense" in done.stderr
+
+
 def test_what_is_not_a_cache_is_named(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     for name in ("bad.npz", "absent.npz"):

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 from ..version import __version__
 
-# What each command does, in the order in which a newcomer meets them. Each is the module of that name, in this room or in
-# the workshop's, `lab/cli`.
+# The commands and what they do, in the order in which a newcomer meets them. A command is the module of its name, in this
+# room or in `lab/cli`.
 COMMANDS = {
     "predict": "score every volume of a folder",
     "make-toy": "plant anomalies in healthy volumes, and keep the labels",
@@ -76,15 +76,19 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit status: 2 for wrong usage."""
     words = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by whoever started this
+    # Whoever started this may have closed it.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may have no letter for what a name holds
+        # A name may hold characters that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = _run(words)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read the output has seen enough, as in `mood-submission evaluate ... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+    # The reader has seen enough, as in `mood-submission evaluate ... | head -1`.
+    except BrokenPipeError:
+        # Otherwise Python complains when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -16,8 +16,12 @@ def run_command(
     kind: type[Kind],
     act: Callable[[Kind], list[str]],
     argv: Sequence[str] | None,
+    *,
+    also: tuple[type[Exception], ...] = (),
 ) -> int:
     """Read the options of the dataclass `kind`, act on them, and print the lines that this returns.
+
+    also: further errors that are told in one line, such as the RuntimeError that torch raises of devices and their memory.
 
     Returns the exit status: 1 after a ValueError or an OSError, which is told in one line. Options that do not go together
     raise an argparse.ArgumentError as the dataclass is made: wrong usage, as argparse tells it.
@@ -29,9 +33,10 @@ def run_command(
         options = options_of(kind, args)
     except argparse.ArgumentError as error:
         parser.error(str(error))
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         lines = act(options)
-    except (ValueError, OSError) as error:
+    except expected as error:
         say(f"{parser.prog}: {in_one_line(error)}")
         return 1
     if lines:

@@ -2,122 +2,43 @@
 
 import argparse
 import json
-import math
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-
-from ..model import Model
-from ..model_file import WEIGHTS, load_model
-from ..predictor import Predictor
-from ..preprocessing import Preprocessing, View, harmonise
-from ..preprocessing.anatomy import block_means, coarse_steps
-from ..preprocessing.hounsfield import find_scaling
 from ..runtime.contract import REGIONS
-from ..runtime.names import as_text, in_one_line, shown
-from ..volumes import Volume, VolumeError, read_volume
-from .options import add_device
-from .output import say, tell
+from ..runtime.option_types import DEVICE_HELP
+from ..runtime.options import option
+from .command import run_command
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mood-submission info", description=__doc__)
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="a volume (.nii, .nii.gz), a model file, or a region's name"
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Options of `info`."""
+
+    file: Path = option("a volume (.nii, .nii.gz), a model file, or a region's name", "file", metavar="FILE")
+    region: str | None = option(
+        "for a volume: show what the region's preprocessing makes of it", choices=REGIONS, default=None
     )
-    parser.add_argument(
-        "--region",
-        choices=REGIONS,
-        help="for a volume: show what the region's preprocessing makes of it",
+    scan: bool = option(
+        "with --region: run the shipped networks too, and say whether the volume looks like the scans they know",
+        default=False,
     )
-    parser.add_argument(
-        "--scan",
-        action="store_true",
-        help="with --region: run the shipped networks too, and say whether the volume looks like the scans they know",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_device(parser)
-    return parser.parse_args(argv)
+    json: bool = option("print JSON", default=False)
+    device: str | None = option(DEVICE_HELP, default=None)
 
 
-def of_model(model: Model) -> dict[str, Any]:
-    """A model file's content and its description of itself."""
-    about = model.about
-    parameters = {
-        name: sum(p.numel() for p in network.parameters())
-        for name, network in (("vqvae", model.vqvae), ("prior", model.prior), ("detector", model.detector))
-        if network is not None
-    }
-    card = {name: value for name, value in about.training.items() if isinstance(value, str)}
-    return {
-        "kind": "model file",
-        "region": about.region,
-        "sha256": model.sha256,
-        "parameters": parameters,
-        **card,
-        "preprocessing": about.preprocessing.to_dict(),
-        "thresholds": {"pixel": about.pixel_threshold, "sample": about.sample_threshold},
-        "default methods": {"sample": about.sample_method, "pixel": about.pixel_method},
-        "scores measured on healthy volumes": {name: h.volumes for name, h in about.healthy_voxels.items()},
-        "voxel scores that 0.1% of healthy voxels exceed": {
-            name: round(h.exceeded["0.001"], 4) for name, h in about.healthy_voxels.items()
-        },
-    }
+def describe(options: InfoOptions) -> list[str]:
+    """The file's facts, as lines of text or of JSON."""
+    from ..output.facts import facts_of
 
-
-def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
-    """A volume's grid and grey values, and what a region's preprocessing makes of it. region: None to leave that out."""
-    low, middle, high = (float(v) for v in np.percentile(volume.data[::2, ::2, ::2], (0, 50, 99.8)))
-    facts: dict[str, Any] = {
-        "kind": "volume",
-        "grid": list(volume.grid.shape),
-        "orientation": "".join(nib.aff2axcodes(volume.grid.affine_mm)),
-        "spacing, mm (right, anterior, superior)": [round(d, 4) for d in volume.spacing],
-        "stored as": str(volume.grid.header.get_data_dtype()),
-        "grey values: lowest, median, 99.8%": [round(v, 4) for v in (low, middle, high)],
-        "voxels that are no numbers": volume.missing,
-        "notes": [shown(note) for note in volume.notes],
-    }
-    if region is None:
-        return facts
-    prep = Preprocessing.harmonised(region)
-    _, view = harmonise(volume.data, volume.spacing, prep)
-    facts["seen as"] = _seen(volume, view, prep)
-    return facts
-
-
-def _seen(volume: Volume, view: View, prep: Preprocessing) -> dict[str, Any]:
-    """What preprocessing makes of a volume."""
-    facts: dict[str, Any] = {
-        "region": prep.region,
-        "slices": len(view.indices()),
-        "from slice": int(view.indices()[0]),
-        "to slice": int(view.indices()[-1]),
-        "field of view, pixels of the file": [view.frame.padded_width, view.frame.padded_height],
-    }
-    if prep.region == "abdom":
-        scaling = find_scaling(
-            block_means(volume.data, coarse_steps(volume.data.shape, volume.spacing)), prep.hounsfield_window
-        )
-        facts["scaling"] = scaling.kind
-        if math.isfinite(scaling.zero):
-            facts["Hounsfield units of the lowest and highest value"] = [
-                round(scaling.zero),
-                round(scaling.one),
-            ]
-    elif view.tone is not None:
-        facts["grey values that become 0.25, 0.5, 0.75"] = [
-            round(
-                float(np.interp(level, view.tone(greys := np.linspace(0, float(volume.data.max()), 2001)), greys)),
-                4,
-            )
-            for level in (0.25, 0.5, 0.75)
-        ]
-    return facts
+    try:
+        facts = facts_of(options.file, options.region, options.scan, options.device)
+    # There is no such device.
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    return json.dumps(facts, indent=1).split("\n") if options.json else lines_of(facts)
 
 
 def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
@@ -133,30 +54,6 @@ def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    file = WEIGHTS / f"{args.file}.safetensors" if str(args.file) in REGIONS and not args.file.exists() else args.file
-    try:
-        if file.suffix == ".safetensors":
-            facts = {"file": as_text(file)} | of_model(load_model(file, "cpu"))
-        else:
-            with warnings.catch_warnings():
-                # The notes say what was odd.
-                warnings.simplefilter("ignore")
-                volume = read_volume(file)
-            facts = {"file": as_text(file)} | of_volume(volume, args.region)
-            if args.scan:
-                facts["looks like what the weights know"] = _known(volume, args)
-    except (ValueError, OSError, RuntimeError) as error:
-        say(f"mood-submission info: {in_one_line(error)}")
-        return 1
-    tell(*(json.dumps(facts, indent=1).split("\n") if args.json else lines_of(facts)))
-    return 0
-
-
-def _known(volume: Volume, args: argparse.Namespace) -> str:
-    if args.region is None:
-        raise VolumeError("--scan: expected --region, found none")
-    predictor = Predictor(load_model(args.region, args.device), restorations=0)
-    remarks: list[str] = []
-    predictor.compute(predictor.prepare(volume), "sample", remarks.append)
-    return remarks[0] if remarks else "yes"
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mood-submission info", description=__doc__)
+    return run_command(parser, InfoOptions, describe, argv)

@@ -47,6 +47,7 @@ class Progress:
         total: int,
         what: str,
         unit: str = "volume",
+        *,
         quiet: bool = False,
         every: float = 30.0,
         clock: Callable[[], float] = time.monotonic,

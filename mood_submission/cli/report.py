@@ -2,76 +2,69 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..model_file import load_model
-from ..output.report import what_is_missing
 from ..runtime.contract import REGIONS
-from ..runtime.names import in_one_line
-from .output import say, tell
+from ..runtime.options import option
+from .command import run_command
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mood-submission report", description=__doc__)
-    add = parser.add_argument
-    add("-i", "--input", type=Path, required=True, metavar="IN", help="folder with the volumes")
-    add(
-        "-p",
-        "--pred",
-        type=Path,
-        required=True,
-        metavar="PRED",
-        help="folder with their pixel scores",
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `report`."""
+
+    input: Path = option("folder with the volumes", "-i", "--input", metavar="IN")
+    pred: Path = option("folder with their pixel scores", "-p", "--pred", metavar="PRED")
+    out: Path = option("folder for index.html and its data", "-o", "--out", metavar="FOLDER")
+    samples: Path | None = option(
+        "folder with their sample scores, which rank the volumes (default: PRED)", default=None, metavar="DIR"
     )
-    add(
-        "-o",
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folder for index.html and its data",
+    label: Path | None = option("folder with pixel labels, or a toy_label folder", default=None, metavar="DIR")
+    findings: Path | None = option("folder that 'predict --findings' wrote", default=None, metavar="DIR")
+    run: Path | None = option(
+        "file that 'predict --report' wrote: warnings, devices, seconds", default=None, metavar="FILE.json"
     )
-    add(
-        "--samples",
-        type=Path,
-        metavar="DIR",
-        help="folder with their sample scores, which rank the volumes (default: PRED)",
-    )
-    add("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
-    add("--findings", type=Path, metavar="DIR", help="folder that 'predict --findings' wrote")
-    add(
-        "--run",
-        type=Path,
-        metavar="FILE.json",
-        help="file that 'predict --report' wrote: warnings, devices, seconds",
-    )
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--region",
+    region: str | None = option(
+        "region whose shipped weights made the scores, to show what is usual among healthy scans",
         choices=REGIONS,
-        help="region whose shipped weights made the scores, to show what is usual among healthy scans",
+        default=None,
+        not_with="weights",
     )
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="model file that made the scores, for the same")
-    return parser.parse_args(argv)
+    weights: Path | None = option(
+        "model file that made the scores, for the same", default=None, metavar="FILE", not_with="weights"
+    )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+def report(options: ReportOptions) -> list[str]:
+    """Write the page. Returns a line that says where it is. Raises ValueError, OSError for what is wrong."""
+    from ..model_file import load_model
+    from ..output.report import what_is_missing
+
     if what_is_missing():
-        say(f"mood-submission report: {what_is_missing()}")
-        return 1
+        raise ValueError(what_is_missing())
     from ..output.report.collect import Sources
     from ..output.report.page import write_report
 
-    label = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
-    try:
-        model = load_model(args.weights or args.region, "cpu") if args.weights or args.region else None
-        settings = {"volumes": str(args.input), "predictions": str(args.pred)}
-        settings |= {"weights": f"{model.file} (sha256 {model.sha256})"} if model else {}
-        sources = Sources(args.input, args.pred, args.findings, label, args.run, args.samples)
-        entries = write_report(sources, args.out, model.about if model else None, settings)
-    except (ValueError, OSError) as error:
-        say(f"mood-submission report: {in_one_line(error)}")
-        return 1
-    tell(f"{args.out / 'index.html'}: {len(entries)} volumes")
-    return 0
+    label, weights = options.label, options.weights or options.region
+    if label is not None and (label / "pixel").is_dir():
+        label = label / "pixel"
+    model = load_model(weights, "cpu") if weights else None
+    settings = {"volumes": str(options.input), "predictions": str(options.pred)}
+    settings |= {"weights": f"{model.file} (sha256 {model.sha256})"} if model else {}
+    sources = Sources(
+        volumes=options.input,
+        predictions=options.pred,
+        findings=options.findings,
+        label=label,
+        run=options.run,
+        samples=options.samples,
+    )
+    entries = write_report(sources, options.out, model.about if model else None, settings)
+    return [f"{options.out / 'index.html'}: {len(entries)} volumes"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mood-submission report", description=__doc__)
+    return run_command(parser, ReportOptions, report, argv)

@@ -5,14 +5,25 @@ import functools
 import http.server
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..runtime.option_types import at_least
-from .output import say, tell
+from ..runtime.options import option
+from .command import run_command
+from .output import tell
 
 # Only this machine can reach the report, since it may show patients.
 ADDRESS = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """Options of `view`."""
+
+    folder: Path = option("folder that 'report' or 'predict --html' wrote", "folder", metavar="FOLDER")
+    port: int = option("port of this machine (default: any free one)", type=at_least(0), default=0)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -52,19 +63,14 @@ def server(folder: Path, port: int) -> tuple[http.server.ThreadingHTTPServer, st
     return serving, f"http://{ADDRESS}:{serving.server_address[1]}/{token}/index.html"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mood-submission view", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that 'report' or 'predict --html' wrote")
-    parser.add_argument("--port", type=at_least(0), default=0, help="port of this machine (default: any free one)")
-    args = parser.parse_args(argv)
-    if not (args.folder / "index.html").is_file():
-        say(f"mood-submission view: {args.folder}: expected a report's folder, found no index.html")
-        return 1
+def view(options: ViewOptions) -> list[str]:
+    """Serve the report until Ctrl-C. Raises ValueError for a folder without a report, and for a port that is taken."""
+    if not (options.folder / "index.html").is_file():
+        raise ValueError(f"{options.folder}: expected a report's folder, found no index.html")
     try:
-        serving, address = server(args.folder, args.port)
+        serving, address = server(options.folder, options.port)
     except OSError as error:
-        say(f"mood-submission view: port {args.port}: {error.strerror}")
-        return 1
+        raise ValueError(f"port {options.port}: {error.strerror}") from None
     try:
         tell(address, "Ctrl-C ends it")
         serving.serve_forever()
@@ -72,4 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         pass
     finally:
         serving.server_close()
-    return 0
+    return []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mood-submission view", description=__doc__)
+    return run_command(parser, ViewOptions, view, argv)

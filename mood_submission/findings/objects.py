@@ -70,6 +70,7 @@ def outline_objects(
     grid: Grid,
     healthy: HealthyVoxels | None,
     threshold: float | None = None,
+    *,
     evidence: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Finding], np.ndarray]:
     """The findings in a volume of scores, at most the 255 surest, and a mask of their numbers, (X, Y, Z) uint8.
@@ -93,7 +94,9 @@ def outline_objects(
     findings = []
     for number, object_ in enumerate(surest, 1):
         mask[object_.box][object_.inside] = number
-        findings.append(_described(number, object_, scores, spacing, grid, healthy, evidence or {}))
+        findings.append(
+            _described(number, object_, scores, spacing=spacing, grid=grid, healthy=healthy, evidence=evidence or {})
+        )
     return findings, mask
 
 
@@ -133,11 +136,13 @@ def _described(
     number: int,
     object_: _Object,
     scores: np.ndarray,
+    *,
     spacing: tuple[float, float, float],
     grid: Grid,
     healthy: HealthyVoxels | None,
     evidence: dict[str, np.ndarray],
 ) -> Finding:
+    """The finding of an outlined object. The rest is as in `outline_objects`."""
     # (V, 3) in RAS indices.
     places = np.argwhere(object_.inside) + [side.start for side in object_.box]
     within = scores[object_.box][object_.inside]
@@ -145,15 +150,18 @@ def _described(
     first, last, centre = (grid.file_index(corner) for corner in corners)
     world = grid.affine_mm @ [*centre, 1.0]
     return Finding(
-        number,
-        three(round(float(v), 2) for v in world[:3]),
-        three(round(float(v), 2) for v in centre),
-        three(int(min(a, b)) for a, b in zip(first, last)),
-        three(int(max(a, b)) for a, b in zip(first, last)),
-        round(len(places) * math.prod(spacing) / 1000, 4),
-        len(places),
-        float(within.max()),
-        float(within.mean()),
-        healthy.expected(object_.strength) if healthy else math.nan,
-        {name: round(float(np.quantile(maps[object_.box][object_.inside], 0.9)), 2) for name, maps in evidence.items()},
+        number=number,
+        centre_mm=three(round(float(v), 2) for v in world[:3]),
+        centre_voxel=three(round(float(v), 2) for v in centre),
+        first_voxel=three(int(min(a, b)) for a, b in zip(first, last)),
+        last_voxel=three(int(max(a, b)) for a, b in zip(first, last)),
+        volume_ml=round(len(places) * math.prod(spacing) / 1000, 4),
+        voxels=len(places),
+        highest=float(within.max()),
+        mean=float(within.mean()),
+        false_objects=healthy.expected(object_.strength) if healthy else math.nan,
+        evidence={
+            name: round(float(np.quantile(maps[object_.box][object_.inside], 0.9)), 2)
+            for name, maps in evidence.items()
+        },
     )

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,23 +17,26 @@ from ..runtime.files import write_whole_by_name
 
 Network = TypeVar("Network", bound=nn.Module)
 OPSET = 20
-EXAMPLES = 2  # slices in the inputs that a network is traced with
+# How many slices are in the inputs that a network is traced with.
+EXAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ExportedNetwork:
     """A network as it is exported.
 
-    name: of its file. module: its forward is what the file computes. inputs, output: names. example: inputs of any batch
-    size; the first axis is free in the file, and so are the axes named in `free`, by the input.
+    name: of its file.
+    module: its `forward` is what the file computes.
+    output: name of what it computes.
+    inputs: by name, examples with some number of slices. The file takes any number of them.
+    free: by input, the further axes that may have another size, and what they are called.
     """
 
     name: str
     module: nn.Module
-    inputs: tuple[str, ...]
     output: str
-    example: tuple[Tensor, ...]
-    free: dict[str, dict[int, str]]
+    inputs: dict[str, Tensor]
+    free: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 class _Call(nn.Module):
@@ -49,17 +52,18 @@ class _Call(nn.Module):
 
 
 def _plain(network: Network) -> Network:
-    """A copy on the CPU, in float32: the model itself stays where and as it is."""
+    """A copy on the CPU, in float32. The model itself stays where and as it is."""
     return copy.deepcopy(network).cpu().float().eval()
 
 
-def parts_of(model: Model) -> list[Part]:
-    """What a model file's ONNX files are: encoder, decoder, prior and, where there is one, detector.
+def exported_networks(model: Model) -> list[ExportedNetwork]:
+    """The networks that become ONNX files: encoder, decoder, prior and, where there is one, detector.
 
     encoder: slices (B, S, S) float32 in the network's intensities, position (B, 1) -> codes (B, h, w) int64.
-    decoder: codes, position -> slices (B, S', S'). prior: codes, position -> NLL (B, h, w), nats, of each code given those
-    before it. detector: maps (B, C, H, W), NLL (B, K, h, w), place (B, 2, H, W) -> logits (B, H, W): see
-    `NormalisedEvidence.inputs` and `places`; H and W are free.
+    decoder: codes, position -> slices (B, S', S').
+    prior: codes, position -> NLL (B, h, w) in nats, of each code given those before it.
+    detector: maps (B, C, H, W), NLL (B, K, h, w), place (B, 2, H, W) -> logits (B, H, W). See
+        `NormalisedEvidence.inputs` and `places`. H and W are free.
     """
     vqvae, prior = _plain(model.vqvae), _plain(model.prior)
     size = model.about.preprocessing.image_size
@@ -68,18 +72,19 @@ def parts_of(model: Model) -> list[Part]:
     position = torch.linspace(-0.2, 0.3, EXAMPLES)[:, None]
     with torch.inference_mode():
         codes = vqvae.encode(slices, position)
-    codes = codes.clone()  # outside of inference mode
-    parts = [
-        Part("encoder", _Call(vqvae, vqvae.encode), ("slices", "position"), "codes", (slices, position), {}),
-        Part("decoder", _Call(vqvae, vqvae.decode), ("codes", "position"), "slices", (codes, position), {}),
-        Part("prior", _Call(prior, prior.nll), ("codes", "position"), "nll", (codes, position), {}),
+    # A clone can be traced, which what was made in inference mode cannot.
+    codes = codes.clone()
+    networks = [
+        ExportedNetwork("encoder", _Call(vqvae, vqvae.encode), "codes", {"slices": slices, "position": position}),
+        ExportedNetwork("decoder", _Call(vqvae, vqvae.decode), "slices", {"codes": codes, "position": position}),
+        ExportedNetwork("prior", _Call(prior, prior.nll), "nll", {"codes": codes, "position": position}),
     ]
     if model.detector is not None:
-        parts.append(_detector_part(_plain(model.detector), size, codes.shape[-1]))
-    return parts
+        networks.append(_exported_detector(_plain(model.detector), size, codes.shape[-1]))
+    return networks
 
 
-def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
+def _exported_detector(detector: Detector, size: int, code_side: int) -> ExportedNetwork:
     settings, generator = detector.settings, torch.Generator().manual_seed(1)
     channels = input_channels(settings.context, settings.mirror)
     maps = torch.randn(EXAMPLES, channels, size, size, generator=generator)
@@ -88,27 +93,27 @@ def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
     place = places(whole, torch.Size((size, size))).expand(EXAMPLES, -1, -1, -1).contiguous()
     pixels = {2: "height", 3: "width"}
     free = {"maps": pixels, "nll": {2: "code_height", 3: "code_width"}, "place": pixels}
-    return Part("detector", detector, ("maps", "nll", "place"), "logits", (maps, nll, place), free)
+    return ExportedNetwork("detector", detector, "logits", {"maps": maps, "nll": nll, "place": place}, free)
 
 
 def export_onnx(model: Model, folder: Path) -> list[Path]:
-    """Write NAME.onnx of each part into `folder`, with the model's description in the metadata `about`; opset OPSET, float32.
+    """Write NAME.onnx of each network into `folder`, in float32 and opset OPSET. The metadata `about` is the model's description.
 
     Needs the packages onnx and onnxscript (`pip install 'mood-submission[onnx]'`). Raises OSError where the folder cannot be
     written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write(part, model, folder / f"{part.name}.onnx") for part in parts_of(model)]
+    return [_write(network, model, folder / f"{network.name}.onnx") for network in exported_networks(model)]
 
 
-def _write(part: Part, model: Model, path: Path) -> Path:
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(part, name) for name in part.inputs)
+def _write(network: ExportedNetwork, model: Model, path: Path) -> Path:
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(network, name) for name in network.inputs)
     program = torch.onnx.export(
-        part.module,
-        part.example,
-        input_names=list(part.inputs),
-        output_names=[part.output],
-        dynamic_shapes={"inputs": shapes} if isinstance(part.module, _Call) else shapes,
+        network.module,
+        tuple(network.inputs.values()),
+        input_names=list(network.inputs),
+        output_names=[network.output],
+        dynamic_shapes={"inputs": shapes} if isinstance(network.module, _Call) else shapes,
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -116,12 +121,10 @@ def _write(part: Part, model: Model, path: Path) -> Path:
     assert program is not None
     program.model.metadata_props["about"] = model.about.to_json()
     program.model.metadata_props["sha256"] = str(model.sha256)
-    program.model.metadata_props["shapes"] = json.dumps(
-        {name: list(tensor.shape) for name, tensor in zip(part.inputs, part.example)}
-    )
+    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in network.inputs.items()})
     write_whole_by_name(path, lambda name: program.save(name, external_data=False))
     return path
 
 
-def _dynamic(part: Part, name: str) -> dict[int, object]:
-    return {axis: torch.export.Dim.DYNAMIC for axis in part.free.get(name, {})}
+def _dynamic(network: ExportedNetwork, name: str) -> dict[int, object]:
+    return {axis: torch.export.Dim.DYNAMIC for axis in network.free.get(name, {})}

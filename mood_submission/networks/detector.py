@@ -1,8 +1,8 @@
-"""The detector: a U-Net that reads a slice with its neighbours beside what the VQ-VAE and the prior make of them, and says for
-each pixel how likely something was planted there.
+"""The detector: a U-Net that says for each pixel of a slice how likely an anomaly was planted there.
 
-Not in the paper. It is trained on healthy scans alone, with anomalies planted in them: the discriminative half of DRAEM
-(Zavrtanik et al., ICCV 2021) and DSR (ECCV 2022), on top of restoration.
+It reads the slice, its neighbours, and what the VQ-VAE and the prior make of them. It is not in the paper. It is trained on
+healthy scans alone, with anomalies planted in them, like the discriminative half of DRAEM (Zavrtanik et al., ICCV 2021) and
+DSR (ECCV 2022).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,15 @@ from torch.nn import functional as F
 
 from .layers import at_size
 
-CONTEXT = (-4, -2, -1, 0, 1, 2, 4)  # slices read with a slice
-FINE = 8  # channels at the slice's own resolution
-NLL_POOLED = 2  # poolings after which the NLL comes in: at an eighth of the resolution
-# Settings that told apart the detectors of earlier versions, which are not read any more.
+# The slices that are read with a slice, as differences of index.
+CONTEXT = (-4, -2, -1, 0, 1, 2, 4)
+# Channels at the slice's own resolution.
+FINE = 8
+# The NLL is added after so many poolings, at an eighth of the slice's resolution.
+NLL_POOLED = 2
+# Settings of earlier versions, whose detectors are no longer read.
 EARLIER = ("balanced", "boxed")
-# Settings that older files of this detector have under another name.
+# Settings that have other names in older files of this detector.
 RENAMED = {"bulk": "ordinary_quantile", "spread": "ordinary_spread_quantile"}
 
 
@@ -29,13 +32,16 @@ MIRROR_CHANNELS = 2
 
 
 def input_channels(context: tuple[int, ...], mirror: bool = False) -> int:
-    """How many channels the maps of `NormalisedEvidence.inputs` have: a slice and a residual for each neighbour, then the
-    reconstruction, the restoration's residual and the position, then what a mirror image takes."""
+    """How many channels the maps of `NormalisedEvidence.inputs` have.
+
+    They are a slice and a residual for each slice of the context, then the reconstruction, the restoration's residual, and the
+    position, then what a mirror image takes.
+    """
     return 2 * len(context) + 3 + (MIRROR_CHANNELS if mirror else 0)
 
 
 def residual_channels(context: Sequence[int]) -> list[int]:
-    """Which of these channels are residuals."""
+    """The indices of the channels that are residuals."""
     count = len(context)
     return [*range(count, 2 * count), 2 * count + 1]
 
@@ -44,17 +50,19 @@ def residual_channels(context: Sequence[int]) -> list[int]:
 class DetectorSettings:
     """Sizes of a detector, and how its logits are smoothed.
 
-    widths: channels at each level, from half the slice's resolution on, each half as fine.
+    widths: channels at each level. The first level has half the slice's resolution, and each further one half of the one before.
     dropout: probability that a channel of the coarsest level is dropped in training.
-    along, in_plane: standard deviations of the smoothing, shares of the number of slices and of the slice's side.
-    restorations: of a slice, by default; 0: voxels too are scored by the reconstruction alone, which stands for them.
-    context: which slices are read with a slice, as differences of index, itself among them: (..., 0, ...).
+    along: standard deviation of the smoothing from slice to slice, as a share of the number of slices.
+    in_plane: standard deviation of the smoothing within slices, as a share of the slice's side.
+    restorations: how many of a slice by default. With 0, the reconstruction stands for a restoration.
+    context: the slices that are read with a slice, as differences of index. 0, the slice itself, is one of them.
     ordinary_quantile: the volume's own logits are ordinary up to this quantile. The sample score tells how far the highest
-        lie above it, so that scans whose logits are high all over do not score high; 0 for the logits as they are.
-    ordinary_spread_quantile: a lower quantile. How far it lies below the other one is how wide ordinary logits spread. The
-        sample score then tells how far the highest lie above the ordinary quantile plus this width, so that scans whose
-        logits spread wide do not score high either; 0 to leave the width out.
+        logits lie above it. So scans with high logits everywhere do not score high. 0 to take the logits as they are.
+    ordinary_spread_quantile: a quantile below the other one. The distance between the two is the spread of ordinary logits. The
+        sample score then tells how far the highest logits lie above the ordinary quantile plus this spread. So scans whose
+        logits vary much do not score high either. 0 to leave the spread out.
     mirror: whether each slice is read with its mirror image, left for right, as brains allow it (see `evidence.symmetry`).
+    Raises ValueError for an ordinary_spread_quantile that is not below the ordinary_quantile, and for a context without 0.
     """
 
     widths: tuple[int, ...] = (32, 64, 96, 128)
@@ -68,8 +76,9 @@ class DetectorSettings:
     mirror: bool = False
 
     def __post_init__(self) -> None:
+        # JSON gives lists.
         for name in ("widths", "context"):
-            object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))  # JSON gives lists
+            object.__setattr__(self, name, tuple(int(c) for c in getattr(self, name)))
         ordinary, lower = self.ordinary_quantile, self.ordinary_spread_quantile
         if lower and not lower < ordinary:
             raise ValueError(
@@ -80,8 +89,10 @@ class DetectorSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DetectorSettings":
-        """The settings as `dataclasses.asdict` has them, or as older files of this detector have them. Raises ValueError for
-        those of an earlier detector."""
+        """The settings in a model file. values: from `dataclasses.asdict`, of this version or of an older one.
+
+        Raises ValueError for settings of an earlier detector.
+        """
         if not values.get("context") or ("balanced" in values and not values.get("boxed")):
             raise ValueError("an earlier version's detector, which is not read any more; train one anew")
         return cls(**{RENAMED.get(name, name): value for name, value in values.items() if name not in EARLIER})
@@ -97,11 +108,10 @@ def convolution(channels: int, wider: int, size: int = 3, stride: int = 1) -> nn
 
 
 class Detector(nn.Module):
-    """Maps (B, C, H, W) and NLL (B, K, h, w), see `NormalisedEvidence.inputs`, of a box of slices, and where the box lies, to
-    logits (B, H, W): above 0 where something planted is likelier than not.
+    """A U-Net from maps, NLL and places of a box of slices to logits.
 
-    A U-Net that works at half the slices' resolution, where most of an anomaly's pixels say the same; one layer at their own
-    puts the edges where they are. What comes across is laid beside what comes up, so that neither drowns the other.
+    Most of it works at half the slices' resolution. One layer at their own resolution finds the edges. Skip connections are
+    concatenated, not added.
     """
 
     def __init__(self, settings: DetectorSettings):
@@ -123,7 +133,12 @@ class Detector(nn.Module):
         self.last = convolution(widths[0], 2 * FINE, 1)
         self.head = nn.Sequential(convolution(3 * FINE, 2 * FINE), nn.Conv2d(2 * FINE, 1, 1))
 
-    def forward(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:  # place: (B, 2, H, W), see `places`
+    def forward(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
+        """Logits (B, H, W), above 0 where a planted anomaly is likelier than not.
+
+        maps, nll: (B, C, H, W) and (B, K, h, w), see `NormalisedEvidence.inputs`.
+        place: (B, 2, H, W), see `evidence.normalised.places`.
+        """
         maps = torch.cat([maps, place.to(maps.dtype)], 1)
         x, kept = self.stem(maps), []
         for level, down in enumerate(self.down):

@@ -16,7 +16,8 @@ class SameConv2d(nn.Conv2d):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         super().__init__(in_channels, out_channels, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H, W)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
         return super().forward(x)[:, :, : x.shape[2], : x.shape[3]]
 
 
@@ -35,6 +36,7 @@ class GatedResidualUnit(nn.Module):
         self,
         channels: int,
         kernel: int | tuple[int, int],
+        *,
         norm: bool = False,
         aux_channels: int = 0,
         cond_channels: int = 0,

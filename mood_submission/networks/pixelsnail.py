@@ -65,7 +65,8 @@ class MaskedConv2d(nn.Module):
         padded = F.pad(self.weight, (0, rows * self.kernel - self.taps))
         return torch.unflatten(padded, 2, (rows, self.kernel))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
         half = self.kernel // 2
         return F.conv2d(F.pad(x, (half, half, half, 0)), self.full_weight(), self.bias, self.stride)
 
@@ -92,7 +93,8 @@ class CausalAttention(nn.Module):
         self.key = PointwiseMap(s.n_channels, s.key_size, s.dropout)
         self.value = PointwiseMap(s.n_channels, s.n_channels, s.dropout)
 
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:  # (B, C, h, w) twice -> (B, C, h, w)
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, C, h, w) twice -> (B, C, h, w)."""
         # (B, L, 16), (B, L, 16), (B, L, C).
         q, k, v = self.query(query), self.key(key), self.value(key)
         # Query i sees keys 0 .. i-1. That is plain causal attention of queries 1 .. L-1 over keys 0 .. L-2.

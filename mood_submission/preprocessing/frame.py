@@ -59,7 +59,7 @@ def frame_of(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -
     padded_width = max(width, round(side / dx))
     padded_height = max(height, round(side / dy))
     top, left = (padded_height - height) // 2, (padded_width - width) // 2
-    return Frame(height, width, top, left, padded_height, padded_width)
+    return Frame(height=height, width=width, top=top, left=left, padded_height=padded_height, padded_width=padded_width)
 
 
 def frame_round(
@@ -77,4 +77,4 @@ def frame_round(
     left = round(padded_width / 2 - (centre[0] + 0.5))
     # Rows run from anterior to posterior.
     top = round(padded_height / 2 - (height - 0.5 - centre[1]))
-    return Frame(height, width, top, left, padded_height, padded_width)
+    return Frame(height=height, width=width, top=top, left=left, padded_height=padded_height, padded_width=padded_width)

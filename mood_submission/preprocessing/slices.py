@@ -20,6 +20,7 @@ def volume_to_slices(
     spacing: tuple[float, float, float],
     indices: np.ndarray,
     prep: Preprocessing,
+    *,
     device: torch.device | str = "cpu",
     view: View | None = None,
 ) -> torch.Tensor:
@@ -59,6 +60,7 @@ def slices_to_volume(
     indices: np.ndarray,
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],
+    *,
     out: np.ndarray | None = None,
     view: View | None = None,
 ) -> np.ndarray:

@@ -172,7 +172,18 @@ def _at_brain(data: np.ndarray, spacing: tuple[float, float, float], prep: Prepr
     step = max(1, round(prep.slice_distance / spacing[2])) if prep.slice_distance else 1
     along, across = (_blur(prep.resolution, d) for d in (spacing[2], max(spacing[:2])))
     pixel = frame.padded_width * spacing[0] / prep.image_size
-    return View(frame, depth, tone, centre, span, first, last, step, along / spacing[2], across / pixel)
+    return View(
+        frame,
+        depth,
+        tone,
+        centre=centre,
+        span=span,
+        first=first,
+        last=last,
+        step=step,
+        blur_along=along / spacing[2],
+        blur_in_plane=across / pixel,
+    )
 
 
 def _blur(resolution: float, spacing: float) -> float:

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-AUTO = "auto"  # as many processes as there are GPUs to be seen
-# of the environment, which the image sets: how many processes where --processes does not say
-VARIABLE = "MOOD_PROCESSES"
+from .options import AUTO
 
 
 def how_many(wanted: int | str, device: str | None, volumes: int) -> int:
@@ -30,11 +28,12 @@ def launch(count: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # the processes speak for themselves
+    # The processes speak for themselves.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    for sent in (signal.SIGINT, signal.SIGTERM):  # torchrun's engine hands them on to the processes
-        signal.signal(sent, signal.SIG_DFL)
+    # torchrun's engine hands these on to the processes.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -43,13 +42,15 @@ def launch(count: int, words: Sequence[str]) -> int:
             run_id=str(uuid.uuid4()),
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",  # a container may have no name that leads anywhere
+            # A container may have no name that leads anywhere.
+            local_addr="127.0.0.1",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         try:
             elastic_launch(config, sys.executable)("-m", "mood_submission", *words)
-        except ChildFailedError as error:  # what went wrong, that process has said
+        # That process has said what went wrong.
+        except ChildFailedError as error:
             return max(1, error.get_first_failure()[1].exitcode)
         except SignalException:
             return 130

@@ -1,6 +1,5 @@
 """Writes the outcome of each volume to a JSON file, which is whole at every moment."""
 
-import argparse
 import json
 import time
 from datetime import datetime, timezone
@@ -11,6 +10,7 @@ from ..runtime.files import write_text
 from ..runtime.names import as_text
 from ..version import __version__
 from ..volumes import Source
+from .options import PredictOptions
 from .run_folder import STATUSES, Outcome
 
 OPTIONS = (
@@ -33,23 +33,23 @@ class Report:
     The file holds: version; weights (file and sha256); options, null for what the model file says; device; input; output;
     started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
 
-    args: the command's options (see `cli.predict`).
+    options: the command's.
     model: the networks.
     sources: the volumes in order.
     path: of the file. None to write nothing.
     Raises OSError where the file cannot be written.
     """
 
-    def __init__(self, args: argparse.Namespace, model: Model, sources: list[Source], path: Path | None):
+    def __init__(self, options: PredictOptions, model: Model, sources: list[Source], path: Path | None):
         self.path, self.begin = path, time.monotonic()
         self.outcomes = {source: Outcome(source) for source in sources}
         self.head = {
             "version": __version__,
             "weights": {"file": as_text(str(model.file)), "sha256": model.sha256},
-            "options": {name: getattr(args, name) for name in OPTIONS},
+            "options": {name: getattr(options, name) for name in OPTIONS},
             "device": str(model.device),
-            "input": as_text(args.input),
-            "output": as_text(args.output),
+            "input": as_text(options.input),
+            "output": as_text(options.output),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self.write()

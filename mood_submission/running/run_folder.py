@@ -79,6 +79,7 @@ def predict_files(
     task: str,
     out: Path,
     done: Callable[[Outcome], object] = lambda outcome: None,
+    *,
     resume: bool = False,
     seconds: float | None = None,
     findings: FindingsFolder | None = None,
@@ -103,7 +104,16 @@ def predict_files(
     findings: the folder for objects that stand out, with the pixel task.
     stage: is called with "reading" or "scoring" and a volume's path, when the run waits for that.
     """
-    return FolderRun(predictor, task, out, done, resume, seconds, findings, stage).run(sources)
+    return FolderRun(
+        predictor=predictor,
+        task=task,
+        out=out,
+        done=done,
+        resume=resume,
+        seconds=seconds,
+        findings=findings,
+        stage=stage,
+    ).run(sources)
 
 
 def finished(source: Source | Path, task: str, out: Path) -> float | None:
@@ -129,9 +139,9 @@ def finished(source: Source | Path, task: str, out: Path) -> float | None:
     return high if same and not scores.missing and low >= 0 and high <= 1 else None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FolderRun:
-    """See `predict_files`."""
+    """The run of `predict_files`, whose arguments are its fields."""
 
     predictor: Predictor
     task: str
@@ -139,8 +149,8 @@ class FolderRun:
     done: Callable[[Outcome], object]
     resume: bool
     seconds: float | None
-    findings: FindingsFolder | None = None
-    stage: Callable[[str, Path], object] = lambda name, file: None
+    findings: FindingsFolder | None
+    stage: Callable[[str, Path], object]
     cpu: Predictor | None = field(default=None, init=False)
 
     def run(self, sources: Iterable[Source | Path]) -> list[Outcome]:
@@ -217,7 +227,8 @@ class FolderRun:
     # --- The three steps, each in a thread of its own. Each adds its time to the outcome. -----------------------------
 
     def read(self, outcome: Outcome) -> Prepared | None:
-        if outcome.status == "failed":  # its path leads to no volume
+        # Its path leads to no volume.
+        if outcome.status == "failed":
             return None
         begin = time.monotonic()
         try:

@@ -10,7 +10,6 @@ import numpy as np
 from ..preprocessing.skull import StrippingError, brain_mask, is_whole_head
 from ..volumes import Volume, VolumeError, read_volume, write_mask
 
-WHEN = ("auto", "yes", "no")
 FOLDER = "brain_masks"
 
 

@@ -32,6 +32,7 @@ def compute_within(
     task: str,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
+    *,
     remark: Callable[[str], object] = lambda line: None,
 ) -> Computed:
     """Score with as many slices and restorations as the time allows. Where it allows all, this is `predictor.compute`.

@@ -8,9 +8,8 @@ import torch.distributed as dist
 from ..runtime.torchrun import Process
 from ..volumes import Source
 
-TAKEN, DONE, FAILED, FINISHED = (
-    f"mood/{what}" for what in ("taken", "done", "failed", "finished")
-)  # counters that the processes share
+# The counters that the processes share.
+TAKEN, DONE, FAILED, FINISHED = (f"mood/{name}" for name in ("taken", "done", "failed", "finished"))
 
 
 def size_of(source: Source) -> int:

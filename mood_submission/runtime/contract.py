@@ -1,7 +1,9 @@
-"""The challenge's regions and tasks."""
+"""The names that users choose from: the challenge's regions and tasks, and precisions."""
 
 REGIONS = ("brain", "abdom")
 # One score for a volume, or one for each voxel.
 TASKS = ("sample", "pixel")
 # Both tasks in one run, which share the networks' work.
 BOTH = "both"
+# What the networks can compute in.
+PRECISIONS = ("float32", "tf32", "bf16")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever else writes them at the same time."""
+"""Writes files so that they exist whole or not at all, even where several processes write one path at a time."""
 
 import errno
 import fcntl
@@ -10,52 +10,59 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-LOCK = ".lock"  # what the file is called that is locked where several processes share a folder
-PART = ".part-"  # how the names of files begin that are being written
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system that knows none
+# The file that is locked where several processes share a folder.
+LOCK = ".lock"
+# The names of files that are being written begin with this.
+HIDDEN = ".part-"
+# The errors of a file system without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to under a hidden name beside `path`, moved there at the end: `path` is never half written.
+    """A file to write to under a hidden name beside `path`. It is moved to `path` at the end, so `path` is never half written.
 
-    The hidden name is this writer's alone: of several that write one path at once, the last to end has its file there. It is
-    short, so that every name that a file may have can be written. What killed writers of `path` left is taken away.
+    Each writer has its own hidden name. Where several write one path at a time, the file of the last to end remains. Hidden
+    names are short, so that `path` may have a name of any allowed length. Hidden files that killed writers of `path` left are
+    deleted.
     """
-    with _part(path) as (part, file):
+    with _hidden_file(path) as (hidden, file):
         yield file
         file.flush()
-        # a disk may say only here that it is full, and power may fail after the renaming
+        # Some disks report only here that they are full. Power may fail after the renaming.
         os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(hidden, path)
 
 
 def write_whole_by_name(path: Path, write: Callable[[str], object]) -> None:
-    """`write_whole` for libraries that open the file themselves: `write` is called with the name of an empty file, which ends
-    as `path` does, in small letters."""
-    with _part(path, path.suffix.lower()) as (part, file):
-        write(str(part))
+    """`write_whole` for libraries that open files themselves.
+
+    write: is called with the name of an empty file. It has the ending of `path` in small letters.
+    """
+    with _hidden_file(path, path.suffix.lower()) as (hidden, file):
+        write(str(hidden))
         os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(hidden, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_whole` for text, in UTF-8. A character that UTF-8 cannot hold is escaped: no name spoils a table."""
+    """`write_whole` for text, in UTF-8. Characters that UTF-8 cannot hold are escaped."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """No other process, on this machine or another, is in here with the same file `lock` meanwhile; it is made, and stays.
+    """While open, no other process on any machine has this open for the same file.
 
-    On a file system without locks nothing is kept out.
+    The file is made, and stays. On a file system without locks, others are not kept out.
     """
     common = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        # some network file systems lock only what is open for writing, which a folder cannot be
+        # Some network file systems lock only files that are open for writing.
         file = os.open(lock, os.O_RDWR | os.O_CREAT | common, 0o666)
-    except PermissionError:  # it is another user's
+    # The file is another user's.
+    except PermissionError:
         file = os.open(lock, os.O_RDONLY | common)
     try:
         _lock(file, fcntl.LOCK_EX)
@@ -68,45 +75,48 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _part(path: Path, ending: str = "") -> Iterator[tuple[Path, BinaryIO]]:
-    """A new hidden file beside `path`, locked as long as its writer is alive, and gone at the end if it was not moved."""
-    _take_away_left(path)
+def _hidden_file(path: Path, ending: str = "") -> Iterator[tuple[Path, BinaryIO]]:
+    """A new hidden file beside `path`. Its writer holds it locked. At the end it is deleted, unless it was moved."""
+    _delete_left(path)
     while True:
-        part = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}{ending}")
-        with open(part, "xb") as file:
+        hidden = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}{ending}")
+        with open(hidden, "xb") as file:
             try:
                 _lock(file.fileno(), fcntl.LOCK_EX)
-                if not _is_at(file.fileno(), part):  # another took it for one that was left, before it was locked
+                # Before it was locked, another writer may have deleted it as one that was left.
+                if not _is_at(file.fileno(), hidden):
                     continue
-                yield part, file
+                yield hidden, file
                 return
             finally:
-                part.unlink(missing_ok=True)
+                hidden.unlink(missing_ok=True)
 
 
 def _beginning(path: Path) -> str:
-    """Of the hidden names of all writers of a path, and of no other in its folder."""
-    return f"{PART}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
+    """The beginning of the hidden names of all writers of a path. Other paths in its folder have other beginnings."""
+    return f"{HIDDEN}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
 
 
-def _take_away_left(path: Path) -> None:
-    """Take away what killed writers of `path` left: what nobody holds locked. Where that cannot be known, it stays."""
+def _delete_left(path: Path) -> None:
+    """Delete the hidden files of killed writers of `path`, which nobody holds locked. Where that cannot be known, they stay."""
     beginning = _beginning(path)
     with suppress(OSError), os.scandir(path.parent) as entries:
         left = [path.with_name(entry.name) for entry in entries if entry.name.startswith(beginning)]
-        for part in left:
+        for hidden in left:
             with suppress(OSError):
-                _take_away_if_left(part)
+                _delete_unless_locked(hidden)
 
 
-def _take_away_if_left(part: Path) -> None:
-    if part.is_symlink():  # no writer's
-        part.unlink()
+def _delete_unless_locked(hidden: Path) -> None:
+    # No writer makes links.
+    if hidden.is_symlink():
+        hidden.unlink()
         return
-    file = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.open(hidden, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises OSError where its writer is alive
-        part.unlink()
+        # This raises OSError where its writer is alive.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hidden.unlink()
     finally:
         os.close(file)
 

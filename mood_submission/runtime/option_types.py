@@ -16,7 +16,8 @@ def at_least(low: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
         return value
 
-    parse.__name__ = "int"  # argparse names it where the text is no number
+    # argparse says this name where the text is no number.
+    parse.__name__ = "int"
     return parse
 
 

@@ -7,14 +7,14 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
 
 
 def option(
-    help_text: str | None,
+    help_text: str | Callable[[], str] | None,
     *names: str,
     default: Any = dataclasses.MISSING,
     one_of: str = "",
@@ -23,9 +23,10 @@ def option(
 ) -> Any:
     """A field that is an option.
 
-    help_text: as argparse shows it.
+    help_text: as argparse shows it, or a function that gives it as the command starts.
     names: of the option; by default the field's own, with dashes. A name without dashes makes it a word at its place.
-    default: without one the option must be given.
+    default: the option's value where it is not given. It may be a function that gives it, for what the environment says.
+        Without a default the option must be given.
     one_of: of the fields with the same text here exactly one must be given.
     not_with: of the fields with the same text here at most one may be given.
     more: what argparse takes for it, such as choices, metavar or type. `choices` may be a function that gives them, for
@@ -37,6 +38,8 @@ def option(
         "names": names,
         "group": (one_of or not_with, bool(one_of)),
     }
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -44,8 +47,8 @@ class DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default to the help of options that have one, and do not tell it themselves."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default in (None, False, ()) or "(default" in (action.help or "")
-        return action.help if told else super()._get_help_string(action)
+        complete = action.default in (None, False, ()) or "(default" in (action.help or "")
+        return action.help if complete else super()._get_help_string(action)
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) -> None:
@@ -59,14 +62,13 @@ def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) ->
             if group and group not in groups:
                 groups[group] = parser.add_mutually_exclusive_group(required=must)
             to = groups[group] if group else parser
-            _add(to, field, hint, defaults.get(field.name, field.default))
+            _add(to, field, hint, defaults.get(field.name, _default_of(field)))
 
 
 def _add(to: argparse._ActionsContainer, field: dataclasses.Field, hint: Any, default: Any) -> None:
     """Add the option of a field of that type."""
     how = _of_type(hint) | field.metadata["option"]
-    if callable(how.get("choices")):
-        how["choices"] = how["choices"]()
+    how |= {name: how[name]() for name in ("choices", "help") if callable(how.get(name))}
     names = field.metadata["names"] or (f"--{field.name.replace('_', '-')}",)
     if not names[0].startswith("-"):
         to.add_argument(field.name, **how)
@@ -94,9 +96,15 @@ def _fields(kind: type) -> Iterator[tuple[dataclasses.Field, Any]]:
     return ((field, hints[field.name]) for field in dataclasses.fields(kind))
 
 
+def _default_of(field: dataclasses.Field) -> Any:
+    """A field's default; MISSING where the option must be given."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _of_type(hint: Any) -> dict[str, Any]:
     """What a field's type says to argparse."""
-    if isinstance(hint, types.UnionType):  # such as int | None
+    # Such as int | None.
+    if isinstance(hint, types.UnionType):
         hint = typing.get_args(hint)[0]
     if hint is bool:
         return {"action": "store_true"}

@@ -5,7 +5,6 @@ from contextlib import _GeneratorContextManager, contextmanager
 
 import torch
 
-PRECISIONS = ("float32", "tf32", "bf16")  # that restorations can be drawn in
 # How parameters can be stored. The published checkpoints alone come in float64.
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 STORED = ("float16", "float32")

@@ -245,7 +245,8 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
         return "without a place in the patient"
     axes = np.array(reader.GetDirection()).reshape(reader.GetDimension(), -1)[:3, :3]
     spacing, origin = reader.GetSpacing()[:3], np.array(reader.GetOrigin()[:3])
-    if size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0:  # how GDCM says that frames go against the normal
+    # GDCM says so that frames go against the normal.
+    if size[2] > 1 and axes.shape == (3, 3) and spacing[2] < 0:
         axes, spacing = axes * [1, 1, -1], (*spacing[:2], -spacing[2])
     if (
         axes.shape != (3, 3)
@@ -259,7 +260,7 @@ def _header(file: Path) -> tuple[str, str, Slice] | str:
         return odd
     # GDCM turns a size that is missing or 0 into 1 mm. Files of many slices store it under another tag.
     measured = size[2] > 1 or _are_sizes(tag(PIXEL_SPACING))
-    return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size, measured)
+    return tag(SERIES), tag(NUMBER), Slice(file, axes, spacing, origin, size=size, measured=measured)
 
 
 def _are_sizes(text: str) -> bool:

@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 
-UNEVEN = 0.05  # share of the step between frames by which a frame may be beside its place
-SAME = 1e-3  # mm, or of a direction's components: what is closer is the same
+# How far a frame may lie beside its place, as a share of the step between frames.
+UNEVEN = 0.05
+# Sizes in mm and components of directions that differ by less are the same.
+SAME = 1e-3
 HEADER = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 
 
 def what_is_odd(file: Path, count: int, axes: np.ndarray, spacing: np.ndarray, origin: np.ndarray) -> str:
     """Why the `count` frames of a file are not a stack on this grid, as a note says it; empty where they are.
 
-    axes: (3, 3) directions in columns. spacing, origin: (3,) mm. pydicom reads what tells it; without it no file is known to be
-    such a stack.
+    Without pydicom, which reads the places of frames, no file is known to be such a stack.
+
+    axes: (3, 3). Its columns are the directions of the file's axes.
+    spacing, origin: (3,) in mm.
     """
     if find_spec("pydicom") is None:
         return "of many frames, whose places are not known without pydicom (pip install 'mood-submission[dicom]')"
@@ -42,15 +46,15 @@ def what_is_odd(file: Path, count: int, axes: np.ndarray, spacing: np.ndarray, o
 
 
 def _of_frame(one: Any, shared: Any) -> tuple[list[float], ...]:
-    """A frame's place, direction, sizes of pixels, and slope and intercept. Raises AttributeError where one is not told."""
+    """A frame's place, direction, sizes of pixels, and slope and intercept. Raises AttributeError where one is missing."""
 
     def group(name: str) -> Any:
         return (one if name in one else shared)[name][0]
 
     scale = [1.0, 0.0]
     if "PixelValueTransformationSequence" in one or "PixelValueTransformationSequence" in shared:
-        told = group("PixelValueTransformationSequence")
-        scale = [float(told.RescaleSlope), float(told.RescaleIntercept)]
+        stored = group("PixelValueTransformationSequence")
+        scale = [float(stored.RescaleSlope), float(stored.RescaleIntercept)]
     return (
         [float(x) for x in group("PlanePositionSequence").ImagePositionPatient],
         [float(x) for x in group("PlaneOrientationSequence").ImageOrientationPatient],

@@ -137,7 +137,8 @@ def grid_of_lps(
     header.set_xyzt_units("mm")
     header.set_qform(affine, 1)
     header.set_sform(affine, 1)
-    return Grid(shape, affine, header, *axes_of(affine), affine)
+    ras_axes, flipped = axes_of(affine)
+    return Grid(shape, affine, header, ras_axes=ras_axes, flipped=flipped, affine_mm=affine)
 
 
 def lps_of(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,7 +174,7 @@ def volume_of(blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: t
     # A NIfTI header holds spacing as float32. With the same rounding here, a scan has the same scores in every format.
     sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
     spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
-    return Volume(ras, spacing, grid, source, missing, notes)
+    return Volume(ras, spacing, grid, source, missing=missing, notes=notes)
 
 
 def _fill_missing(ras: np.ndarray) -> int:

@@ -74,7 +74,7 @@ def read_nifti(source: Source) -> Volume:
         assert isinstance(stored, nib.arrayproxy.ArrayProxy)
         _check_size(stored, path, file_size)
         data, missing = _read_ras(stored, grid)
-    return Volume(data, spacing, grid, source, missing, notes)
+    return Volume(data, spacing, grid, source, missing=missing, notes=notes)
 
 
 def read_nifti_grid(source: Source) -> Grid:
@@ -188,7 +188,8 @@ def _grid_of(image: nib.Nifti1Image, path: Path) -> tuple[Grid, tuple[float, flo
         notes += _unknown_sizes(path)
     sizes = np.linalg.norm(affine_mm[:3, :3], axis=0)
     spacing = three(float(sizes[ras_axes.index(axis)]) for axis in range(3))
-    return Grid(shape, affine, header, ras_axes, flipped, affine_mm), spacing, notes
+    grid = Grid(shape, affine, header, ras_axes=ras_axes, flipped=flipped, affine_mm=affine_mm)
+    return grid, spacing, notes
 
 
 def _unknown_sizes(path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Put a run's detector into the model file that it was trained for, and make the method that needs it the file's default."""
+"""Put a run's detector into the model file that it was trained for. The method that needs it becomes the file's default."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ from ..training.mean import mean_detector
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenSettings:
-    """Settings of the detector that can be chosen anew; None for those that it was trained with."""
+    """Settings of the detector that can be chosen anew. None for the one that it was trained with."""
 
     along: float | None = option(
         "how far logits are smoothed from slice to slice: standard deviation, share of a volume's slices "
@@ -29,9 +29,7 @@ class ChosenSettings:
         default=None,
     )
     in_plane: float | None = option(
-        f"and within slices, share of the side (default: {DetectorSettings.in_plane})",
-        metavar="SHARE",
-        default=None,
+        f"and within slices, share of the side (default: {DetectorSettings.in_plane})", metavar="SHARE", default=None
     )
     restorations: int | None = option(
         f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
@@ -55,7 +53,7 @@ class ChosenSettings:
     )
 
     def chosen(self, settings: DetectorSettings) -> DetectorSettings:
-        """The settings with what was chosen. Raises ValueError for what cannot be."""
+        """The settings with those that were chosen. Raises ValueError where they do not go together."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return dataclasses.replace(settings, **given)
 
@@ -72,8 +70,8 @@ class AddDetectorOptions:
     run: Path = option("run folder of 'mood-submission train detector'", "run", metavar="RUN")
     model: Path = option("model file", "model", metavar="MODEL.safetensors")
     best: bool = option(
-        "the detector that did best on the run's validation volumes, instead of the last: where training went on for so "
-        "long that it learned its volumes by heart",
+        "the detector that did best on the run's validation volumes, instead of the last: for a run that went on until it "
+        "knew its volumes by heart",
         default=False,
     )
     mean_with: tuple[Path, ...] = option(
@@ -98,7 +96,7 @@ class AddDetectorOptions:
 
 
 def _without_detector_scores(measured: dict) -> dict:
-    """What was measured on healthy volumes, by method, without the scores of another detector."""
+    """What was measured on healthy volumes, by method, without the methods that need a detector."""
     return {
         name: found
         for name, found in measured.items()
@@ -107,7 +105,11 @@ def _without_detector_scores(measured: dict) -> dict:
 
 
 def _read(source: Path, best: bool, model: Model) -> tuple[Detector, dict]:
-    """The detector of a run or a model file, and what that says of its training. Raises RunError for one of other networks."""
+    """The detector of a run or a model file, and what that says of its training.
+
+    best: of a run, the detector that did best in validation.
+    model: the detector must have been trained for its networks. Raises RunError where it was trained for others.
+    """
     if source.is_file():
         file, other = source, load_model(source, "cpu")
         if other.detector is None:

@@ -7,57 +7,45 @@ Takes the volumes that the model's training held out for thresholds, where --dat
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...about import About
-from ...cli.options import add_device, add_names_file, add_scoring, names_in
-from ...cli.output import Progress, say, tell
+from ...cli.command import run_command
+from ...cli.output import Progress
 from ...methods import table
-from ...model_file import load_model, rewrite_about
-from ...predictor import Predictor
-from ...runtime.names import in_one_line
+from ...model_file import rewrite_about
+from ...runtime.options import option
 from ...volumes import Source, named_volumes
 from ..measuring.calibration import calibrate
+from .options import ScoringOptions, names_in
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mood-submission calibrate", description=__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL.safetensors", help="model file, of mood-submission export")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FOLDER",
-        help="healthy volumes, of one or several scanners",
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """Options of `calibrate`."""
+
+    model: Path = option("model file, of mood-submission export", "model", metavar="MODEL.safetensors")
+    data: tuple[Path, ...] = option("healthy volumes, of one or several scanners", metavar="FOLDER")
+    names_file: Path | None = option("names of the volumes to take, one a line", metavar="FILE", default=None)
+    out: Path | None = option("model file to write (default: the same)", "-o", "--out", metavar="FILE", default=None)
+    scoring: ScoringOptions
+    sample_method: str | None = option(
+        "from then on the file's default (default: as it is)", choices=lambda: table.names("sample"), default=None
     )
-    add_names_file(parser, "names of the volumes to take, one a line")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="model file to write (default: the same)")
-    add_scoring(
-        parser,
-        restorations="of a slice (default: what the model file says); 0: measure anew only what needs none, such "
-        "as the detector's scores",
-    )
-    parser.add_argument(
-        "--sample-method",
-        choices=table.names("sample"),
-        help="from then on the file's default (default: as it is)",
-    )
-    parser.add_argument(
-        "--pixel-method",
-        choices=table.names("pixel"),
-        help="from then on the file's default (default: the method that calibration measures tables for; as it is where that is "
+    pixel_method: str | None = option(
+        "from then on the file's default (default: the method that calibration measures tables for; as it is where that is "
         "a detector's)",
+        choices=lambda: table.names("pixel"),
+        default=None,
     )
-    add_device(parser)
-    return parser.parse_args(argv)
 
-
-def chosen(args: argparse.Namespace, held_out: list[str]) -> list[Source]:
-    if args.names_file:
-        return list(named_volumes(args.data, names_in(args.names_file)).values())
-    files = named_volumes(args.data)
-    return [files[name] for name in held_out if name in files] or list(files.values())
+    def volumes(self, held_out: Sequence[str]) -> list[Source]:
+        """The volumes to measure. held_out: names of those that the model's training held out for thresholds."""
+        if self.names_file:
+            return list(named_volumes(self.data, names_in(self.names_file)).values())
+        found = named_volumes(self.data)
+        return [found[name] for name in held_out if name in found] or list(found.values())
 
 
 def default_method(before: About, after: About) -> str:
@@ -66,28 +54,23 @@ def default_method(before: About, after: About) -> str:
     return method.name if method.needs_detector else after.pixel_method
 
 
+def calibrate_file(options: CalibrateOptions) -> list[str]:
+    """Write the model file. Returns a line on what it was measured on. Raises ValueError, OSError, RuntimeError."""
+    predictor = options.scoring.predictor(options.model)
+    before = predictor.model.about
+    volumes = options.volumes(before.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
+    with Progress(len(volumes), "calibrating") as progress:
+        about = calibrate(predictor, volumes, progress.update)
+    about = dataclasses.replace(
+        about,
+        sample_method=options.sample_method or about.sample_method,
+        pixel_method=options.pixel_method or default_method(before, about),
+    )
+    out = options.out or options.model
+    rewrite_about(options.model, out, about)
+    return [f"{out}: calibrated on {len(volumes)} volumes"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        model = load_model(args.model, args.device, precision=args.precision)
-        predictor = Predictor(
-            model,
-            args.slices,
-            args.restorations,
-            sample_method=table.first_that_fits("sample", model.about, args.restorations).name,
-            pixel_method=table.first_that_fits("pixel", model.about, args.restorations).name,
-        )
-        files = chosen(args, model.about.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
-        with Progress(len(files), "calibrating") as progress:
-            about = calibrate(predictor, files, progress.update)
-        about = dataclasses.replace(
-            about,
-            sample_method=args.sample_method or about.sample_method,
-            pixel_method=args.pixel_method or default_method(model.about, about),
-        )
-        rewrite_about(args.model, args.out or args.model, about)
-    except (ValueError, OSError, RuntimeError) as error:
-        say(f"mood-submission calibrate: {in_one_line(error)}")
-        return 1
-    tell(f"{args.out or args.model}: calibrated on {len(files)} volumes")
-    return 0
+    parser = argparse.ArgumentParser(prog="mood-submission calibrate", description=__doc__)
+    return run_command(parser, CalibrateOptions, calibrate_file, argv, also=(RuntimeError,))

@@ -32,9 +32,7 @@ class EvaluateOptions:
         "with --task pixel: count whole objects too, at many scores; reads all files again", default=False
     )
     findings: Path | None = option(
-        "with --task pixel: count the objects that 'predict --findings' wrote there",
-        metavar="DIR",
-        default=None,
+        "with --task pixel: count the objects that 'predict --findings' wrote there", metavar="DIR", default=None
     )
     json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
     cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
@@ -45,7 +43,7 @@ class EvaluateOptions:
 
 
 def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
-    """The challenge's figure and what lies behind it. Raises ValueError, OSError."""
+    """The challenge's figure, and the details behind it. Raises ValueError, OSError."""
     details = Details.beside(args.label, args.task)
     if args.task == "sample":
         result = evaluate_sample(args.pred, args.label, args.bootstrap, args.seed, details.add_sample)
@@ -64,8 +62,10 @@ def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
 
 
 def counting_findings(folder: Path, details: Details) -> Callable[..., None]:
-    """What counts the objects of each case by its mask of findings. Raises ValueError for a mask that is missing or of
-    another shape."""
+    """A function that counts a case's objects by its mask of findings in `folder`.
+
+    It raises ValueError for a mask that is missing or of another shape.
+    """
 
     def count(name: str, _: np.ndarray, label: np.ndarray, __: np.ndarray) -> None:
         mask = read_mask(folder / name)
@@ -76,8 +76,8 @@ def counting_findings(folder: Path, details: Details) -> Callable[..., None]:
     return count
 
 
-def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
-    """What is printed: the challenge's figure first."""
+def lines_of(result: Evaluation, details: Details, interval: bool) -> list[str]:
+    """The lines that are printed, the challenge's figure first. interval: whether to print its interval."""
     unit = "voxels" if result.task == "pixel" else "volumes"
     by = f" (95% interval {result.low:.4f} to {result.high:.4f})" if interval else ""
     lines = [
@@ -85,14 +85,14 @@ def told(result: Evaluation, details: Details, interval: bool) -> list[str]:
         f"chance {result.chance:.4f}, {result.cases} cases, {result.positives} positive {unit}",
     ]
     lines += [f"{name} {value:.4f}" for name, value in details.measures().items()]
-    for name, parts in details.tables().items():
-        lines.append(f"by {name}: " + ", ".join(f"{part} {value:.3f}" for part, value in parts.items()))
+    for name, groups in details.tables().items():
+        lines.append(f"by {name}: " + ", ".join(f"{group} {value:.3f}" for group, value in groups.items()))
     lines.append(f"predictions counted as zeros: {len(result.missing)}")
     return lines + [f"  {line}" for line in result.missing]
 
 
-def _told(args: EvaluateOptions) -> list[str]:
-    """What is printed, when all files that were asked for are written."""
+def evaluate_and_write(args: EvaluateOptions) -> list[str]:
+    """Write the files that are asked for. Returns the lines to print. Raises ValueError, OSError."""
     result, details = evaluate(args)
     if args.json:
         figures = result.to_dict() | {"measures": details.measures(), "tables": details.tables()}
@@ -103,7 +103,7 @@ def _told(args: EvaluateOptions) -> list[str]:
         details.plot_curves(args.curves)
     if args.size_curves:
         details.plot_by_radius(args.size_curves)
-    return told(result, details, args.bootstrap > 0)
+    return lines_of(result, details, args.bootstrap > 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         epilog="Predictions that are missing, unreadable or of the wrong shape count as all zeros and are listed.",
     )
-    return run_command(parser, EvaluateOptions, _told, argv)
+    return run_command(parser, EvaluateOptions, evaluate_and_write, argv)
 
 
 def finite(value: Any) -> Any:
-    """Figures as JSON has them: None for those that are not defined."""
+    """Figures as JSON has them, with None for those that are not defined."""
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

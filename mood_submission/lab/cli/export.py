@@ -40,7 +40,7 @@ def holding(runs: Sequence[Path], name: str) -> Path:
 
 
 def export(options: ExportOptions) -> list[str]:
-    """Write the model file. Returns a line on what is in it. Raises RunError for runs that are not finished."""
+    """Write the model file. Returns a line on what is in it. Raises RunError for runs that were stopped."""
     vqvae, vqvae_about = load_vqvae(holding(options.runs, "vqvae"))
     prior, prior_about = load_prior(holding(options.runs, "prior"))
     if "measured" not in prior_about:
@@ -63,8 +63,8 @@ def export(options: ExportOptions) -> list[str]:
         training=training | notes,
     )
     save_model(options.out, vqvae, prior, about, DTYPES[options.dtype])
-    told = ("pixel_threshold", "sample_threshold", "sample_scale", "top_reference")
-    figures = json.dumps({name: getattr(about, name) for name in told})
+    measured_fields = ("pixel_threshold", "sample_threshold", "sample_scale", "top_reference")
+    figures = json.dumps({name: getattr(about, name) for name in measured_fields})
     return [f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, {about.region}, {figures}"]
 
 

@@ -1,46 +1,45 @@
 """Write a model's networks as ONNX files: encoder, decoder, prior (the NLL of all codes in one pass) and detector.
 
-Their inputs' shapes are told by 'mood_submission/onnx_export.py' and by each file's metadata; the number of slices is free, and so is the size of
-the box that the detector reads.
+mood_submission/lab/onnx_export.py and each file's metadata say which shapes the inputs have. The number of slices is free,
+and so is the size of the box that the detector reads.
 """
 
 import argparse
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...about import ModelError
-from ...cli.output import say, tell
+from ...cli.command import run_command
 from ...model_file import load_model
-from ...runtime.names import in_one_line
+from ...runtime.options import option
 from ..onnx_export import export_onnx
 
 NEEDED = ("onnx", "onnxscript")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mood-submission export-onnx",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", metavar="MODEL", help="model file, or a region's shipped one: brain, abdom")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="where to")
-    args = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `export-onnx`."""
+
+    model: str = option("model file, or a region's shipped one: brain, abdom", "model", metavar="MODEL")
+    out: Path = option("where to", "-o", "--out", metavar="FOLDER")
+
+
+def export(options: ExportOptions) -> list[str]:
+    """Write the files. Returns a line on each. Raises ValueError where there is no model, or no package that writes them."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        say(
-            f"mood-submission export-onnx: expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'"
-        )
-        return 2
-    warnings.simplefilter("ignore")  # of the exporter, about itself
+        raise ValueError(f"expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'")
+    # The exporter warns of itself.
+    warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        for path in export_onnx(load_model(args.model, "cpu"), args.out):
-            tell(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    except (ModelError, OSError) as error:
-        say(f"mood-submission export-onnx: {in_one_line(error)}")
-        return 1
-    return 0
+    files = export_onnx(load_model(options.model, "cpu"), options.out)
+    return [f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in files]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="mood-submission export-onnx", description=__doc__)
+    return run_command(parser, ExportOptions, export, argv)

@@ -22,7 +22,7 @@ from ...runtime.precision import DTYPES
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The state dictionary in `file`; tensors only, nothing in it is executed."""
+    """The state dictionary in `file`. It holds tensors only, and nothing in it is executed."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -37,7 +37,11 @@ Network = TypeVar("Network", VQVAE, PixelSNAIL)
 
 
 def read_network(file: Path, kind: type[Network], convert: Callable[[dict], tuple]) -> Network:
-    """The network in `file`, in the precision that it is stored in; every parameter must be there and fit."""
+    """The network in `file`, in the precision that it is stored in.
+
+    convert: from the file's state dictionary to the network's settings and parameters.
+    Raises PublishedCheckpointError where a parameter is missing, unknown or of another shape.
+    """
     state = read_state(file)
     try:
         settings, parameters, *_ = convert(state)
@@ -71,7 +75,7 @@ class ImportOptions:
 
 
 def import_checkpoints(options: ImportOptions) -> list[str]:
-    """Write the model file. There is nothing to tell of it. Raises PublishedCheckpointError for other checkpoints."""
+    """Write the model file. Returns no lines. Raises PublishedCheckpointError for other checkpoints."""
     vqvae = read_network(options.features, VQVAE, lambda state: convert_vqvae(state, options.stem_padding))
     prior = read_network(options.latent, PixelSNAIL, convert_prior)
     about = About(

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...cli.command import run_command
-from ...cli.options import names_in
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import at_least, share
 from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_gross_toy, make_toy
+from .options import names_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class ToyOptions:
     )
     healthy_fraction: float = option("share left healthy", type=share, default=0.5)
     gross: bool = option(
-        "instead, of each volume the healthy one and what no score must get wrong: dark balls of 10 to 50 mm, half of it "
-        "missing, blurred, inverted, noisy, turned ...",
+        "instead: each volume as it is, and with what no score must get wrong: dark balls of 10 to 50 mm, half of it missing, "
+        "blurred, inverted, noisy, turned ...",
         default=False,
         not_with="series",
     )
     sizes: bool = option(
-        "instead, of each volume the healthy one and lesions of 2 to 45 mm, one a case: balls, soft dark ones, shifts",
+        "instead: each volume as it is, and with a lesion of 2 to 45 mm, one a case: balls, soft dark ones, shifts",
         default=False,
         not_with="series",
     )
@@ -54,7 +54,7 @@ class ToyOptions:
             raise argparse.ArgumentError(None, "--size is for made-up volumes; with --from volumes keep their own grid")
 
     def chosen_names(self) -> list[str] | None:
-        """Names of the volumes to take; None for all. Raises ValueError for a file without any, OSError for one not there."""
+        """Names of the volumes to take; None for all. Raises ValueError for a file without names, OSError without the file."""
         if self.names_file is None:
             return self.names.split(",") if self.names else None
         names = names_in(self.names_file)
@@ -64,7 +64,7 @@ class ToyOptions:
 
 
 def make(options: ToyOptions) -> list[str]:
-    """Write the cases. Returns a line on what they are. Raises ValueError, OSError."""
+    """Write the cases. Returns a line on them. Raises ValueError, OSError."""
     if options.gross or options.sizes:
         return _make_series(options, "gross" if options.gross else "sizes")
     records = make_toy(

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cli.output import say, tell
-from ...runtime.names import in_one_line, shown
+from ...cli.command import run_command
+from ...runtime.names import shown
+from ...runtime.option_types import positive
+from ...runtime.options import option
 from ...volumes import FORMATS, Source, VolumeError, find_volumes, read_volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Options of `show`."""
+
+    volumes: Path = option("folder with the volumes", "volumes", metavar="IN")
+    predicted: Path = option("folder with their pixel scores", "predicted", metavar="PRED")
+    label: Path | None = option("folder with pixel labels, or a toy_label folder", metavar="DIR", default=None)
+    out: Path = option("picture to draw", "-o", "--out", metavar="PICTURE.png")
+    most: int = option("draw at most so many volumes", type=positive, default=8)
 
 
 def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
@@ -21,7 +34,7 @@ def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One volume's pictures by column ("volume", "label", "scores"), each (y, x) with anterior at the top, of slice z."""
+    """One volume's pictures of slice z, (y, x) with anterior at the top, by column: "volume", "label", "scores"."""
 
     pictures: dict[str, np.ndarray]
     z: int
@@ -47,7 +60,7 @@ def plot(rows: dict[str, Row], out: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = [name for name in ("volume", "label", "scores") if name in next(iter(rows.values())).pictures]
-    # one scale, so that rows can be compared
+    # All rows have one scale, so that they can be compared.
     brightest = max(float(row.pictures["scores"].max()) for row in rows.values()) or 1
     styles: dict[str, dict] = {"scores": {"cmap": "inferno", "vmin": 0, "vmax": brightest}}
     figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.6 * len(columns), 2.6 * len(rows)), squeeze=False)
@@ -56,29 +69,25 @@ def plot(rows: dict[str, Row], out: Path) -> None:
             axis.imshow(row.pictures[column], **styles.get(column, {"cmap": "gray"}))
             axis.set(xticks=[], yticks=[])
             title = column if column != "volume" else shown(f"{name}, z = {row.z}")
-            axis.set_title(title, fontsize=8, parse_math=False)  # a name may hold dollars
+            # A name may hold dollars, which are no formula.
+            axis.set_title(title, fontsize=8, parse_math=False)
     figure.tight_layout()
     figure.savefig(out, dpi=90)
 
 
+def show(options: ShowOptions) -> list[str]:
+    """Draw the picture. Returns its name. Raises VolumeError, OSError."""
+    inner = options.label and options.label / "pixel"
+    labels = inner if inner and inner.is_dir() else options.label
+    sources = find_volumes(options.volumes)[: options.most]
+    if not sources:
+        raise VolumeError(f"{options.volumes}: expected {FORMATS}, found none")
+    rows = {source.name: load_row(source, options.predicted, labels) for source in sources}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    plot(rows, options.out)
+    return [str(options.out)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission show", description=__doc__)
-    parser.add_argument("volumes", type=Path, metavar="IN", help="folder with the volumes")
-    parser.add_argument("predicted", type=Path, metavar="PRED", help="folder with their pixel scores")
-    parser.add_argument("--label", type=Path, metavar="DIR", help="folder with pixel labels, or a toy_label folder")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="PICTURE.png")
-    parser.add_argument("--most", type=int, default=8, help="draw at most so many volumes (default: 8)")
-    args = parser.parse_args(argv)
-    labels = args.label / "pixel" if args.label and (args.label / "pixel").is_dir() else args.label
-    try:
-        sources = find_volumes(args.volumes)[: args.most]
-        if not sources:
-            raise VolumeError(f"{args.volumes}: expected {FORMATS}, found none")
-        rows = {source.name: load_row(source, args.predicted, labels) for source in sources}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        plot(rows, args.out)
-    except (VolumeError, OSError) as error:
-        say(f"mood-submission show: {in_one_line(error)}")
-        return 1
-    tell(args.out)
-    return 0
+    return run_command(parser, ShowOptions, show, argv)

@@ -1,6 +1,6 @@
-"""Train a VQ-VAE, then a prior on its codes, on a folder of healthy volumes (or on slices cached from one); then a detector
-on both, with anomalies planted in these volumes; or the VAE that they are compared with. Started by torchrun, its processes
-train one network together."""
+"""Train a VQ-VAE on a folder of healthy volumes, or on slices cached from one. Then train a prior on its codes, and a detector
+on both, with anomalies planted in these volumes. Or train the VAE that they are compared with. The processes that torchrun
+starts train one network together."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class CacheOptions:
 
     data: DataOptions
     out: Path = option(
-        "cache file to write; the slices themselves come to lie beside it, in FILE.npy",
+        "cache file to write; the slices themselves lie beside it, in FILE.npy",
         "-o",
         "--out",
         metavar="FILE.npz",
@@ -45,7 +45,11 @@ def _plant(options: PlantOptions) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A stage of training: its help, its options, a dataclass, what it does with them, and defaults that are its own."""
+    """A stage of training.
+
+    help: a line on it. options: a dataclass of options. run: trains with these options. defaults: by a field's name, where
+    this stage has another default.
+    """
 
     help: str
     options: type
@@ -77,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = STAGES[args.stage]
     try:
         command.run(options_of(command.options, args))
-    except ValueError as error:  # files and settings that are not as expected
+    # Files and settings that are not as expected.
+    except ValueError as error:
         say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:

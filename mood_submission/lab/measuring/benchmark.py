@@ -21,10 +21,20 @@ from ...restoration.plain import replace_unlikely
 from ...running.run_folder import predict_files
 from ...runtime.precision import exact_float32
 from ...runtime.stopwatch import Stopwatch
-from ...volumes import read_volume, write_volume
+from .steps import predict_in_steps
 
 # The share of a slice's codes that are above its threshold where nothing is to be skipped.
 REPLACED = 0.1
+# The steps of a prediction that have a figure of their own, as `predict_in_steps` calls them.
+STEPS = {
+    "read": "read",
+    "prepare": "prepare",
+    "encode": "encode",
+    "nll": "NLL",
+    "healthy_sampling": "sample",
+    "decode": "decode restorations",
+    "write": "write",
+}
 
 
 def peak_rss_mb() -> float:
@@ -47,28 +57,31 @@ def machine(device: torch.device) -> str:
 def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> dict[str, float | int | str]:
     """Time a volume's prediction step by step, sampling with nothing skipped, one forward, and the naive loop.
 
-    path: a healthy volume. out: folder to write the prediction to. places: at how many of the code grid's places the
-    naive loop, which does the same at each, is measured; its time for all of them is worked out from these.
+    path: a healthy volume.
+    out: folder to write the prediction to.
+    places: at how many of the code grid's places the naive loop is measured. It does the same at every place, so its time for
+        all of them is worked out from these.
 
     Returns seconds and ratios:
-    read_s, prepare_s, encode_s, nll_s, healthy_sampling_s, decode_s (with the slices' scores), postprocess_s, write_s:
-        the volume, at the model's own threshold; volume_s: all of these. Between them they do both tasks.
-    sampling_s, sampling_decode_s: the same slices with a threshold for each that its 10% least likely codes are above,
-        so that every slice is sampled. skipped: share of places before a slice's first replaced one. changed: share of
-        codes that came out as others.
-    floor_s: one forward of the prior for slices x restorations grids. naive_s: a forward of all of them for each place.
-        Both in the model's own precision, also where sampling is in another (`Model.precision`).
+    read_s, prepare_s, encode_s, nll_s, healthy_sampling_s, decode_s (of the restorations), postprocess_s, write_s: the volume,
+        at the model's own threshold. Between them they do both tasks. volume_s: all of these.
+    sampling_s, sampling_decode_s: the same slices with a threshold for each that its 10% least likely codes are above, so that
+        every slice is sampled. skipped: share of places before a slice's first replaced one. changed: share of codes that
+        came out as others.
+    floor_s: one forward of the prior for slices x restorations grids. naive_s: a forward of all of them for each place. Both in
+        the model's own precision, also where sampling is in another (`Model.precision`).
     speedup = naive_s / sampling_s, over_floor = sampling_s / floor_s; with `healthy_` in front for healthy_sampling_s.
-    peak_rss_mb: of the process, up to here without floor and naive loop; peak_device_mb: CUDA's, likewise.
+    peak_rss_mb: of the process, without floor and naive loop. peak_device_mb: CUDA's, likewise.
     """
     model = predictor.model
-    clock = Stopwatch(model.device)
+    steps, clock = Stopwatch(model.device), Stopwatch(model.device)
     _warm_up(predictor, path, out)
-    prepared, codes, nll, healthy = _predict(predictor, path, out, clock)
-    result: dict[str, float] = {
-        "volume_s": sum(clock.seconds.values()),
-        "healthy_changed": _changed(healthy, codes),
-    }
+    prepared, evidence = predict_in_steps(predictor, path, out, steps)
+    codes, nll, healthy = evidence.codes, evidence.nll, evidence.restored_codes
+    assert healthy is not None
+    seconds = {f"{name}_s": steps.seconds.pop(step) for name, step in STEPS.items()}
+    seconds["postprocess_s"] = sum(steps.seconds.values())
+    result: dict[str, float] = {"volume_s": sum(seconds.values()), "healthy_changed": _changed(healthy, codes)}
     thresholds = nll.flatten(1).quantile(1 - REPLACED, dim=1)
     with clock.step("sampling_s"):
         restored = predictor.restore(prepared, codes, threshold=thresholds)
@@ -82,7 +95,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
     places = min(places, codes[0].numel())
     result |= {"places": codes[0].numel(), "naive_places": places, "rows": restored[:, :, 0, 0].numel()}
     _floor_and_naive(predictor, prepared, codes, thresholds=thresholds, places=places, clock=clock)
-    seconds = clock.seconds
+    seconds |= clock.seconds
     seconds["naive_s"] = seconds.pop("naive_places_s") / places * codes[0].numel()
     for kind in ("", "healthy_"):
         result[f"{kind}speedup"] = seconds["naive_s"] / seconds[f"{kind}sampling_s"]
@@ -91,38 +104,15 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
 
 
 def _warm_up(predictor: Predictor, path: Path, out: Path) -> None:
-    """Once through, with one slice on a CPU. On CUDA with all, and until the sampler has its graphs: two uses more."""
+    """Predict once, with one slice on a CPU. On CUDA with all slices, and until the sampler has its graphs: two uses more."""
     model, clock = predictor.model, Stopwatch(predictor.model.device)
     if model.device.type != "cuda":
-        _predict(Predictor(model, 1, 1), path, out, clock)
+        predict_in_steps(Predictor(model, 1, 1), path, out, clock)
         return
-    prepared, codes, _, _ = _predict(predictor, path, out, clock)
+    prepared, evidence = predict_in_steps(predictor, path, out, clock)
     for _ in range(2):
-        restored = predictor.restore(prepared, codes, threshold=0.0)
-        predictor.evidence(prepared, restored).decode_restorations()
-
-
-def _predict(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> tuple[Prepared, Tensor, Tensor, Tensor]:
-    """`Predictor`'s steps of both tasks, one by one. Returns also codes (N, h, w), NLL and restored (N, S, h, w)."""
-    with clock.step("read_s"):
-        volume = read_volume(path)
-    with clock.step("prepare_s"):
-        prepared = predictor.prepare(volume)
-    evidence = predictor.evidence(prepared)
-    with clock.step("encode_s"):
-        codes = evidence.codes
-    with clock.step("nll_s"):
-        nll = evidence.nll
-    with clock.step("healthy_sampling_s"):
-        restored = predictor.restore(prepared, codes)
-    evidence = evidence.with_restorations(restored)
-    with clock.step("decode_s"):
-        evidence.decode_restorations()
-    with clock.step("postprocess_s"):
-        scores = predictor.to_volume(prepared, predictor.pixel(evidence))
-    with clock.step("write_s"):
-        write_volume(out / prepared.source.output_name, scores, prepared.grid)
-    return prepared, codes, nll, restored
+        restored = predictor.restore(prepared, evidence.codes, threshold=0.0)
+        evidence.with_restorations(restored).decode_restorations()
 
 
 def _changed(restored: Tensor, codes: Tensor) -> float:
@@ -132,15 +122,9 @@ def _changed(restored: Tensor, codes: Tensor) -> float:
 @torch.inference_mode()
 @exact_float32()
 def _floor_and_naive(
-    predictor: Predictor,
-    prepared: Prepared,
-    codes: Tensor,
-    *,
-    thresholds: Tensor,
-    places: int,
-    clock: Stopwatch,
+    predictor: Predictor, prepared: Prepared, codes: Tensor, *, thresholds: Tensor, places: int, clock: Stopwatch
 ) -> None:
-    """Time one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
+    """Measure one forward of the prior for all restorations ("floor"), and the naive loop at so many places."""
     model, copies = predictor.model, predictor.restorations
     uniforms = predictor.uniforms_of(prepared, codes).flatten(0, 1).to(codes.device)
     rows, thresholds = codes.repeat_interleave(copies, dim=0), thresholds.repeat_interleave(copies)
@@ -153,14 +137,15 @@ def _floor_and_naive(
     clock.seconds.pop("warm_up_s", None)
     with clock.step("naive_places_s"):
         for place in torch.linspace(0, codes[0].numel() - 1, places).long().tolist():
-            r, c = divmod(place, codes.shape[2])
+            row, column = divmod(place, codes.shape[2])
             for batch in batches:
-                logits, draws = model.prior(rows[batch], position[batch])[:, :, r, c], uniforms[batch, r, c]
-                rows[batch, r, c] = replace_unlikely(logits, rows[batch, r, c], draws, thresholds[batch])
+                logits = model.prior(rows[batch], position[batch])[:, :, row, column]
+                codes_here, draws = rows[batch, row, column], uniforms[batch, row, column]
+                rows[batch, row, column] = replace_unlikely(logits, codes_here, draws, thresholds[batch])
 
 
 class FreeNetworks(Model):
-    """In a `Model`'s place: networks that cost nothing. Every slice is restored to mid-grey."""
+    """Networks that cost nothing, in a `Model`'s place. Every slice is restored to mid-grey."""
 
     def __init__(self, region: str, device: str | torch.device = "cpu"):
         self.about = About(region, VQVAESettings(), PixelSNAILSettings(), Preprocessing.published(region))
@@ -183,11 +168,15 @@ class FreeNetworks(Model):
 def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) -> dict[str, float]:
     """Time all but the networks, beside nibabel's bare load and save of the same volume.
 
-    predictor: with `FreeNetworks`. path: a volume. out: an empty folder to write to.
+    predictor: with `FreeNetworks`.
+    path: a volume.
+    out: an empty folder to write to.
+    volumes: how many copies of the volume the pipeline predicts.
 
-    Returns io_s: the pixel task from file to file; nibabel_s: load as float32 and save, which gives a file of the same
-    kind; io_ratio; pipeline_s: for each of several volumes, read and written in threads; peak_rss_mb: of the process,
-    with that pipeline.
+    Returns
+    io_s: the pixel task from file to file. nibabel_s: load as float32 and save, which gives a file of the same kind.
+    io_ratio = io_s / nibabel_s.
+    pipeline_s: for each of several volumes, read and written in threads. peak_rss_mb: of the process, with that pipeline.
     """
     clock = Stopwatch(predictor.model.device)
     links = [out / f"{i}_{path.name}" for i in range(volumes)]

@@ -1,4 +1,4 @@
-"""From healthy volumes to what is usual and what is rare among them: fills in what a model file says of that."""
+"""Measures on healthy volumes what is usual and what is rare among them, for the model file to say."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +20,13 @@ from ...volumes import Source, read_volume
 def calibrate(
     predictor: Predictor, sources: Iterable[Source | Path], progress: Callable[[], object] = lambda: None
 ) -> About:
-    """The model's description with all that healthy volumes tell.
+    """The model's description with all that is measured on healthy volumes.
 
-    What is measured: what each method stores (`Method.calibrated`), `usual`, `typical`, `healthy_voxels` and `healthy_samples`. Without
-    restorations, methods that need some stay as they are.
+    That is what each method stores (`Method.calibrated`), `usual`, `typical`, `healthy_voxels` and `healthy_samples`. Methods
+    that need restorations keep what they have where the predictor draws none.
+
     predictor: its slices and restorations are those of later use.
-    paths: healthy volumes that the model was not trained on, of all sources that it is for.
+    sources: healthy volumes that the model was not trained on, from all scanners that it is for.
     progress: called after each volume.
     Raises VolumeError for a file that is no volume, ValueError for no volumes.
     """
@@ -51,7 +52,7 @@ def calibrate(
         "restorations": predictor.restorations,
         "precision": predictor.model.precision,
     }
-    # What was measured without restorations does not replace how tables that need restorations were made.
+    # Tables that need restorations stay without them, and so does what says how these tables were made.
     name = "calibration" if predictor.restorations else "healthy_scores"
     return dataclasses.replace(about, training=about.training | {name: calibration})
 
@@ -62,7 +63,7 @@ def _measurable(predictor: Predictor) -> list[Method]:
 
 
 def _compute(evidence: Evidence) -> None:
-    """Have the parts of the evidence computed that take time, while the progress is told."""
+    """Compute the parts of the evidence that take time now, so that the progress shows it."""
     evidence.nll, evidence.smoothed  # noqa: B018
 
 
@@ -76,12 +77,12 @@ def _with_usual(about: About, healthy: Sequence[Evidence]) -> About:
 
 
 def _as_by_default(method: Method, evidence: Evidence) -> Evidence:
-    """The evidence as the method's pixel scores see it by default: without restorations where it draws none."""
+    """The evidence for the method's pixel scores as they are by default: without restorations where they take none."""
     return evidence if method.restorations(evidence.about) else evidence.without_restorations()
 
 
 def _with_healthy_scores(about: About, predictor: Predictor, measured: list[tuple[Prepared, Evidence]]) -> About:
-    """The description with the scores of the healthy volumes, by every method that model and restorations allow."""
+    """The description with the healthy volumes' scores, by every method for which model and restorations suffice."""
     least = [least_voxels(prepared.spacing) for prepared, _ in measured]
     calibrated = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
     voxels, samples = dict(about.healthy_voxels), dict(about.healthy_samples)

@@ -1,4 +1,4 @@
-"""Where the time of a prediction goes: seconds and arithmetic of each stage, beside the speed of the machine's own matrices."""
+"""Where the time of a prediction goes: seconds and arithmetic of each stage, beside the machine's speed in matrix products."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...evidence.evidence import Evidence
@@ -14,15 +13,19 @@ from ...evidence.normalised import NormalisedEvidence, volume_logits
 from ...output.predictions import predict_file
 from ...predictor import Predictor
 from ...runtime.stopwatch import Stopwatch
-from ...volumes import read_volume, write_volume
+from .steps import predict_in_steps
 
-# Of the matrices that the machine's speed is measured with.
+# Side of the matrices that the machine's speed is measured with, and how often they are multiplied.
 SIDE, TRIES = 2048, 5
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """seconds: of a whole volume. gflop: floating-point operations, in thousands of millions; 0 of what is no network."""
+    """What a stage costs.
+
+    seconds: for a whole volume.
+    gflop: floating-point operations, in thousands of millions. 0 for what is no network.
+    """
 
     name: str
     seconds: float
@@ -47,45 +50,19 @@ def matrix_speed(device: torch.device) -> float:
 
 def profile(predictor: Predictor, path: Path, out: Path) -> list[StageCost]:
     """Predict a volume once as a warm-up and once stage by stage, both tasks in one. out: folder to write the prediction to."""
-    stages, clock = [], Stopwatch(predictor.model.device)
+    clock = Stopwatch(predictor.model.device)
     predict_file(predictor, path, "pixel", out)
-
-    def timed(name: str, work: Callable[[], object], gflop: float = 0.0) -> object:
-        with clock.step(name):
-            result = work()
-        stages.append(StageCost(name, clock.seconds[name], gflop))
-        return result
-
-    volume = read_volume(path)
-    timed("read", lambda: read_volume(path))
-    prepared = predictor.prepare(volume)
-    timed("prepare", lambda: predictor.prepare(volume))
-    evidence = predictor.evidence(prepared)
-    of_slice = slice_gflop(predictor, evidence)
-    count = len(prepared.indices)
-    timed("encode", lambda: evidence.codes, count * of_slice["encode"])
-    timed("NLL", lambda: evidence.nll, count * of_slice["NLL"])
-    timed("decode", lambda: evidence.decoded, count * of_slice["decode"])
-    if predictor.restorations:
-        copies = count * predictor.restorations
-        restored = timed("sample", lambda: predictor.restore(prepared, evidence.codes), copies * of_slice["NLL"])
-        assert isinstance(restored, Tensor)
-        evidence = evidence.with_restorations(restored)
-        timed("decode restorations", evidence.decode_restorations, copies * of_slice["decode"])
-    if predictor.model.detector is not None:
-        timed("detect", lambda: evidence.logits, count * of_slice["detect"])
-    scores = timed("score", lambda: predictor.pixel(evidence))
-    assert isinstance(scores, Tensor)
-    timed("score the sample", lambda: predictor.sample(evidence))
-    whole = predictor.to_volume(prepared, scores)
-    timed("to the volume's grid", lambda: predictor.to_volume(prepared, scores))
-    timed("write", lambda: write_volume(out / prepared.source.output_name, whole, prepared.grid))
-    return stages
+    prepared, evidence = predict_in_steps(predictor, path, out, clock)
+    of_slice, slices = slice_gflop(predictor, evidence), len(prepared.indices)
+    gflop = {name: slices * work for name, work in of_slice.items()}
+    # Sampling a restoration does about what one NLL does.
+    gflop["sample"] = gflop["NLL"] * predictor.restorations
+    gflop["decode restorations"] = gflop["decode"] * predictor.restorations
+    return [StageCost(name, seconds, gflop.get(name, 0.0)) for name, seconds in clock.seconds.items()]
 
 
 def slice_gflop(predictor: Predictor, evidence: Evidence) -> dict[str, float]:
-    """Floating-point operations of the networks for one slice, by stage, in thousands of millions. Sampling a restoration does
-    about what one NLL does."""
+    """Floating-point operations of the networks for one slice, by stage, in thousands of millions."""
     model = predictor.model
     first = evidence.slices[:1], evidence.position[:1].to(model.device)
     codes = model.encode(*first)

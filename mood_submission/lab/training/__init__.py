@@ -1,1 +1,1 @@
-"""Training of the two networks on a folder of healthy volumes: cache -> augment -> VQ-VAE -> prior -> export."""
+"""Training on a folder of healthy volumes: cache -> augment -> VQ-VAE -> prior -> detector."""

@@ -1,4 +1,4 @@
-"""What training leaves of a stage: its checkpoint, the network in it, and starting from one."""
+"""What training leaves of a stage: its checkpoint and the network in it; and how another training starts from it."""
 
 import dataclasses
 import json
@@ -25,44 +25,44 @@ class RunError(ValueError):
 
 
 def save_checkpoint(file: Path, content: dict) -> None:
-    """A kill leaves the old checkpoint or the new one, whole."""
+    """Write a checkpoint. A kill leaves the old one or the new one, whole."""
     with write_whole(file) as out:
         torch.save(content, out)
 
 
 def load_checkpoint(file: Path, device: str | torch.device = "cpu") -> dict:
-    """Tensors and plain values only: nothing in the file is executed."""
+    """Read a checkpoint. It holds tensors and plain values only: nothing in the file is executed."""
     return torch.load(file, map_location=device, weights_only=True)
 
 
 def add_to_about(file: Path, more: dict) -> None:
-    """Let a checkpoint say more of itself."""
+    """Add to what a checkpoint says of itself."""
     stored = load_checkpoint(file)
     save_checkpoint(file, stored | {"about": json.dumps(json.loads(stored["about"]) | more)})
 
 
 def load_vqvae(folder: Path) -> tuple[VQVAE, dict]:
-    """The averaged VQ-VAE of a run, in evaluation mode, and what the run says of itself. Raises RunError without one."""
+    """The averaged VQ-VAE of a run, in evaluation mode, and what the run says of itself.
+
+    Raises RunError where the run has none.
+    """
     return _load(folder, "vqvae", lambda settings: VQVAE(VQVAESettings(**settings)))
 
 
 def load_prior(folder: Path) -> tuple[PixelSNAIL, dict]:
-    """The averaged prior of a run, weight norm folded, and what the run says of itself, as `load_vqvae`."""
+    """The averaged prior of a run, its weight norm folded, as `load_vqvae`."""
     prior, about = _load(folder, "prior", lambda s: add_weight_norm(PixelSNAIL(PixelSNAILSettings(**s))))
     return fold_weight_norm(prior).eval(), about
 
 
 def load_detector(folder: Path, best: bool = False) -> tuple[Detector, dict]:
-    """The averaged detector of a run, and what the run says of itself, as `load_vqvae`.
-
-    best: the one that did best on the validation volumes, instead of the last.
-    """
+    """The averaged detector of a run, as `load_vqvae`. best: the one that did best in validation, instead of the last."""
     file = "detector_best" if best else "detector"
     return _load(folder, "detector", lambda s: Detector(DetectorSettings.from_dict(s)), file)
 
 
 def load_vae(folder: Path) -> tuple[VAE, dict]:
-    """The averaged VAE of a run, and what the run says of itself, as `load_vqvae`."""
+    """The averaged VAE of a run, as `load_vqvae`."""
     return _load(folder, "vae", lambda settings: VAE(VAESettings(**settings)))
 
 
@@ -87,11 +87,12 @@ def _averaged(folder: Path, name: str) -> tuple[Parameters, dict]:
 
 
 def start_from(source: Path, stage: Stage) -> dict:
-    """Fill the stage's network with that of a run or of a model file. Returns what that says of its training, but for the
-    volumes. Raises RunError where the sizes differ."""
+    """Fill the stage's network with that of a run or of a model file.
+
+    Returns what that says of its training, without the volumes. Raises RunError where the sizes differ.
+    """
     try:
-        read = _averaged(source, stage.name) if source.is_dir() else _of_model_file(source, stage)
-        parameters, about = read
+        parameters, about = _averaged(source, stage.name) if source.is_dir() else _of_model_file(source, stage)
         stage.begin_from(parameters)
     except RuntimeError as error:
         raise RunError(

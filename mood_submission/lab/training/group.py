@@ -1,4 +1,4 @@
-"""The processes that train one network together, each on its own part of every batch, as torchrun starts them."""
+"""The processes that train one network together, as torchrun starts them. Each takes its own part of every batch."""
 
 import os
 import sys
@@ -12,38 +12,40 @@ from torch import Tensor
 
 from ...runtime.torchrun import Process
 
-PATIENCE = timedelta(hours=12)  # that the others wait for one that reads volumes, plants or validates
+# How long the others wait for one process that reads volumes, plants or validates.
+PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
 class Group(Process):
     """This process among those that train together. One alone exchanges nothing.
 
-    Gradients are averaged here and not by DistributedDataParallel: that works on a network's `forward`, while a stage's loss
-    calls the network's parts one by one, and it takes over the first process's running statistics where their mean is wanted.
+    Gradients are averaged here and not by DistributedDataParallel. It trains as well, but takes more lines: a stage's loss must
+    become a module's `forward`, every part of a batch but the last needs its `no_sync`, and it hands out the first process's
+    running statistics where their mean is wanted.
     """
 
     @classmethod
     def from_environment(cls) -> "Group":
-        """What torchrun says of this process; one alone where it has not been started so. Meets the others on the first call."""
+        """What torchrun says of this process, or ALONE without torchrun. The first call waits for all processes."""
         group = cls.from_torchrun()
         if group is None:
             return ALONE
         if group.device is not None:
             torch.cuda.set_device(group.device)
         if not dist.is_initialized():
-            # gloo for what lies on the CPU, nccl for what lies on GPUs
+            # gloo carries what lies on the CPU, nccl what lies on GPUs.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
         return group
 
     @staticmethod
     def leave(status: int) -> int:
-        """End this process with an exit status, where others train beside it; give the status back where it is alone.
+        """End this process with an exit status where others train beside it. Returns the status where it is alone.
 
-        Call it last. A thread of gloo lets go of the tensors that were exchanged, and outlives the group: where it does
-        so while Python shuts down, it aborts the process. So the process ends without that shutdown, with all output
-        flushed. A process that ends with an error does not wait for the others.
+        Call it last. A thread of gloo outlives the group and frees the tensors that were exchanged. It aborts the process
+        where it does so while Python shuts down. So the process ends without that shutdown, with all output flushed. A
+        process that ends with an error does not wait for the others.
         """
         if dist.is_available() and dist.is_initialized():
             if status == 0:
@@ -55,16 +57,15 @@ class Group(Process):
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that validates, writes and draws pictures."""
+        """Whether this is the process that validates, writes and draws pictures."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all have come here."""
-        if self.count > 1:
-            self.first_ones(0.0)
+        """Wait until the first process has come here."""
+        self.from_first(0.0)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Put the mean over all processes into each tensor. They travel as one, in float32."""
+        """Put into each tensor its mean over all processes. The tensors are sent as one, in float32."""
         if self.count > 1 and tensors:
             flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
             dist.all_reduce(flat)
@@ -78,14 +79,14 @@ class Group(Process):
             dist.all_reduce(tensor)
         return tensor
 
-    def take_first_ones(self, tensors: Sequence[Tensor]) -> None:
-        """Put into each tensor what it holds in the first process."""
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        """Put into each tensor the values that it has in the first process."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
-    def first_ones(self, number: float) -> float:
-        """The number that the first process has."""
+    def from_first(self, number: float) -> float:
+        """The number that the first process has passed here."""
         if self.count == 1:
             return number
         shared = torch.tensor(number, dtype=torch.float64)

@@ -11,9 +11,9 @@ from ...networks.detector import Detector
 def mean_detector(detectors: Sequence[Detector]) -> Detector:
     """The detector whose parameters and batch norm statistics are the means of these, in evaluation mode.
 
-    It is of use where all were trained on from one detector: then they lie near each other, and what each learned by heart
-    of its volumes averages out ("model soup", Wortsman et al., 2022). Its settings are those of the first. Raises
-    ValueError where the detectors have other widths or another context.
+    It is of use where the training of all started from one detector. Then they lie near each other, and what one of them learned
+    by heart of its volumes averages out ("model soup", Wortsman et al., 2022). Its settings are those of the first.
+    Raises ValueError where the detectors have other widths or another context.
     """
     mean = copy.deepcopy(detectors[0])
     built = (mean.settings.widths, mean.settings.context)

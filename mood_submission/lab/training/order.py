@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 class BatchOrder:
-    """Indices of the batch of each step: every filled slice once an epoch, nearly empty ones once in eight epochs."""
+    """Indices of the batch of each step. Filled slices come once an epoch, nearly empty ones once in eight epochs.
+
+    filled: (N,) bool, of each slice.
+    batch: slices a step.
+    """
 
     def __init__(self, filled: Tensor, batch: int, seed: int):
         self.filled, self.empty = filled.nonzero()[:, 0], (~filled).nonzero()[:, 0]
@@ -20,6 +24,7 @@ class BatchOrder:
         self.epoch = epoch
 
     def __call__(self, step: int) -> Tensor:
+        """The indices (batch,) int64 of a step, which depend on the seed and the step alone."""
         picked = []
         for i in range(step * self.batch, (step + 1) * self.batch):
             if i // self.length != self.epoch:

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def curves(log: Path, picture: Path) -> None:
-    """One small plot a column of the CSV log, over minutes."""
+    """One small plot for each column of the CSV log, over minutes."""
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
     columns = [name for name in rows[0] if name not in ("step", "minutes")]
@@ -41,9 +41,9 @@ def reconstructions(model: VQVAE | VAE, data: SliceData, picture: Path, count: i
 
 @torch.inference_mode()
 def restorations(
-    vqvae: VQVAE, prior: PixelSNAIL, data: SliceData, threshold: float, picture: Path, count: int = 6
+    vqvae: VQVAE, prior: PixelSNAIL, data: SliceData, picture: Path, *, threshold: float, count: int = 6
 ) -> None:
-    """Held-out slices with a bright square planted, their reconstruction, NLL, and two restorations."""
+    """Held-out slices with a bright square planted, their reconstruction, NLL, and two restorations, one column a slice."""
     slices, position = data.plain(_some_filled(data, count))
     middle = slices.shape[-1] // 2
     slices[:, middle - 12 : middle + 8, middle + 8 : middle + 28] = slices.amax() * 0.9

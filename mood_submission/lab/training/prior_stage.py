@@ -1,4 +1,4 @@
-"""Training the prior on the codes of a finished VQ-VAE, and what is measured with it on held-out slices."""
+"""Training the prior on the codes of a finished VQ-VAE, and measuring thresholds with it on held-out slices."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...about import About
+from ...methods.paper import PUBLISHED_SLICES, sample_score
 from ...methods.top import top_score
 from ...networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ...networks.vqvae import VQVAE
@@ -35,7 +37,7 @@ class PriorOptions:
     downsample: int | None = option("stride of the attention's grid (default: the region's published)", default=None)
 
     def settings(self, codebook_size: int) -> PixelSNAILSettings:
-        """The network's, for so many codes."""
+        """The network's settings, for so many codes."""
         region = self.run.data.region
         return PixelSNAILSettings(
             codebook_size,
@@ -49,7 +51,7 @@ class PriorOptions:
 
 
 def train_prior(options: PriorOptions) -> None:
-    """Train a prior on the codes of the run's VQ-VAE; leaves prior.pt and the like in the run's folder."""
+    """Train a prior on the codes of the run's VQ-VAE. Leaves prior.pt, prior.csv and pictures in the run's folder."""
     from . import plots
 
     vqvae, _ = load_vqvae(options.vqvae or options.run.out)
@@ -67,23 +69,19 @@ def train_prior(options: PriorOptions) -> None:
         vqvae,
         fold_weight_norm(model).eval(),
         run.slices["validation"],
-        measured["thresholds"]["pixel"],
         run.out / "prior_pictures.png",
+        threshold=measured["thresholds"]["pixel"],
     )
 
 
 class PriorStage(SliceStage[PixelSNAIL]):
-    """Cross-entropy of the codes of augmented slices, encoded as they come by the finished VQ-VAE."""
+    """The loss is the cross-entropy of the codes that the finished VQ-VAE gives augmented slices."""
 
     name = "prior"
     channels_last_on_cpu = True
 
     def __init__(
-        self,
-        settings: PixelSNAILSettings,
-        vqvae: VQVAE,
-        augmentation: Augmentation | Randomisation,
-        precision: str,
+        self, settings: PixelSNAILSettings, vqvae: VQVAE, augmentation: Augmentation | Randomisation, precision: str
     ):
         super().__init__(add_weight_norm(PixelSNAIL(settings)), augmentation, precision)
         self.vqvae = vqvae.eval().requires_grad_(False)
@@ -104,7 +102,7 @@ class PriorStage(SliceStage[PixelSNAIL]):
 
     @torch.inference_mode()
     def nll(self, model: PixelSNAIL, data: SliceData, index: Tensor) -> Tensor:
-        """NLL of each code (B, h, w) of slices as prediction sees them."""
+        """NLL of each code (B, h, w), in nats, of slices without augmentation."""
         model.eval()
         slices, position = data.plain(index)
         with self.autocast(slices):
@@ -114,33 +112,35 @@ class PriorStage(SliceStage[PixelSNAIL]):
 
 
 def nll_percentiles(nll: Tensor) -> tuple[float, float]:
-    """90th and 98th percentile: the published choice of lambda_p and lambda_s (section 2)."""
+    """The 90th and the 98th percentile: the published choice of lambda_p and lambda_s (section 2)."""
     values = nll.float().flatten().cpu().sort().values
     low, high = (float(values[min(int(share * len(values)), len(values) - 1)]) for share in (0.90, 0.98))
     return low, high
 
 
 def measure(stage: PriorStage, model: PixelSNAIL, splits: dict[str, SliceData]) -> dict:
-    """Thresholds and calibration from held-out healthy slices.
+    """What a model file says of held-out healthy slices.
 
-    thresholds: lambda_p (90th percentile of the codes' NLL) and lambda_s (98th), as published (section 2).
-    sample_scale: what a volume's sum of unlikely NLL (per 32 slices) is divided by: the published 2000, or five times
-        the healthy held-out volumes' mean where that is more, so that scores of anomalous volumes stay below 1.
-    top_reference: the healthy held-out volumes' mean `top_score`.
+    Returns
+    thresholds: lambda_p and lambda_s, see `nll_percentiles`.
+    calibration: `sample_scale`, the published one or five times the volumes' mean where that is more, so that scores of
+        anomalous volumes stay below 1; and `top_reference`, the volumes' mean `top_score`.
+    validation: figures of training and held-out slices, for the file's metadata.
     """
     data = splits["validation"]
     index = torch.arange(len(data), device=data.slices.device)
-    nll = torch.cat([stage.nll(model, data, part).cpu() for part in index.split(32)])  # (N, h, w)
+    # (N, h, w).
+    nll = torch.cat([stage.nll(model, data, batch).cpu() for batch in index.split(32)])
     pixel, sample = nll_percentiles(nll)
-    sums = torch.where(nll > sample, nll, 0).sum((1, 2))
-    volumes = data.volume.cpu()
-    healthy = [float(sums[volumes == v].mean()) * 32 for v in volumes.unique()]
-    tops = [top_score(nll[volumes == v]) for v in volumes.unique()]  # a volume's slices are cached in order
-    train = [stage.nll(model, splits["train"], part) for part in evenly(splits["train"], 192)]
+    # A volume's slices are cached in order.
+    volumes = [nll[data.volume.cpu() == number] for number in data.volume.cpu().unique()]
+    healthy = [float(sample_score(volume, sample).mean()) * PUBLISHED_SLICES for volume in volumes]
+    tops = [top_score(volume) for volume in volumes]
+    train = [stage.nll(model, splits["train"], batch) for batch in evenly(splits["train"], 192)]
     return {
         "thresholds": {"pixel": pixel, "sample": sample},
         "calibration": {
-            "sample_scale": max(2000.0, 5 * sum(healthy) / len(healthy)),
+            "sample_scale": max(About.sample_scale, 5 * sum(healthy) / len(healthy)),
             "top_reference": sum(tops) / len(tops),
         },
         "validation": {

@@ -1,4 +1,4 @@
-"""A training run from its options to its folder: which slices, on which device, with which processes."""
+"""A training run, from its options to its folder: its slices, its device, its processes."""
 
 import datetime
 import subprocess
@@ -41,7 +41,7 @@ class DataOptions:
         default=(),
     )
     preprocessing: str = option(
-        "how volumes become slices: framed, scaled and sharpened alike, or as the paper has it",
+        "how volumes become slices: framed, scaled and sharpened alike, or as published",
         choices=("harmonised", "published"),
         default="harmonised",
     )
@@ -62,7 +62,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions:
-    """Which volumes are held out, which training and planting must agree on; and the device."""
+    """Which volumes are held out, on which training and planting must agree, and the device."""
 
     validation: float = option("share of volumes held out for thresholds", type=share, default=0.1)
     test: float = option("share of volumes not looked at at all", type=share, default=0.1)
@@ -78,29 +78,30 @@ class RunOptions:
     budget: Budget
     resume: bool = option("go on from the run's checkpoint, if it has one", default=False)
     start_from: Path | None = option(
-        "start from another run's weights, or a model file's",
-        metavar="RUN_DIR|FILE.safetensors",
-        default=None,
+        "start from another run's weights, or a model file's", metavar="RUN_DIR|FILE.safetensors", default=None
     )
     schedule: Schedule
     augment: str = option(
-        "how slices are varied: the paper's set, or domain randomisation",
-        choices=AUGMENTATIONS,
-        default="mild",
+        "how slices are varied: as published, or by domain randomisation", choices=AUGMENTATIONS, default="mild"
     )
     dropout: float = option("probability that a unit drops a channel", default=0.1)
     split: SplitOptions
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; without a name the GPU, where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; without a name the GPU, where there is one. Raises RunError for what is no device."""
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise RunError(f"--device: expected cpu, cuda, cuda:1 ..., found {name}") from None
 
 
 class Slices:
     """The cached slices that a command works on.
 
-    file: the cache, made in the folder `out` where `data` names no cache. splits: of SPLITS, the slices. names: the volumes'.
+    file: the cache. It is made in the folder `out` where `data` names none.
+    splits: the slices of each split.
+    names: the names of each split's volumes.
     Raises CacheError where the cache is another region's, or where there is nothing to train on or to validate with.
     """
 
@@ -130,7 +131,7 @@ class Slices:
 class Run:
     """The training of one stage: what its options say, the processes that train together, and the slices.
 
-    slices_on: the device of the slices; by default the run's own.
+    slices_on: the device of the slices. None for the run's own.
     """
 
     def __init__(self, options: RunOptions, slices_on: torch.device | None = None):
@@ -142,14 +143,17 @@ class Run:
 
     @property
     def augmentation(self) -> Augmentation | Randomisation:
-        """The ranges that --augment stands for in the region: the paper's set, or a domain randomisation."""
+        """The ranges that --augment stands for in the region: the published set, or a domain randomisation."""
         name = self.options.augment
         return Augmentation() if name == "published" else RANDOMISATIONS[self.options.data.region][name]
 
     def trainer(self, stage: Stage[Data, Network], about: dict, data: Mapping[str, Data]) -> Trainer[Data, Network]:
-        """The trainer of a stage, where an earlier one was stopped. about: what the checkpoint is to say of the stage.
+        """The trainer of a stage. It goes on from the stage's checkpoint, where the folder has one.
 
-        Raises RunError where the folder has the stage already and the run is not resumed.
+        stage: what is trained.
+        about: what the checkpoint is to say of the stage.
+        data: the splits that the stage trains on.
+        Raises RunError where the folder has a checkpoint and the run is not to be resumed.
         """
         file = self.out / f"{stage.name}.pt"
         if file.exists() and not self.options.resume:
@@ -188,7 +192,7 @@ class Run:
 
 
 def git_revision() -> str:
-    """The commit of this code, with "+changes" when files differ from it; "unknown" outside a checkout."""
+    """The commit of this code, with "+changes" where files differ from it. It is "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
         command, folder = ["git", *words], Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What the stages that train on slices have in common: their batches, and held-out slices to validate with."""
+"""What the stages that train on slices have in common: their batches, and held-out slices for validation."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ from .stage import Network, Stage, autocast
 
 
 class SliceStage(Stage[SliceData, Network]):
-    """A stage that trains a network on augmented slices, in a precision of `autocast`."""
+    """A stage that trains a network on augmented slices. precision: of `autocast`, "bf16" or "float32"."""
 
     def __init__(self, model: Network, augmentation: Augmentation | Randomisation, precision: str):
         self.model, self.augmentation, self.precision = model, augmentation, precision
 
     def batch(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented slices (B, S, S) as the network gets them, and their positions (B, 1)."""
+        """See `augmented_batch`."""
         return augmented_batch(data, index, self.augmentation, generator)
 
     def autocast(self, tensor: Tensor) -> torch.autocast:
@@ -27,25 +27,26 @@ class SliceStage(Stage[SliceData, Network]):
 
 
 def augmented_batch(
-    data: SliceData, index: Tensor, a: Augmentation | Randomisation, generator: torch.Generator
+    data: SliceData, index: Tensor, ranges: Augmentation | Randomisation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Slices (B, S, S) as the network gets them, augmented, and their positions (B, 1)."""
+    """The slices `index` (B,), augmented, (B, S, S) as the network takes them, and their positions (B, 1)."""
     prep = data.preprocessing
-    if isinstance(a, Randomisation):
-        x = randomise(data.raw(index), prep.image_size, a, prep.foreground_threshold, generator)
+    if isinstance(ranges, Randomisation):
+        x = randomise(data.raw(index), prep.image_size, ranges, prep.foreground_threshold, generator)
         return data.normalised(index, x), data.position[index]
-    warped = augment_geometry(data.raw(index), prep.image_size, a, generator)
+    warped = augment_geometry(data.raw(index), prep.image_size, ranges, generator)
     x = data.normalised(index, warped)
-    background = warped < prep.foreground_threshold  # what is air stays exactly air
-    return augment_intensity(x, background, a, generator), data.position[index]
+    # What is air stays exactly air.
+    background = warped < prep.foreground_threshold
+    return augment_intensity(x, background, ranges, generator), data.position[index]
 
 
 def evenly(data: SliceData, count: int) -> list[Tensor]:
-    """Batches of the numbers of `count` slices, evenly over the data, the same ones each time."""
+    """The indices of `count` slices, evenly over the data and always the same, in batches of 32 at most."""
     count = min(count, len(data))
     return (torch.arange(count, device=data.slices.device) * len(data) // max(count, 1)).split(32)
 
 
 def held_out(data: SliceData, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `count` slices as prediction sees them, evenly over the data, with their positions."""
+    """Batches of `count` slices without augmentation, evenly over the data, with their positions."""
     return (data.plain(index) for index in evenly(data, count))

@@ -7,11 +7,12 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-Parameters = Mapping[str, Tensor]  # of a network, as its `state_dict` has them
+# A network's parameters, as its `state_dict` has them.
+Parameters = Mapping[str, Tensor]
 
 
 class TrainingData(Protocol):
-    """Something that batches can be drawn from: slices, planted slices, a store of planted volumes."""
+    """Something to take batches from: slices, planted slices, a store of planted volumes."""
 
     def __len__(self) -> int: ...
 
@@ -26,9 +27,11 @@ Network = TypeVar("Network", bound=nn.Module)
 class Stage(ABC, Generic[Data, Network]):
     """One network and its loss.
 
-    name: of the stage's files. model: the network. channels_last_on_cpu: whether that memory format is the faster one on a
-    CPU; on a GPU it always is. judged_by: the number of `validate`, higher being better, by which the best averaged model so
-    far is kept beside the last; None to keep the last alone.
+    name: of the stage's files.
+    model: the network.
+    channels_last_on_cpu: whether that memory format is the faster one on a CPU. On a GPU it always is.
+    judged_by: the number of `validate` by which the best averaged model is kept beside the last. Higher is better. None to keep
+        the last alone.
     """
 
     name: str
@@ -38,17 +41,17 @@ class Stage(ABC, Generic[Data, Network]):
 
     @abstractmethod
     def loss(self, data: Data, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch and detached numbers for the log."""
+        """The loss of the batch `index` (B,), and detached numbers for the log."""
 
     @abstractmethod
     def validate(self, model: Network, data: Data) -> dict[str, float]:
         """Numbers for the log, of the averaged model on held-out data."""
 
     def after_step(self, step: int, progress: float) -> None:
-        """Whatever must happen between steps. progress: 0 at the start of training, 1 at its end."""
+        """Does what must happen between steps. progress: 0 at the start of training, 1 at its end."""
 
     def state(self) -> dict:
-        """What a checkpoint must hold beside the model's own parameters."""
+        """What a checkpoint must hold beside the model's parameters."""
         return {}
 
     def load_state(self, state: dict) -> None:

@@ -1,7 +1,7 @@
-"""The training loop that both networks share: budget, schedule, averaging, checkpoints, log.
+"""The training loop that all networks share: budget, schedule, averaging, checkpoints, log.
 
-A stage (`stage.py`) says what is trained and what its loss is; this module says how. Everything random depends on
-the seed and the step alone, so a run that was killed and resumed goes on as if nothing had happened.
+A stage (`stage.py`) says what is trained and what its loss is; this module says how. Everything random depends on the seed
+and the step alone. So a run that was killed and resumed goes on as if nothing had happened.
 """
 
 import csv
@@ -25,16 +25,19 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .group import ALONE, Group
 from .stage import Data, Network, Stage
 
+# How far apart the seeds of two parts of a batch are.
+APART = 1_000_000_007
+
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: wall-clock minutes (over all resumed parts) or steps, whichever is given."""
+    """How long to train: wall-clock minutes, those before a resumption included, or steps. One of both is given."""
 
     minutes: float | None = option("train so long, resumed parts included", default=None, one_of="budget")
     steps: int | None = option("train so many steps", default=None, one_of="budget")
 
     def progress(self, step: int, seconds: float) -> float:
-        """0 at the start, 1 when the budget is spent."""
+        """The share of the budget that is spent, 0 .. 1."""
         shares = [step / self.steps] if self.steps else []
         shares += [seconds / 60 / self.minutes] if self.minutes else []
         return min(1.0, max(shares))
@@ -42,12 +45,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimisation settings. Published: Adam at 1e-4, gradient values clipped at 1, 600 epochs; the defaults of the
-    stages fit minutes rather than days: a higher rate with a cosine to zero, and the gradient's norm clipped."""
+    """Optimisation settings.
+
+    Published: Adam at 1e-4, gradient values clipped at 1, 600 epochs. The defaults of the stages fit minutes rather than days:
+    a higher rate that falls to zero along a cosine, and the gradient's norm clipped.
+
+    warmup: share of the budget in which the rate rises.
+    clip_norm: a gradient with a larger norm is scaled down to it.
+    average: decay of the weights' moving average, reached gradually.
+    """
 
     batch: int = option("slices a step, of all processes together", type=positive, default=16)
     rate: float = option("highest learning rate of the cosine schedule", default=1e-3)
-    warmup: float = 0.03  # share of the budget
+    warmup: float = 0.03
     clip_norm: float = 1.0
     accumulate: int = option(
         "take each process's share of a batch in N parts, which needs less memory",
@@ -55,18 +65,19 @@ class Schedule:
         metavar="N",
         default=1,
     )
-    average: float = 0.999  # EMA decay of the weights, reached gradually
+    average: float = 0.999
     precision: str = option("autocast precision", choices=("bf16", "float32"), default="bf16")
     seed: int = option("of batches, augmentation and initial weights", default=0)
 
     def rate_at(self, progress: float) -> float:
+        """The learning rate when so much of the budget is spent, 0 .. 1."""
         if progress < self.warmup:
             return self.rate * (progress + 1e-3) / (self.warmup + 1e-3)
         return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))))
 
 
 class Log:
-    """Rows of numbers in a CSV file; columns are those of the first row. A resumed run drops rows past its step."""
+    """Rows of numbers in a CSV file. A resumed run drops the rows after its step."""
 
     def __init__(self, file: Path, step: int):
         self.file = file
@@ -76,7 +87,7 @@ class Log:
                 self.rows = [row for row in csv.DictReader(stored) if int(row["step"]) <= step]
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Add a row, and write the whole file anew."""
+        """Add a row, and write the whole file anew, with the columns of all rows."""
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
         columns = list(dict.fromkeys(k for r in self.rows for k in r))
         text = io.StringIO(newline="")
@@ -86,15 +97,20 @@ class Log:
         write_text(self.file, text.getvalue())
 
 
-APART = 1_000_000_007  # between the seeds of the parts of a batch
-
-
 class Trainer(Generic[Data, Network]):
-    """Trains a stage on `splits`, leaving NAME.pt, NAME.csv in `out`, and NAME_best.pt of a stage that is judged by a number
-    (`Stage.judged_by`). `train()` returns the averaged model.
+    """Trains a stage. Leaves NAME.pt and NAME.csv in `out`, and NAME_best.pt of a stage with a `judged_by`.
 
-    Where a group of processes trains, each takes its part of every batch and the gradients are averaged, so that all hold the
-    same network; the first alone validates and writes. Raises ValueError where a batch cannot be parted evenly.
+    In a group of processes each takes its part of every batch. The gradients are averaged, so that all hold the same network.
+    The first process alone validates and writes.
+
+    stage: what is trained.
+    splits: the data, "train" and "validation".
+    out: folder of the run.
+    budget, schedule: how long to train, and how.
+    device: where the network lies.
+    about: what the checkpoint says of the stage.
+    group: the processes that train together.
+    Raises ValueError where a batch has no even share for each process and part.
     """
 
     def __init__(
@@ -119,11 +135,11 @@ class Trainer(Generic[Data, Network]):
         self.schedule, self.device, self.about = schedule, device, about
         self.group = group
         self.file = out / f"{stage.name}.pt"
-        # channels last is the faster layout everywhere but for the VQ-VAE's wide, thin images on a CPU
+        # Channels last is the faster layout everywhere, except for the VQ-VAE's wide, thin images on a CPU.
         if device.type != "cpu" or stage.channels_last_on_cpu:
             stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         stage.model.to(device)
-        group.take_first_ones([*stage.model.parameters(), *stage.model.buffers()])
+        group.copy_from_first([*stage.model.parameters(), *stage.model.buffers()])
         self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
@@ -134,7 +150,7 @@ class Trainer(Generic[Data, Network]):
         return cast(Network, self.average.module)
 
     def _blend(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        """EMA whose decay grows with the steps taken, so that short runs average over their last tenth or so."""
+        """A moving average. Its decay grows with the steps taken, so that short runs average over about their last tenth."""
         decay = min(self.schedule.average, (1 + self.step) / (10 + self.step))
         for a, c in zip(averaged, current):
             a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
@@ -152,13 +168,13 @@ class Trainer(Generic[Data, Network]):
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
         if self.budget.progress(self.step, self.seconds) >= 1:
-            # no step is left: they were all taken by that code
+            # No step is left: the code of before took them all.
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
 
     def save(self) -> None:
-        """Write the checkpoint: the first process's is that of all."""
+        """Write the checkpoint. The first process does so for all."""
         if not self.group.first:
             return
         rest = {
@@ -171,7 +187,7 @@ class Trainer(Generic[Data, Network]):
         save_checkpoint(self.file, self._result() | rest)
 
     def _result(self) -> dict:
-        """What a checkpoint holds for those who use the averaged model."""
+        """What a checkpoint holds for users of the averaged model."""
         seen = {
             "steps": self.step,
             "minutes": round(self.seconds / 60, 2),
@@ -184,7 +200,12 @@ class Trainer(Generic[Data, Network]):
         }
 
     def train(self, save_seconds: float = 60.0, validations: int = 20) -> Network:
-        """Train until the budget is spent. Returns the averaged model."""
+        """Train until the budget is spent.
+
+        save_seconds: from one checkpoint to the next.
+        validations: how many, evenly over the budget.
+        Returns the averaged model.
+        """
         order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
         log = Log(self.out / f"{self.stage.name}.csv", self.step)
         bar = tqdm(
@@ -201,7 +222,7 @@ class Trainer(Generic[Data, Network]):
             started = time.monotonic()
             for name, value in self._step(order(self.step), progress).items():
                 sums[name] = sums.get(name, 0) + value
-            seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
+            seconds = self.group.from_first(self.seconds + time.monotonic() - started)
             last = self.budget.progress(self.step, seconds) >= 1
             if last or math.floor(progress * validations) > validated:
                 validated = math.floor(progress * validations)
@@ -210,7 +231,7 @@ class Trainer(Generic[Data, Network]):
                 if self.group.first:
                     self._report(log, bar, dict(zip(sums, means.tolist())), progress)
                 sums, since = {}, self.step
-            self.seconds = self.group.first_ones(self.seconds + time.monotonic() - started)
+            self.seconds = self.group.from_first(self.seconds + time.monotonic() - started)
             progress = self.budget.progress(self.step, self.seconds)
             bar.update(math.floor(progress * 100) - bar.n)
             if time.monotonic() - saved > save_seconds:
@@ -233,6 +254,7 @@ class Trainer(Generic[Data, Network]):
         print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
 
     def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
+        """Train on the batch `index` (B,). Returns the means over this process's parts of it: the loss, the stage's numbers."""
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self.schedule.rate_at(progress)
         self.optimiser.zero_grad(set_to_none=True)
@@ -242,7 +264,8 @@ class Trainer(Generic[Data, Network]):
         for part in range(self.group.rank * share, (self.group.rank + 1) * share):
             seed = self.schedule.seed * 1_000_003 + self.step + part * APART
             generator = torch.Generator(self.device).manual_seed(seed)
-            torch.manual_seed(seed)  # dropout
+            # Dropout has no generator of its own.
+            torch.manual_seed(seed)
             mine = index.chunk(self.parts)[part].to(self.device)
             loss, numbers = self.stage.loss(self.splits["train"], mine, generator)
             (loss / share).backward()
@@ -257,6 +280,6 @@ class Trainer(Generic[Data, Network]):
         return sums
 
     def _share_what_was_learned(self) -> None:
-        """The gradients and the running statistics become the mean over all processes."""
+        """Put into all gradients and running statistics their means over all processes."""
         gradients = [p.grad for p in self.stage.model.parameters() if p.grad is not None]
         self.group.average([*gradients, *(b for b in self.stage.model.buffers() if b.is_floating_point())])

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from ...networks.vae import VAE, VAESettings, divergence
 from ...runtime.options import option
-from .augment import Augmentation
 from .cache import SliceData
-from .randomise import Randomisation
 from .run import Run, RunOptions
 from .slice_stage import SliceStage, held_out
 
@@ -26,7 +24,7 @@ class VAEOptions:
 
 
 def train_vae(options: VAEOptions) -> None:
-    """Train the VAE; leaves vae.pt, vae.csv and pictures in the run's folder."""
+    """Train the VAE. Leaves vae.pt, vae.csv and pictures in the run's folder."""
     from . import plots
 
     run = Run(options.run)
@@ -38,7 +36,7 @@ def train_vae(options: VAEOptions) -> None:
         dropout=options.run.dropout,
         kl_weight=options.kl_weight,
     )
-    stage = VAEStage(settings, run.augmentation, run.precision)
+    stage = VAEStage(VAE(settings), run.augmentation, run.precision)
     model = run.trainer(stage, {"vae": asdict(settings)}, run.slices.splits).train().eval()
     if run.group.first:
         plots.curves(run.out / "vae.csv", run.out / "vae_curves.png")
@@ -46,12 +44,9 @@ def train_vae(options: VAEOptions) -> None:
 
 
 class VAEStage(SliceStage[VAE]):
-    """Negative ELBO with a Laplace likelihood of scale 1: a slice's summed L1 + the latent's divergence from the prior."""
+    """The loss is the negative ELBO with a Laplace likelihood of scale 1: a slice's summed L1 and the latent's divergence."""
 
     name = "vae"
-
-    def __init__(self, settings: VAESettings, augmentation: Augmentation | Randomisation, precision: str):
-        super().__init__(VAE(settings), augmentation, precision)
 
     def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)
@@ -61,7 +56,7 @@ class VAEStage(SliceStage[VAE]):
             reconstruction = self.model.decode(mean + (log_variance / 2).exp() * noise, position)
         l1 = (reconstruction.float() - slices).abs().mean()
         kl = divergence(mean, log_variance).mean()
-        # a mean over pixels: the scale of the rates
+        # The learning rates are made for a mean over pixels.
         loss = l1 + self.model.settings.kl_weight * kl / slices[0].numel()
         return loss, {"l1": l1.detach(), "kl": kl.detach()}
 

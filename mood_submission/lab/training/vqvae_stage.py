@@ -42,7 +42,7 @@ class VQVAEOptions:
 
 
 def train_vqvae(options: VQVAEOptions) -> None:
-    """Train a VQ-VAE; leaves vqvae.pt, vqvae.csv, vqvae_curves.png and vqvae_pictures.png in the run's folder."""
+    """Train a VQ-VAE. Leaves vqvae.pt, vqvae.csv, vqvae_curves.png and vqvae_pictures.png in the run's folder."""
     from . import plots
 
     run = Run(options.run)
@@ -55,8 +55,13 @@ def train_vqvae(options: VQVAEOptions) -> None:
 
 
 class VQVAEStage(SliceStage[VQVAE]):
-    """L1 reconstruction + codebook + commitment (both mean squared, weight 1), as published. The codebook is kept alive:
-    started from encoder outputs, and unused codes are restarted from them until 80% of the budget is spent."""
+    """The loss is as published: L1 of the reconstruction, codebook and commitment, both mean squared with weight 1.
+
+    The codebook starts from encoder outputs. Unused codes start anew from them until 80% of the budget is spent.
+
+    restart_every: steps.
+    group: the processes that train together.
+    """
 
     name = "vqvae"
 
@@ -70,15 +75,17 @@ class VQVAEStage(SliceStage[VQVAE]):
     ):
         super().__init__(VQVAE(settings), augmentation, precision)
         self.restart_every, self.group = restart_every, group
-        self.usage = torch.zeros(settings.codebook_size)  # how often each code came since the last restart
-        self.started = False
-        self.recent = torch.empty(0)  # encoder outputs of the last batch, (B * h * w, C), for restarts
+        # How often each code came since the last restart.
+        self.usage = torch.zeros(settings.codebook_size)
+        # Whether the codebook has started from encoder outputs, and those of the last batch, (B * h * w, C).
+        self.started, self.recent = False, torch.empty(0)
 
     def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)
         with self.autocast(slices):
             z_e = self.model.features(slices, position)
-        z_e = z_e.float()  # distances need the precision
+        # Distances need the precision.
+        z_e = z_e.float()
         self.recent = z_e.detach().movedim(1, -1).flatten(0, -2)
         if not self.started:
             self._restart(torch.ones(len(self.model.codebook), dtype=torch.bool, device=z_e.device))
@@ -96,9 +103,10 @@ class VQVAEStage(SliceStage[VQVAE]):
 
     @torch.no_grad()
     def _restart(self, dead: Tensor) -> None:
+        """Replace the codes `dead`, (K,) bool, by random encoder outputs of the last batch."""
         picked = self.recent[torch.randint(len(self.recent), (len(dead),), device=dead.device)]
         self.model.codebook.copy_(torch.where(dead[:, None], picked, self.model.codebook))
-        self.group.take_first_ones([self.model.codebook])
+        self.group.copy_from_first([self.model.codebook])
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.restart_every == 0:
@@ -133,6 +141,6 @@ class VQVAEStage(SliceStage[VQVAE]):
         self.usage, self.started = state["usage"], state["started"]
 
     def begin_from(self, parameters: Parameters) -> None:
-        """The codebook comes with the parameters: it is not started from encoder outputs."""
+        """The codebook comes with the parameters, and does not start from encoder outputs."""
         super().begin_from(parameters)
         self.started = True

@@ -24,7 +24,7 @@ MOST_SIDE = 256
 SHOWN = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where a report's files are.
 
@@ -130,7 +130,9 @@ def _entry(
     entry.places = [
         {
             "title": title,
-            "planes": pictures.slices_at(volume.data, scores, volume.spacing, place, mask, label, expected),
+            "planes": pictures.slices_at(
+                volume.data, scores, volume.spacing, place, mask=mask, label=label, expected=expected
+            ),
         }
         for title, place in _places(volume, scores, entry.findings)
     ]

@@ -79,6 +79,7 @@ def slices_at(
     scores: np.ndarray,
     spacing: tuple[float, float, float],
     place: tuple[int, int, int],
+    *,
     mask: np.ndarray | None,
     label: np.ndarray | None,
     expected: np.ndarray | None,

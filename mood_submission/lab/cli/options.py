@@ -1,0 +1,53 @@
+"""Options that several commands of the workshop share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...methods import table
+from ...model_file import load_model
+from ...predictor import Predictor
+from ...runtime.contract import PRECISIONS, TASKS
+from ...runtime.option_types import DEVICE_HELP, restorations_option, slices_option
+from ...runtime.options import option
+
+
+def names_in(file: Path) -> list[str]:
+    """The names in the file that --names-file names. White space parts them. They may be no UTF-8, as names of files may."""
+    return file.read_text("utf-8", "surrogateescape").split()
+
+
+def weights_option() -> Any:
+    """A field for --weights."""
+    return option("model file (default: the region's shipped one)", metavar="FILE", default=None)
+
+
+def precision_option() -> Any:
+    """A field for --precision."""
+    return option("of the networks, as in predict", choices=PRECISIONS, default="float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How commands that measure scores look at a volume. None: as the model file says."""
+
+    slices: int | str | None = option(
+        "a volume (default: those that prediction looks at)", type=slices_option, metavar="all|N", default=None
+    )
+    restorations: int | None = option(
+        "of a slice; 0: only what needs none is measured, such as a detector's scores (default: what the model file says)",
+        type=restorations_option,
+        metavar="N",
+        default=None,
+    )
+    precision: str = precision_option()
+    device: str | None = option(DEVICE_HELP, default=None)
+
+    def predictor(self, weights: Path) -> Predictor:
+        """The predictor of a model file. For each task it has the first method that the model has all for.
+
+        Raises ModelError for a file that is no model, RuntimeError for a device that is not there.
+        """
+        model = load_model(weights, self.device, precision=self.precision)
+        sample, pixel = (table.first_that_fits(task, model.about, self.restorations).name for task in TASKS)
+        return Predictor(model, self.slices, self.restorations, sample_method=sample, pixel_method=pixel)
