@@ -28,7 +28,7 @@ def add_names_file(parser: argparse._ActionsContainer, help_text: str) -> None:
 
 
 def names_in(file: Path) -> list[str]:
-    """The names in the file that --names-file names, as file names are held: they may be no UTF-8. White space parts them."""
+    """The names in a file, separated by white space. Names that are no UTF-8 are held as Python holds file names."""
     return file.read_text("utf-8", "surrogateescape").split()
 
 
