@@ -37,6 +37,8 @@ class About:
     rarity_tables: by kind of evidence, see `evidence.rareness.rarity_table`. Empty where the model is not calibrated.
     usual: by kind of evidence, the lowest and the highest usual value (`Evidence.usual_values`) of healthy hold-out volumes
         of all sources. A volume beyond these looks unlike the scans that the weights know. Empty where it was not measured.
+    typical: how healthy hold-out volumes look at a coarse scale, see `evidence.strangeness.typical_of`. Empty where it was not
+        measured.
     healthy_voxels: by method, how often healthy hold-out volumes reach which voxel scores. Empty where it was not measured.
     healthy_samples: by method, the sample scores of healthy hold-out volumes, rising.
     restorations: how many restorations of a slice are drawn; published 15.
@@ -58,6 +60,7 @@ class About:
     pixel_method: str = "paper"
     rarity_tables: dict[str, list[float]] = field(default_factory=dict)
     usual: dict[str, list[float]] = field(default_factory=dict)
+    typical: dict[str, list[float | None]] = field(default_factory=dict)
     healthy_voxels: dict[str, HealthyVoxels] = field(default_factory=dict)
     healthy_samples: dict[str, list[float]] = field(default_factory=dict)
     restorations: int = 15
@@ -69,8 +72,9 @@ class About:
     def to_json(self) -> str:
         """The description as one JSON text, which `from_json` reads."""
         values = dataclasses.asdict(self)
-        if not values["method_settings"]:
-            del values["method_settings"]
+        for name in ("method_settings", "typical"):
+            if not values[name]:
+                del values[name]
         return json.dumps({"format": FORMAT} | values)
 
     @classmethod

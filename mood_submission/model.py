@@ -129,7 +129,7 @@ class Model:
         codes: (B, h, w) int64.
         position: (B, 1), -0.5 .. 0.5.
         uniforms: (B, S, h, w) in [0, 1), for S restorations of each slice.
-        threshold: codes with a higher NLL, in nats, are replaced. One number, or (B,).
+        threshold: codes with a higher NLL, in nats, are replaced. One number, (B,), or (B, h, w).
         """
         codes, position, uniforms = self.here(codes), self.here(position), self.here(uniforms)
         if self.device.type == "cpu":
@@ -153,7 +153,8 @@ class Model:
         self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor
     ) -> Tensor:
         """Restore a few slices at a time in each thread. Each thread has its own prior, as `restoration.restore` needs."""
-        threshold = torch.as_tensor(threshold).expand(len(codes))
+        thresholds = torch.as_tensor(threshold)
+        thresholds = thresholds if thresholds.ndim else thresholds.expand(len(codes))
         # This memory is freed when its thread ends.
         own = threading.local()
 
@@ -162,7 +163,7 @@ class Model:
                 own.prior = _twin(self.sampling_prior)
                 own.cached = CachedPrior(own.prior, *codes.shape[1:])
             return restore(
-                own.prior, codes[chunk], position[chunk], uniforms[chunk], threshold[chunk], cached=own.cached
+                own.prior, codes[chunk], position[chunk], uniforms[chunk], thresholds[chunk], cached=own.cached
             )
 
         slices = min(CPU_SLICES, max(1, CPU_ROWS // max(1, uniforms.shape[1])))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .about import ModelError
-from .evidence.evidence import USUAL, Evidence
+from .evidence.evidence import Evidence
 from .evidence.rareness import rarity
-from .findings.objects import Finding, outline_objects
+from .evidence.suspected import blended, suspected_codes, suspected_places, thresholds_at
+from .findings.objects import FALSE_BY_DEFAULT, Finding, outline_objects
 from .methods.table import method_named
 from .model import Model
 from .networks.layers import at_size
@@ -33,9 +34,8 @@ from .runtime.contract import BOTH
 from .runtime.threads import one_thread_each
 from .volumes import Grid, Source, Volume, VolumeError
 
-# A scan looks strange where a usual value is higher than any healthy hold-out volume's by more than MARGIN of the healthy
-# volumes' range, and by more than LEAST_MARGIN of their highest value.
-MARGIN, LEAST_MARGIN = 0.5, 0.05
+# How many restorations of what stands out the expected picture is the mean of, where scores are made without any.
+EXPECTED_RESTORATIONS = 4
 # The most pixels of a slice's square field of view.
 MOST_PIXELS = 1 << 26
 
@@ -79,8 +79,8 @@ class Scored:
     sample: how anomalous the volume is, 0 .. 1. None for the pixel task.
     pixel: the slices' scores (N, H, H), 0 .. 1, for `Predictor.to_volume`. None for the sample task.
     rare: by kind of evidence, how rare it is among healthy voxels, (N, H, H). Empty without `explain`.
-    expected: what the networks would have expected to see, in their intensities, (N, S, S). It is the mean restoration, or the
-        reconstruction without restorations. None without `explain`.
+    expected: what the networks would have expected to see, in their intensities, (N, S, S). It is the mean restoration. Where
+        scores are made without restorations, only what stands out is restored. None without `explain`.
     """
 
     sample: float | None = None
@@ -246,6 +246,8 @@ class Predictor:
         with self.same_bits_for_any_threads():
             evidence = self.complete_evidence(prepared, task)
             scored = self.score(evidence, task)
+            if scored.expected is not None and scored.pixel is not None and evidence.restored is None:
+                scored = replace(scored, expected=self.restore_what_stands_out(prepared, evidence, scored.pixel))
             for line in self.remarks(evidence, prepared.path):
                 remark(line)
             return scored
@@ -270,16 +272,16 @@ class Predictor:
         return self.restorations
 
     def remarks(self, evidence: Evidence, path: Path) -> list[str]:
-        """A line where NLL or residuals are higher in the whole volume than in any healthy hold-out volume.
+        """A line where the whole volume differs from all healthy hold-out volumes, see `Evidence.strangeness`.
 
         path: the volume's name in the line.
         Returns no line where the model file does not say what is usual.
         """
-        strange, usual = [], self.model.about.usual
-        for kind, value in evidence.usual_values([kind for kind in USUAL if kind in usual]).items():
-            low, high = usual[kind]
-            if value > high + max(MARGIN * (high - low), LEAST_MARGIN * high):
-                strange.append(f"{kind} {value:.3g}, usual {low:.3g} .. {high:.3g}")
+        usual = evidence.about.usual
+        strange = [
+            f"{kind} {value:.3g}, usual {usual[kind][0]:.3g} .. {usual[kind][1]:.3g}"
+            for kind, (value, _) in evidence.strangeness.items()
+        ]
         if not strange:
             return []
         return [
@@ -295,7 +297,8 @@ class Predictor:
         scores = self.pixel(evidence)
         if not self.explain:
             return Scored(sample, scores)
-        return Scored(sample, scores, self._rare(evidence), _expected(evidence))
+        restored = evidence.decoded if evidence.restored is None else evidence.restored
+        return Scored(sample, scores, self._rare(evidence), _expected(evidence.slices, restored))
 
     def _rare(self, evidence: Evidence) -> dict[str, Tensor]:
         """How rare the evidence is, for each kind that is there and was measured on healthy volumes."""
@@ -336,23 +339,55 @@ class Predictor:
         uniforms = self.uniforms_of(prepared, codes)[:, which]
         return self.model.restore(codes, prepared.position, uniforms, threshold)
 
+    def restore_what_stands_out(self, prepared: Prepared, evidence: Evidence, scores: Tensor) -> Tensor:
+        """What the networks would have expected to see, (N, S, S): the mean of restorations of the places that stand out.
+
+        Everywhere else it is the reconstruction, also where the model file does not say what scores mean. What stands out scores
+        as high as findings do by default.
+        prepared: the volume.
+        evidence: its evidence, without restorations.
+        scores: its pixel scores, (N, H, H).
+        """
+        healthy = self.model.about.healthy_voxels.get(self.pixel_method.name)
+        suspected = suspected_places(scores, healthy.threshold(FALSE_BY_DEFAULT) if healthy else np.inf)
+        chosen = suspected.flatten(1).any(1).nonzero()[:, 0]
+        restored = evidence.decoded.clone()
+        if len(chosen):
+            codes = evidence.codes[chosen.to(evidence.codes.device)]
+            grid = (codes.shape[1], codes.shape[2])
+            where = suspected_codes(suspected[chosen], grid)
+            thresholds = thresholds_at(where, self.model.about.pixel_threshold)
+            name, indices = prepared.source.seed_name, prepared.indices[chosen.numpy()]
+            uniforms = self.uniforms(name, indices, grid, EXPECTED_RESTORATIONS)
+            position = prepared.position[chosen]
+            drawn = self.model.restore(codes, position, uniforms, thresholds)
+            decoded = self.model.decode(drawn.flatten(0, 1), position.repeat_interleave(EXPECTED_RESTORATIONS, 0))
+            mean = decoded.unflatten(0, drawn.shape[:2]).mean(1)
+            at = chosen.to(restored.device)
+            restored[at] = blended(mean, restored[at], where.to(restored.device))
+        return _expected(evidence.slices, restored)
+
     def uniforms_of(self, prepared: Prepared, codes: Tensor) -> Tensor:
         """Random numbers for a volume's restorations, (N, S, h, w) in [0, 1). codes: (N, h, w)."""
         height, width = codes.shape[1:]
         return self.uniforms(prepared.source.seed_name, prepared.indices, (height, width))
 
-    def uniforms(self, name: str, indices: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    def uniforms(
+        self, name: str, indices: np.ndarray, grid: tuple[int, int], restorations: int | None = None
+    ) -> Tensor:
         """Random numbers for restorations, (N, S, h, w) in [0, 1). They come from the CPU, so every device has the same.
 
         name: the volume's.
         indices: (N,), its slices' z.
         grid: height and width of a slice's codes.
+        restorations: of each slice. None for the predictor's own number.
         """
+        count = self.restorations if restorations is None else restorations
         parts = []
         for index in indices:
             digest = hashlib.sha256(os.fsencode(f"{self.seed}/{name}/{index}")).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            parts.append(torch.rand(self.restorations, *grid, generator=generator))
+            parts.append(torch.rand(count, *grid, generator=generator))
         return torch.stack(parts)
 
     def to_volume(self, prepared: Prepared, scores: Tensor) -> np.ndarray:
@@ -373,10 +408,8 @@ class Predictor:
         )
 
 
-def _expected(evidence: Evidence) -> Tensor:
-    """What the networks would have expected to see, (N, S, S). Air, which is exactly 0 in slices, gets the darkest value."""
-    slices = evidence.slices
-    restored = evidence.decoded if evidence.restored is None else evidence.restored
+def _expected(slices: Tensor, restored: Tensor) -> Tensor:
+    """What was restored, at the slices' size: (N, S, S). Air, which is exactly 0 in slices, gets the darkest value."""
     expected = at_size(restored.to(slices), slices.shape[-2:])
     anatomy = slices != 0
     return torch.where(anatomy, expected, expected[anatomy].min()) if anatomy.any() else expected

@@ -22,7 +22,7 @@ from mood_submission.lab.training.checkpoints import load_detector
 from mood_submission.lab.training.detector_stage import DetectorStage, dice
 from mood_submission.lab.training.mean import mean_detector
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
-from mood_submission.methods.learned import LOGIT_SCALE, sample_of, soften_logits
+from mood_submission.methods.learned import LOGIT_SCALE, ordinary_logit, sample_of, soften_logits
 from mood_submission.model_file import add_detector, networks_sha256
 from mood_submission.networks.detector import Detector, DetectorSettings
 from mood_submission.preprocessing import Preprocessing
@@ -68,9 +68,10 @@ def test_scores_rise_within_0_and_1_as_float16_too():
     scores = soften_logits(torch.arange(-20.0, 16.0, 0.25)).half().numpy()
     assert (np.diff(scores) > 0).all() and 0 < scores[0] and scores[-1] < 1
     maps = torch.arange(8000.0).reshape(20, 20, 20)[torch.randperm(20)] / 1000
-    assert sample_of(maps) == pytest.approx(1 / (1 + np.exp(-np.arange(7996, 8000).mean() / 1000 / 4)))
+    plain = DetectorSettings()
+    assert sample_of(maps, plain) == pytest.approx(1 / (1 + np.exp(-np.arange(7996, 8000).mean() / 1000 / 4)))
     assert round(TOP_SHARE * 8000) == 4
-    assert sample_of(maps) < sample_of(maps + 0.1)
+    assert sample_of(maps, plain) < sample_of(maps + 0.1, plain)
 
 
 # --- what it is trained on -------------------------------------------------------------------------------------------
@@ -422,22 +423,45 @@ def test_a_volume_s_scores_do_not_depend_on_the_others_in_the_folder(detecting, 
         assert one.read_bytes() == other.read_bytes()
 
 
+QUANTILES = ((0.0, 0.0), (0.9, 0.0), (0.9, 0.6))
+
+
+def test_a_large_anomaly_does_not_score_lower_than_a_small_one():
+    """The ordinary logits of a volume count as far as healthy volumes have such."""
+    quiet = torch.randn(6, 40, 40, generator=torch.Generator().manual_seed(0)) / 2 - 6
+    settings = DetectorSettings(ordinary_quantile=0.95, ordinary_spread_quantile=0.76)
+    healthy = [ordinary_logit(quiet, settings) - 0.5, ordinary_logit(quiet, settings) + 0.5]
+    scores = {bounds: [] for bounds in (None, tuple(healthy))}
+    for side in (4, 8, 16, 24, 32):
+        planted = quiet.clone()
+        planted[:, :side, :side] += 9
+        for bounds, found in scores.items():
+            found.append(sample_of(planted, settings, bounds))
+    bounded = scores[tuple(healthy)]
+    assert min(scores[None][-2:]) < sample_of(quiet, settings) + 0.1  # a large one hides itself without bounds
+    assert all(later > earlier - 0.02 for earlier, later in zip(bounded, bounded[1:]))
+    assert min(bounded) > sample_of(quiet, settings, healthy) + 0.3
+    assert sample_of(quiet, settings, healthy) == sample_of(quiet, settings)
+    assert sample_of(quiet, settings, healthy, strange=3.0) > sample_of(quiet, settings, healthy) + 0.1
+
+
 def test_what_is_high_all_over_does_not_score_high():
     logits = torch.randn(6, 40, 40, generator=torch.Generator().manual_seed(0)) - 3
     planted = logits.clone()
     planted[2, 10:14, 10:14] += 8
-    assert sample_of(logits + 2) > sample_of(logits)
-    assert sample_of(logits + 2, 0.9) == pytest.approx(sample_of(logits, 0.9), abs=1e-6)
-    assert sample_of(planted, 0.9) > sample_of(logits, 0.9) + 0.1
+    plain, level, width = (DetectorSettings(ordinary_quantile=a, ordinary_spread_quantile=b) for a, b in QUANTILES)
+    assert sample_of(logits + 2, plain) > sample_of(logits, plain)
+    assert sample_of(logits + 2, level) == pytest.approx(sample_of(logits, level), abs=1e-6)
+    assert sample_of(planted, level) > sample_of(logits, level) + 0.1
     # one scan's logits spread twice as wide as another's: its highest are as far above its own ordinary ones in its own measure
     high, low = np.quantile(logits[:, ::2, ::2].numpy(), (0.9, 0.6))
     highest = logits.flatten().sort().values[-5:].mean()  # of 9600
-    assert sample_of(logits, 0.9, 0.6) == pytest.approx(
+    assert sample_of(logits, width) == pytest.approx(
         float(torch.sigmoid((highest - high - (high - low)) / LOGIT_SCALE)), abs=1e-6
     )
-    rise = [sample_of(2 * logits, *quantiles) - sample_of(logits, *quantiles) for quantiles in ((0.9,), (0.9, 0.6))]
+    rise = [sample_of(2 * logits, settings) - sample_of(logits, settings) for settings in (level, width)]
     assert rise[1] < 0.8 * rise[0]
-    assert sample_of(planted, 0.9, 0.6) > sample_of(logits, 0.9, 0.6) + 0.1
+    assert sample_of(planted, width) > sample_of(logits, width) + 0.1
     with pytest.raises(
         ValueError, match="expected an ordinary_spread_quantile below the ordinary_quantile 0.9, found 0.95"
     ):

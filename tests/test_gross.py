@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conftest import mood
 
+from mood_submission.lab.evaluation.details import Details
+from mood_submission.lab.evaluation.metrics import score_counts
 from mood_submission.lab.planting.gross import (
     BALL_RADII,
     SERIES,
@@ -87,3 +89,36 @@ def test_the_command_writes_every_case_with_its_label(tmp_path):
         mask = np.asarray(nib.load(tmp_path / "brain" / "toy_label" / "pixel" / f"{name}.nii.gz").dataobj)
         said = (tmp_path / "brain" / "toy_label" / "sample" / f"{name}.nii.gz.txt").read_text()
         assert mask.sum() == record["voxels"] and said == f"{int(record['kind'] is not None)}\n"
+
+
+@pytest.mark.parametrize("task", ["pixel", "sample"])
+def test_figures_by_radius_are_those_of_each_radius_alone(task, tmp_path):
+    radii = {"ball_02mm": 2.0, "ball_20mm": 20.0, "soft_05mm": 5.0}
+    records = {f"a_{kind}": {"origin": "a.nii.gz", "kind": kind, "radius_mm": r} for kind, r in radii.items()}
+    details = Details(task, records | {"a": {"origin": "a.nii.gz", "kind": None, "radius_mm": None}})
+    label = np.zeros((12, 12, 12), bool)
+    label[3:9, 3:9, 3:9] = True
+    # Nothing of the first is found, all of the second, and half of the third with as much that is healthy.
+    scores = {"ball_02mm": ~label, "ball_20mm": label, "soft_05mm": np.broadcast_to(np.arange(12) % 2, label.shape)}
+    if task == "pixel":
+        for kind, found in scores.items():
+            found = found.astype(np.float16)
+            details.add_pixel(f"a_{kind}.nii.gz", found, label, score_counts(found, label))
+            details.add_findings(f"a_{kind}.nii.gz", (found > 0.5).astype(int), label)
+        low = label.mean()
+        expected = {"ball": [(2.0, low), (20.0, 1.0)], "soft": [(5.0, low)]}
+        assert details.tables()["kind, findings recall"]["ball_20mm"] == 1
+        assert details.tables()["kind, findings recall"]["ball_02mm"] == 0
+    else:
+        details.add_sample("a.nii.gz", 0, 0.5)
+        for kind, score in (("ball_02mm", 0.25), ("ball_20mm", 0.75), ("soft_05mm", 0.5)):
+            details.add_sample(f"a_{kind}.nii.gz", 1, score)
+        expected = {"ball": [(2.0, 0.0), (20.0, 1.0)], "soft": [(5.0, 0.5)]}
+    curves = details.curves_by_radius()
+    assert {kind: [r for r, _ in points] for kind, points in curves.items()} == {"ball": [2, 20], "soft": [5]}
+    for kind, points in curves.items():
+        assert points == [(radius, pytest.approx(value)) for radius, value in expected[kind]]
+    details.plot_by_radius(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="none with a radius in mm"):
+        Details(task, {}).plot_by_radius(tmp_path / "none.png")

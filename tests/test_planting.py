@@ -119,7 +119,8 @@ def test_every_kind_changes_what_its_mask_says(host, kind):
 def test_what_nobody_could_see_is_not_planted(host, kind):
     """In a body of one grey these change nothing."""
     plain = Host.of(np.where(host.body, 0.5, 0).astype(np.float32), host.body, host.height)
-    inner = dataclasses.replace(plain, places=(plain.places[0], np.where(plain.places[1] > 9, 9.0, 0)))
+    where, depth = plain.places
+    inner = dataclasses.replace(plain, places=(where[depth > 19], np.full(np.count_nonzero(depth > 19), 19.0)))
     with pytest.raises(ValueError, match="would be seen"):
         for seed in range(3):
             plant_varied(inner, kind, np.random.default_rng(seed))

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from mood_submission import Predictor, load_model
 from mood_submission.about import ModelError
+from mood_submission.evidence.evidence import USUAL
 from mood_submission.evidence.rareness import EVIDENCE, EXPONENTS, rarity, rarity_table
 from mood_submission.evidence.smoothing import ALONG, IN_PLANE, smooth_evidence, top_mean
 from mood_submission.methods.rarity import combined_rarity, soften
@@ -176,8 +177,8 @@ def test_about_survives_the_file(calibrated):
 def test_a_volume_unlike_the_healthy_ones_is_told_by_name(calibrated, blobs, tmp_path):
     """In the report and on standard error; a volume that the model was calibrated on is not."""
     about = load_model(calibrated, device="cpu").about
-    assert set(about.usual) == {"likelihood", "residual"} and all(low <= high for low, high in about.usual.values())
-    narrow = dataclasses.replace(about, usual={"likelihood": [0.0, 0.01], "residual": about.usual["residual"]})
+    assert set(about.usual) == set(USUAL) and all(low <= high for low, high in about.usual.values())
+    narrow = dataclasses.replace(about, usual=about.usual | {"likelihood": [0.0, 0.01]})
     rewrite_about(calibrated, tmp_path / "narrow.safetensors", narrow)
     for weights, strange in ((calibrated, 0), (tmp_path / "narrow.safetensors", 3)):
         words = [

@@ -159,6 +159,27 @@ def test_batches_are_not_seen(case, batch_size):
     assert torch.equal(plain, expected)
 
 
+def test_each_place_can_have_its_own_threshold(case):
+    """Below 0 a code is always drawn anew, at infinity never; the rest is as with one threshold."""
+    prior, codes, position, uniforms, threshold, _ = case
+    generator = torch.Generator().manual_seed(5)
+    kinds = torch.randint(3, codes.shape, generator=generator)
+    kinds[1, 2:], kinds[2] = 2, 2
+    thresholds = torch.tensor([-1.0, threshold, math.inf], dtype=torch.float64)[kinds]
+    restored = restore(prior, codes, position, uniforms, thresholds, batch_size=4)
+    assert torch.equal(restored, restore_plain(prior, codes, position, uniforms, thresholds))
+    kept = (kinds == 2)[:, None].expand_as(restored)
+    assert torch.equal(restored[kept], codes[:, None].expand_as(restored)[kept]) and not torch.equal(
+        restored[0, 0], codes[0]
+    )
+    everywhere = torch.full(codes.shape, threshold, dtype=torch.float64)
+    assert torch.equal(
+        restore(prior, codes, position, uniforms, everywhere), restore(prior, codes, position, uniforms, threshold)
+    )
+    nothing = torch.full(codes.shape, math.inf)
+    assert torch.equal(restore(prior, codes, position, uniforms, nothing), codes[:, None].expand_as(restored))
+
+
 def test_each_grid_can_have_its_own_threshold(case):
     prior, codes, position, uniforms, threshold, expected = case
     thresholds = torch.tensor([threshold, 0.0, math.inf, threshold, 1.0], dtype=torch.float64)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,18 +13,19 @@ from ..model import Model
 from .normalised import NormalisedEvidence, usual_nll, usual_residual, volume_logits
 from .restorations import weighted_difference
 from .smoothing import smooth_evidence, smooth_logits
+from .strangeness import coarse_look, distance_from, excess
 
 # How many slices' restorations are decoded at a time. Those of all slices would take much memory.
 CHUNK = 8
 # The kinds of `Evidence.usual_values`.
-USUAL = ("likelihood", "residual")
+USUAL = ("likelihood", "likelihood_spread", "residual", "look")
 
 
 class _WithoutRestorations:
     """What restorations do not change. Evidence with other restorations of the same slices shares it."""
 
-    def __init__(self, model: Model, given: Tensor, position: Tensor):
-        self.model, self.given, self.position = model, given, position
+    def __init__(self, model: Model, given: Tensor, position: Tensor, about: About):
+        self.model, self.given, self.position, self.about = model, given, position, about
 
     @cached_property
     def slices(self) -> Tensor:
@@ -53,6 +55,13 @@ class _WithoutRestorations:
     def logits(self) -> Tensor:
         return self.detect(self.decoded)
 
+    def with_ranges(self, about: About) -> "_WithoutRestorations":
+        """The same, with the logits to be computed anew: what is usual bounds what the detector reads."""
+        other = copy.copy(self)
+        other.__dict__.pop("logits", None)
+        other.about = about
+        return other
+
     def smooth(self, kind: str, maps: Tensor) -> Tensor:
         """Maps (N, H, H) of one kind of evidence, smoothed, on a grid half as fine as the slices."""
         return smooth_evidence(kind, maps.float(), max(1, self.model.about.preprocessing.image_size // 2))
@@ -60,10 +69,13 @@ class _WithoutRestorations:
     def detect(self, restored: Tensor) -> Tensor:
         """The detector's smoothed logits, with these mean restorations (N, S', S')."""
         maps = (self.model.here(x) for x in (self.given, self.decoded, restored, self.nll, self.position))
-        logits = volume_logits(self.model, NormalisedEvidence.of(*maps))
+        detector = self.model.detector
+        mirror = detector is not None and detector.settings.mirror
+        evidence = NormalisedEvidence.of(*maps, ranges=self.about.usual, mirror=mirror)
+        logits = volume_logits(self.model, evidence)
         # Without a detector `volume_logits` has raised.
-        assert self.model.detector is not None
-        return smooth_logits(logits.float(), self.model.detector.settings)
+        assert detector is not None
+        return smooth_logits(logits.float(), detector.settings)
 
 
 class Evidence:
@@ -87,7 +99,7 @@ class Evidence:
     """
 
     def __init__(self, model: Model, slices: Tensor, position: Tensor, restored_codes: Tensor | None = None):
-        self._shared = _WithoutRestorations(model, slices, position)
+        self._shared = _WithoutRestorations(model, slices, position, model.about)
         self.about: About = model.about
         self.restored_codes = restored_codes
 
@@ -119,6 +131,9 @@ class Evidence:
                 raise ValueError(f"expected a description that differs in its calibration, found another {name}")
         other = copy.copy(self)
         other.about = about
+        if about.usual != self.about.usual:
+            other._shared = self._shared.with_ranges(about)
+            other.__dict__.pop("logits", None)
         return other
 
     @property
@@ -190,16 +205,38 @@ class Evidence:
         difference, mean = torch.cat(parts, dim=1)
         return difference, mean
 
-    def usual_values(self, kinds: Iterable[str] = USUAL) -> dict[str, float]:
-        """Quantiles over the anatomy, by kind. A small anomaly hardly moves them; a strange scan does.
+    @property
+    def look(self) -> np.ndarray:
+        """How the volume looks at a coarse scale, see `strangeness.coarse_look`."""
+        return coarse_look(self.slices, self.position)
 
-        kinds: any of USUAL. "likelihood" is the median NLL in nats, "residual" the 75th percentile of |slice - reconstruction|.
+    def usual_values(self, kinds: Iterable[str] = USUAL) -> dict[str, float]:
+        """Values of the whole volume, by kind. A small anomaly hardly moves them; a strange scan does.
+
+        kinds: any of USUAL. "likelihood" is the median NLL of the anatomy in nats, "likelihood_spread" how far its 90th
+            percentile lies above that. "residual" is the 75th percentile of |slice - reconstruction|. "look" is how far the
+            volume looks from healthy ones at a coarse scale, in standard deviations; 0 where the model does not say how those
+            look.
         """
         compute = {
             "likelihood": lambda: usual_nll(self.slices, self.nll)[0],
+            "likelihood_spread": lambda: float(np.diff(usual_nll(self.slices, self.nll))[0]),
             "residual": lambda: usual_residual(self.slices, self.decoded),
+            "look": lambda: distance_from(self.look, self.about.typical) if self.about.typical else 0.0,
         }
         return {kind: compute[kind]() for kind in kinds}
+
+    @cached_property
+    def strangeness(self) -> dict[str, tuple[float, float]]:
+        """The values of the whole volume that healthy volumes do not have, by kind: (value, how far beyond the limits).
+
+        The second is in widths between the limits, see `strangeness.excess`. It is empty for a volume like the healthy ones, and
+        where the model file does not say what is usual.
+        """
+        usual = self.about.usual
+        values = self.usual_values([kind for kind in USUAL if kind in usual])
+        beyond = {kind: (value, excess(value, usual[kind])) for kind, value in values.items()}
+        return {kind: found for kind, found in beyond.items() if found[1] > 0}
 
     @cached_property
     def smoothed(self) -> dict[str, Tensor]:

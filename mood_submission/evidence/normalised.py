@@ -1,12 +1,15 @@
 """Evidence as a detector reads it: each slice with its neighbours, relative to what is usual in the volume.
 
 Residuals and NLL are larger for some scanners than for others, in the whole volume. So both are scaled by their own quantiles
-in the volume, which a small anomaly hardly changes.
+in the volume, which a small anomaly hardly changes. A large one would change them, and scale itself away. So the quantiles are
+taken to be no further from those of healthy volumes than scanners differ.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +17,8 @@ from torch.nn import functional as F
 from ..model import Model
 from ..networks.detector import Detector
 from ..networks.layers import at_size
+from .strangeness import bounded
+from .symmetry import Midline, find_midline, mirrored_slice
 
 # The logit outside the box round the anatomy.
 AIR_LOGIT = -12.0
@@ -59,6 +64,7 @@ class NormalisedEvidence:
     residual: the 75th percentile of |slice - reconstruction| in the anatomy.
     usual, high: the 50th and the 90th percentile of the NLL in the anatomy.
     rows: (Z,) int64, the place in the arrays of each slice of the volume. None for 0, 1, 2 ...
+    midline: the plane that the volume is compared with its mirror image in. None where no detector asks for that.
     """
 
     slices: Tensor
@@ -70,14 +76,31 @@ class NormalisedEvidence:
     usual: float
     high: float
     rows: Tensor | None = None
+    midline: Midline | None = None
 
     @classmethod
     def of(
-        cls, slices: Tensor, reconstruction: Tensor, restoration: Tensor, nll: Tensor, position: Tensor
+        cls,
+        slices: Tensor,
+        reconstruction: Tensor,
+        restoration: Tensor,
+        nll: Tensor,
+        position: Tensor,
+        *,
+        ranges: Mapping[str, Sequence[float]] | None = None,
+        mirror: bool = False,
     ) -> "NormalisedEvidence":
-        """Evidence with its quantiles, from maps as in the class, all on one device."""
+        """Evidence with its quantiles, from maps as in the class, all on one device.
+
+        ranges: what is usual among healthy volumes (`About.usual`), which bounds the quantiles. None for no bounds.
+        mirror: whether the detector compares the volume with its mirror image.
+        """
+        ranges = ranges or {}
         usual, high = usual_nll(slices, nll)
-        residual = usual_residual(slices, reconstruction)
+        spread = bounded(high - usual, ranges.get("likelihood_spread"))
+        usual = bounded(usual, ranges.get("likelihood"))
+        high = usual + spread
+        residual = bounded(usual_residual(slices, reconstruction), ranges.get("residual"))
         return cls(
             slices=slices,
             reconstruction=reconstruction,
@@ -87,10 +110,17 @@ class NormalisedEvidence:
             residual=residual,
             usual=usual,
             high=high,
+            midline=find_midline(slices, position) if mirror else None,
         )
 
     def inputs(
-        self, index: Tensor, context: tuple[int, ...], stride: int = 1, box: Box | None = None
+        self,
+        index: Tensor,
+        context: tuple[int, ...],
+        stride: int = 1,
+        box: Box | None = None,
+        *,
+        mirror: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """A detector's input for some slices: maps (B, C, S, S) and NLL (B, len(context), h, w).
 
@@ -98,6 +128,8 @@ class NormalisedEvidence:
         context: a slice's neighbours, as differences of their numbers. 0 is among them.
         stride: distance of neighbours, in slices. Beyond the volume, its first or last slice is repeated.
         box: the part to read. Its sides are multiples of a code's. None for whole slices.
+        mirror: whether the slice's mirror image and the difference to it follow the other maps.
+        Raises ValueError for a mirror image of evidence without a midline.
         """
         count = len(self.slices if self.rows is None else self.rows)
         near = (index[:, None] + torch.tensor(context, device=index.device) * stride).clamp(0, count - 1)
@@ -113,9 +145,27 @@ class NormalisedEvidence:
         residual = (slices - decoded) / self.residual
         more = torch.stack([decoded[:, own], (slices[:, own] - restored) / self.residual], 1)
         position = self.position[near[:, own]].float()[:, :, None, None].expand(-1, -1, *slices.shape[-2:])
-        maps = torch.cat([slices, residual.clamp(-8, 8), more.clamp(-8, 8), position], 1)
+        parts = [slices, residual.clamp(-8, 8), more.clamp(-8, 8), position]
+        if mirror:
+            image = self._mirrored(index, box)
+            parts.append(torch.stack([image, slices[:, own] - image], 1))
+        maps = torch.cat(parts, 1)
         nll = box.codes(self.nll[near.flatten()], self.slices.shape[-2:]).float().unflatten(0, near.shape)
         return maps, ((nll - self.usual) / (self.high - self.usual)).clamp(-2, 6)
+
+    def _mirrored(self, index: Tensor, box: Box) -> Tensor:
+        """The mirror images of slices `index` (B,) in the box, (B, height, width) float32."""
+        if self.midline is None:
+            raise ValueError("expected evidence with a midline to mirror slices in, found none")
+        images = [mirrored_slice(self.slices, self.rows, self._heights, self.midline, int(number)) for number in index]
+        return torch.stack(images)[:, box.rows, box.columns]
+
+    @cached_property
+    def _heights(self) -> np.ndarray:
+        """The relative positions of the volume's slices, (Z,) float64."""
+        position = self.position if self.rows is None else self.position[self.rows]
+        heights: np.ndarray = position[:, 0].cpu().double().numpy()
+        return heights
 
     def _cut(self, maps: Tensor, at: Tensor, box: Box) -> Tensor:
         """Maps `at` of (N, S', S') in the box, at the slices' resolution: (len(at), height, width) float32."""
@@ -194,7 +244,8 @@ def places(box: Box, size: torch.Size) -> Tensor:
 def detector_logits(detector: Detector, evidence: NormalisedEvidence, index: Tensor) -> Tensor:
     """The detector's logits (B, S, S) for slices `index` (B,): AIR_LOGIT outside the box round the anatomy."""
     size = evidence.slices.shape[-2:]
-    maps, nll = evidence.inputs(index, detector.settings.context, box=evidence.box)
+    settings = detector.settings
+    maps, nll = evidence.inputs(index, settings.context, box=evidence.box, mirror=settings.mirror)
     place = places(evidence.box, size).to(maps.device).expand(len(index), -1, -1, -1)
     return evidence.box.put(detector(maps, nll, place), size, AIR_LOGIT)
 

@@ -80,9 +80,10 @@ def parts_of(model: Model) -> list[Part]:
 
 
 def _detector_part(detector: Detector, size: int, code_side: int) -> Part:
-    context, generator = detector.settings.context, torch.Generator().manual_seed(1)
-    maps = torch.randn(EXAMPLES, input_channels(context), size, size, generator=generator)
-    nll = torch.randn(EXAMPLES, len(context), code_side, code_side, generator=generator)
+    settings, generator = detector.settings, torch.Generator().manual_seed(1)
+    channels = input_channels(settings.context, settings.mirror)
+    maps = torch.randn(EXAMPLES, channels, size, size, generator=generator)
+    nll = torch.randn(EXAMPLES, len(settings.context), code_side, code_side, generator=generator)
     whole = Box(slice(0, size), slice(0, size))
     place = places(whole, torch.Size((size, size))).expand(EXAMPLES, -1, -1, -1).contiguous()
     pixels = {2: "height", 3: "width"}

@@ -27,13 +27,17 @@ EARLIER = ("balanced", "boxed")
 RENAMED = {"bulk": "ordinary_quantile", "spread": "ordinary_spread_quantile"}
 
 
-def input_channels(context: tuple[int, ...]) -> int:
+# The channels that a mirror image takes: the image, and the slice less the image.
+MIRROR_CHANNELS = 2
+
+
+def input_channels(context: tuple[int, ...], mirror: bool = False) -> int:
     """How many channels the maps of `NormalisedEvidence.inputs` have.
 
-    They are a slice and a residual for each slice of the context, then the reconstruction, the restoration's residual, and the
-    position.
+    They are a slice and a residual for each slice of the context, then the reconstruction, the restoration's residual, the
+    position, and with `mirror` what a mirror image takes.
     """
-    return 2 * len(context) + 3
+    return 2 * len(context) + 3 + (MIRROR_CHANNELS if mirror else 0)
 
 
 def residual_channels(context: Sequence[int]) -> list[int]:
@@ -57,6 +61,7 @@ class DetectorSettings:
     ordinary_spread_quantile: a quantile below the other one. The distance between the two is the spread of ordinary logits. The
         sample score then tells how far the highest logits lie above the ordinary quantile plus this spread. So scans whose
         logits vary much do not score high either. 0 to leave the spread out.
+    mirror: whether each slice is read with its mirror image, left for right, as brains allow it (see `evidence.symmetry`).
     Raises ValueError for an ordinary_spread_quantile that is not below the ordinary_quantile, and for a context without 0.
     """
 
@@ -68,6 +73,7 @@ class DetectorSettings:
     context: tuple[int, ...] = CONTEXT
     ordinary_quantile: float = 0.0
     ordinary_spread_quantile: float = 0.0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         # JSON gives lists.
@@ -111,7 +117,7 @@ class Detector(nn.Module):
     def __init__(self, settings: DetectorSettings):
         super().__init__()
         self.settings, widths = settings, settings.widths
-        channels = input_channels(settings.context) + 2
+        channels = input_channels(settings.context, settings.mirror) + 2
         self.fine = convolution(channels, FINE)
         self.stem = nn.Sequential(convolution(channels, widths[0], stride=2), convolution(widths[0], widths[0]))
         extra = [0] * len(widths)
@@ -146,3 +152,18 @@ class Detector(nn.Module):
             x = up(beside(torch.cat([across, at_size(x, across.shape[-2:])], 1)))
         logits: Tensor = self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))
         return logits[:, 0]
+
+
+def with_mirror_channels(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
+    """The parameters of a detector that reads no mirror image, for one with `settings`, which does. It answers as before.
+
+    The weights of the new channels are 0. Parameters of a detector that reads mirror images come back as they are.
+    """
+    before, wanted = input_channels(settings.context), input_channels(settings.context, mirror=True) + 2
+    result = dict(parameters)
+    for name in ("fine.0.weight", "stem.0.0.weight"):
+        weight = result[name]
+        if settings.mirror and weight.shape[1] == wanted - MIRROR_CHANNELS:
+            new = weight.new_zeros(weight.shape[0], MIRROR_CHANNELS, *weight.shape[2:])
+            result[name] = torch.cat([weight[:, :before], new, weight[:, before:]], 1)
+    return result

@@ -68,6 +68,11 @@ class Preprocessing:
         if len(self.landmarks) != 3 or not 0 < self.landmarks[0] < self.landmarks[1] < self.landmarks[2] <= 1:
             raise ValueError(f"preprocessing: expected three rising landmarks in 0 .. 1, found {self.landmarks}")
 
+    @property
+    def places_by_anatomy(self) -> bool:
+        """Whether relative positions are told by the anatomy, as a brain's are, and not by the array's ends."""
+        return self.region == "brain" and self.frame == "anatomy"
+
     @classmethod
     def published(cls, region: str) -> "Preprocessing":
         """The settings of the published submission for "brain" or "abdom"."""

@@ -80,7 +80,7 @@ class CachedPrior:
         self.cond = self.table.new_zeros(rows, 1, 1)
         self.start = codes[:, 0, 0].clone()
         self.thresholds = torch.zeros(
-            rows, dtype=torch.promote_types(self.table.dtype, torch.float32), device=self.table.device
+            codes.shape, dtype=torch.promote_types(self.table.dtype, torch.float32), device=self.table.device
         )
         self.uniforms = torch.empty(0)
         self.rows = rows
@@ -101,7 +101,7 @@ class CachedPrior:
         codes: (n, h, w) int64.
         position: (n, 1).
         uniforms: (n, h, w) in [0, 1).
-        thresholds: (n,), in nats.
+        thresholds: (n, h, w), in nats. What no code exceeds, infinity, may stand at places that stay as they are.
         start: (n,) int64, ascending: each grid's first place that may be replaced, in raster order.
         states: for each of `layers`, what its caches hold when a grid's starting row begins.
         index: (n,), each grid's entry in `states`.
@@ -109,22 +109,22 @@ class CachedPrior:
         self._begin(codes, position)
         self._keep(uniforms, thresholds, start)
         # The only wait for the device.
-        start_rows = (start // self.width).tolist()
+        *start_rows, end_row = torch.cat([start // self.width, _end_row_of(thresholds)]).tolist()
         self.samples += 1
-        restored = self._sample_rows(start_rows, states, index)
+        restored = self._sample_rows(start_rows, end_row, states, index)
         # Recording pays from the second call on.
         if self.record and self.samples == 2:
             restored = restored.clone()
             self._make_replays(self.record)
             # Recording may change the codes. The caches are loaded anew.
             self._begin(codes, position)
-            if self.replays and not torch.equal(self._sample_rows(start_rows, states, index), restored):
+            if self.replays and not torch.equal(self._sample_rows(start_rows, end_row, states, index), restored):
                 self.record, self.replays = None, []
         return restored
 
-    def _sample_rows(self, start_rows: list[int], states: list[State], index: Tensor) -> Tensor:
+    def _sample_rows(self, start_rows: list[int], end_row: int, states: list[State], index: Tensor) -> Tensor:
         n = 0
-        for r in range(start_rows[0], self.height):
+        for r in range(start_rows[0], end_row):
             before, n = n, bisect_right(start_rows, r)
             if n > before:
                 for layer, state in zip(self.layers, states):
@@ -142,7 +142,7 @@ class CachedPrior:
         for c in range(self.width):
             check_stopped()
             code = self.codes[:n, r + self.half, c + self.half]
-            sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n])
+            sampled = replace_unlikely(self._place(n, r, c), code, self.uniforms[:n, r, c], self.thresholds[:n, r, c])
             code.copy_(torch.where(self.start[:n] <= r * self.width + c, sampled, code))
         self._end_row(n, r)
 
@@ -203,3 +203,10 @@ class CachedPrior:
         if r + 1 < self.height:
             for block in self.blocks:
                 block.end_row(n, r, self.cond[:n])
+
+
+def _end_row_of(thresholds: Tensor) -> Tensor:
+    """The row after the last one in which any code may be replaced, (1,) int64. thresholds: (n, h, w)."""
+    replaceable = (thresholds < math.inf).any(2).any(0)
+    rows = torch.arange(1, len(replaceable) + 1, device=thresholds.device)
+    return torch.where(replaceable, rows, 0).max()[None]

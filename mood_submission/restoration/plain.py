@@ -48,7 +48,7 @@ def restore_plain(
     """
     check_inputs(prior, codes, position, uniforms, threshold=threshold, batch_size=batch_size)
     batch, restorations, height, width = uniforms.shape
-    thresholds = thresholds_of(prior, codes, threshold).repeat_interleave(restorations)
+    thresholds = thresholds_of(prior, codes, threshold).repeat_interleave(restorations, dim=0)
     restored = codes.repeat_interleave(restorations, dim=0)
     position, uniforms = position.repeat_interleave(restorations, dim=0), uniforms.flatten(0, 1)
     for rows in torch.arange(len(restored), device=codes.device).split(batch_size or max(1, len(restored))):
@@ -56,7 +56,7 @@ def restore_plain(
         for r in range(height):
             for c in range(width):
                 logits = prior(grid, position[rows])[:, :, r, c]
-                grid[:, r, c] = replace_unlikely(logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows])
+                grid[:, r, c] = replace_unlikely(logits, grid[:, r, c], uniforms[rows, r, c], thresholds[rows, r, c])
         restored[rows] = grid
     return torch.unflatten(restored, 0, (batch, restorations))
 
@@ -82,8 +82,9 @@ def check_inputs(
     if not uniforms.is_floating_point():
         raise ValueError(f"uniforms: expected floating point, got {uniforms.dtype}")
     threshold = torch.as_tensor(threshold)
-    if threshold.shape not in ((), codes.shape[:1]):
-        raise ValueError(f"threshold: expected a number or {(len(codes),)}, got {tuple(threshold.shape)}")
+    if threshold.shape not in ((), codes.shape[:1], codes.shape):
+        shapes = f"{(len(codes),)} or {tuple(codes.shape)}"
+        raise ValueError(f"threshold: expected a number, {shapes}, got {tuple(threshold.shape)}")
     if threshold.isnan().any():
         raise ValueError("threshold: expected a number, got NaN")
     if batch_size is not None and batch_size < 1:
@@ -91,6 +92,7 @@ def check_inputs(
 
 
 def thresholds_of(prior: PixelSNAIL, codes: Tensor, threshold: float | Tensor) -> Tensor:
-    """The threshold of each grid, (B,), in the NLL's precision."""
+    """The threshold of each place, (B, h, w), in the NLL's precision."""
     dtype = torch.promote_types(prior.first.weight.dtype, torch.float32)
-    return torch.as_tensor(threshold, dtype=dtype, device=codes.device).expand(len(codes))
+    thresholds = torch.as_tensor(threshold, dtype=dtype, device=codes.device)
+    return (thresholds[:, None, None] if thresholds.ndim == 1 else thresholds).expand(codes.shape)

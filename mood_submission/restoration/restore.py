@@ -38,7 +38,8 @@ def restore(
     codes: (B, h, w) int64, 0 .. K-1.
     position: (B, 1), -0.5 .. 0.5.
     uniforms: (B, S, h, w) floating point in [0, 1), for S restorations of each grid.
-    threshold: in nats. One number, or one for each grid, (B,).
+    threshold: in nats. One number, one for each grid, (B,), or one for each place, (B, h, w). A code at a threshold below 0 is
+        always drawn anew; at infinity it stays as it is.
     batch_size: restorations at a time. None for what memory allows. It is halved when memory runs out. It changes the result
         by the rounding of sums only.
     cached: the caches of an earlier call with the same prior and grid size. None for new ones. On CUDA, their second use
@@ -66,7 +67,7 @@ class _Grids:
 
     codes: (B, h, w) int64.
     position: (B, 1).
-    thresholds: (B,), in nats.
+    thresholds: (B, h, w), in nats.
     """
 
     codes: Tensor
@@ -133,7 +134,7 @@ def _first_forward(
             logits = prior(codes[first:last], position[first:last])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = F.cross_entropy(logits, codes[first:last], reduction="none").flatten(1)
-        unlikely = nll > thresholds[first:last, None]
+        unlikely = nll > thresholds[first:last].flatten(1)
         found = unlikely.any(1).nonzero()[:, 0]
         # `argmax` gives the first of the largest.
         at = unlikely[found].int().argmax(1)

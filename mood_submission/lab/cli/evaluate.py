@@ -39,6 +39,9 @@ class EvaluateOptions:
     json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
     cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
     curves: Path | None = option("draw precision-recall and ROC curves here", metavar="FILE.png", default=None)
+    size_curves: Path | None = option(
+        "draw figures by radius here, for cases of make-toy --sizes or --gross", metavar="FILE.png", default=None
+    )
 
 
 def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
@@ -98,6 +101,8 @@ def _told(args: EvaluateOptions) -> list[str]:
         details.write_cases(args.cases)
     if args.curves:
         details.plot_curves(args.curves)
+    if args.size_curves:
+        details.plot_by_radius(args.size_curves)
     return told(result, details, args.bootstrap > 0)
 
 

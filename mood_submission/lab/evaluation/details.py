@@ -37,8 +37,8 @@ SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64
 class Judged:
     """A case of either task with its prediction.
 
-    kind: of the anomaly, "healthy" without one, "" where it is not known. size: a name of SIZES_ML, or "". counts: of its
-    scores, see `metrics.score_counts`. voxels: of the anomaly; in the sample task 1 or 0. regions: (R, K), of each connected
+    kind: of the anomaly, "healthy" without one, "" where it is not known. size: a name of SIZES_ML, or "". radius: of the
+    anomaly in mm where the record tells it. counts: of its scores, see `metrics.score_counts`. voxels: of the anomaly; in the sample task 1 or 0. regions: (R, K), of each connected
     anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
     """
 
@@ -53,6 +53,7 @@ class Judged:
     regions: np.ndarray | None = None
     objects: dict[float, ObjectCounts] = field(default_factory=dict)
     findings: ObjectCounts | None = None
+    radius: float | None = None
 
 
 @dataclass
@@ -115,7 +116,7 @@ class Details:
         if positives and "volume_ml" in record:
             size = next(size for size, most in SIZES_ML.items() if float(record["volume_ml"]) <= most)
         origin = str(record.get("origin", name))
-        case = Judged(name, kind, size, source_of(origin), counts, voxels=positives)
+        case = Judged(name, kind, size, source_of(origin), counts, voxels=positives, radius=record.get("radius_mm"))
         self.cases.append(case)
         return case
 
@@ -199,7 +200,26 @@ class Details:
                 others = healthy if self.task == "sample" else []
                 negatives, positives = self._sum(members + others)
                 told[name][value] = float(average_precision(negatives, positives))
+                if self.task == "sample" and name == "kind":
+                    told.setdefault("kind, area under the curve", {})[value] = auroc(negatives, positives)
+                found = sum((case.findings for case in members if case.findings is not None), ObjectCounts())
+                if name == "kind" and found.true:
+                    told.setdefault("kind, findings recall", {})[value] = found.found / found.true
         return told
+
+    def curves_by_radius(self) -> dict[str, list[tuple[float, float]]]:
+        """How well anomalies of one kind are found by their radius: rising (mm, figure) by kind, such as "ball".
+
+        The figure is the average precision of the pixel task, or the area under the curve of the sample task. Kinds are those of
+        `make-toy --gross` and `--sizes`, "ball_05mm" and the like; others are left out.
+        """
+        tables, task = self.tables(), "kind" if self.task == "pixel" else "kind, area under the curve"
+        radii = {case.kind: case.radius for case in self.cases if case.radius is not None}
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for kind, figure in tables.get(task, {}).items():
+            if kind in radii:
+                curves.setdefault(kind.rpartition("_")[0] or kind, []).append((float(radii[kind]), figure))
+        return {kind: sorted(points) for kind, points in curves.items()}
 
     @staticmethod
     def _sum(cases: Sequence[Judged]) -> np.ndarray:
@@ -240,6 +260,31 @@ class Details:
         axes[1].set_title(f"area under the curve {auroc(negatives, positives):.3f}", fontsize=10)
         for axis in axes:
             axis.grid(alpha=0.3)
+        figure.tight_layout()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=100)
+        plt.close(figure)
+
+    def plot_by_radius(self, file: Path) -> None:
+        """A picture of `curves_by_radius`. Raises ValueError where no case's radius is known."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        curves = self.curves_by_radius()
+        if not curves:
+            raise ValueError(f"{file}: expected cases of make-toy --sizes or --gross, found none with a radius in mm")
+        figure, axis = plt.subplots(figsize=(6, 4.2))
+        for kind, points in curves.items():
+            axis.plot(*zip(*points), marker="o", label=kind)
+        figures = "average precision of voxels" if self.task == "pixel" else "area under the curve of volumes"
+        axis.set(xscale="log", xlabel="radius in mm", ylabel=figures, ylim=(0, 1.02))
+        ticks = sorted({radius for points in curves.values() for radius, _ in points})
+        axis.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend()
         figure.tight_layout()
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=100)

@@ -1,13 +1,14 @@
 """From healthy volumes to what is usual and what is rare among them: fills in what a model file says of that."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...about import About
-from ...evidence.evidence import Evidence
+from ...evidence.evidence import USUAL, Evidence
+from ...evidence.strangeness import distances_among, typical_of, usual_range
 from ...findings.objects import least_voxels
 from ...findings.thresholds import HealthyVoxels
 from ...methods import table
@@ -21,7 +22,7 @@ def calibrate(
 ) -> About:
     """The model's description with all that healthy volumes tell.
 
-    What is measured: what each method stores (`Method.calibrated`), `usual`, `healthy_voxels` and `healthy_samples`. Without
+    What is measured: what each method stores (`Method.calibrated`), `usual`, `typical`, `healthy_voxels` and `healthy_samples`. Without
     restorations, methods that need some stay as they are.
     predictor: its slices and restorations are those of later use.
     paths: healthy volumes that the model was not trained on, of all sources that it is for.
@@ -38,15 +39,12 @@ def calibrate(
         progress()
     if not measured:
         raise ValueError("expected healthy volumes to calibrate on, found none")
-    usual_values = [evidence.usual_values() for _, evidence in measured]
-    usual = {
-        kind: [min(values[kind] for values in usual_values), max(values[kind] for values in usual_values)]
-        for kind in usual_values[0]
-    }
-    about = dataclasses.replace(predictor.model.about, usual=usual)
-    for method in _measurable(predictor):
-        about = method.calibrated(about, [evidence for _, evidence in measured])
-    about = _with_healthy_scores(about, predictor, measured)
+    about = _with_usual(predictor.model.about, [evidence for _, evidence in measured])
+    with predictor.same_bits_for_any_threads():
+        measured = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
+        for method in _measurable(predictor):
+            about = method.calibrated(about, [_as_by_default(method, evidence) for _, evidence in measured])
+        about = _with_healthy_scores(about, predictor, measured)
     calibration = {
         "volumes": len(measured),
         "slices": sum(len(prepared.indices) for prepared, _ in measured),
@@ -66,8 +64,15 @@ def _measurable(predictor: Predictor) -> list[Method]:
 def _compute(evidence: Evidence) -> None:
     """Have the parts of the evidence computed that take time, while the progress is told."""
     evidence.nll, evidence.smoothed  # noqa: B018
-    if evidence.model.detector is not None:
-        evidence.without_restorations().logits  # noqa: B018
+
+
+def _with_usual(about: About, healthy: Sequence[Evidence]) -> About:
+    """The description with what is usual in healthy volumes, and how they look at a coarse scale."""
+    looks = [evidence.look for evidence in healthy]
+    values = [evidence.usual_values([kind for kind in USUAL if kind != "look"]) for evidence in healthy]
+    usual = {kind: usual_range([of_one[kind] for of_one in values]) for kind in values[0]}
+    usual["look"] = usual_range(distances_among(looks))
+    return dataclasses.replace(about, usual=usual, typical=typical_of(looks))
 
 
 def _as_by_default(method: Method, evidence: Evidence) -> Evidence:

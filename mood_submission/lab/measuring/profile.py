@@ -96,7 +96,8 @@ def slice_gflop(predictor: Predictor, evidence: Evidence) -> dict[str, float]:
     }
     if model.detector is not None:
         decoded, nll = model.decode(codes, first[1]), model.nll(codes, first[1])
-        maps = NormalisedEvidence.of(first[0], decoded, decoded, nll, first[1])
+        mirror = model.detector.settings.mirror
+        maps = NormalisedEvidence.of(first[0], decoded, decoded, nll, first[1], mirror=mirror)
         work["detect"] = lambda: volume_logits(model, maps)
     counted = {}
     for name, run in work.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
+from . import lesions
 from .anomalies import (
     COVERED,
     MAKERS,
@@ -22,7 +23,11 @@ from .anomalies import (
     visible_part,
 )
 
-RADII = (0.04, 0.2)  # shares of the field of view
+# Radii as shares of the field of view: of most anomalies, and of those that are small or large. One of them in BANDS is drawn.
+RADII, SMALL, LARGE = (0.04, 0.2), (0.012, 0.04), (0.2, 0.28)
+BANDS = (RADII, RADII, RADII, RADII, RADII, RADII, SMALL, LARGE)
+# The fewest voxels of an anomaly.
+FEWEST_VOXELS = 6
 # Mean change of the voxels labelled, on the [0, 1] scale: a place where it is less is left for another.
 LEAST_CHANGE = 0.06
 # Of the best place tried, in shares of LEAST_CHANGE and COVERED: what is less is not planted at all.
@@ -134,10 +139,16 @@ FURTHER: dict[str, Maker] = {
     "pulled": _pulled,
     "swirl": _swirl,
     "sharp": _sharp,
+    "faded": lesions.faded,
+    "mass": lesions.mass,
+    "composed": lesions.composed,
+    "replaced": lesions.replaced,
 }
 # what another volume has at about the same place: as it is, or with matched greys
 PASTED = ("stranger", "seamless")
-TRAINING_KINDS = (*MAKERS, *FURTHER, *PASTED)
+# Small lesions, several at once.
+SPOTS = "spots"
+TRAINING_KINDS = (*MAKERS, *FURTHER, *PASTED, SPOTS)
 
 
 def _pasted(site: Site, donor: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -230,13 +241,16 @@ def plant_varied(
         raise ValueError(f"kind: expected one of {', '.join(TRAINING_KINDS)}, found {kind!r}")
     if not host.body.any():
         raise ValueError("nothing to plant in: no body in the volume")
+    if kind == SPOTS:
+        return lesions.plant_spots(host.volume, host.body, host.places, host.height, rng)
 
     def attempt() -> Attempt | None:
-        site = choose_site(host.volume, host.body, host.places, RADII, rng, height=host.height)
+        radii = BANDS[rng.integers(len(BANDS))]
+        site = choose_site(host.volume, host.body, host.places, radii, rng, height=host.height)
         shape = _sphere if kind == "ball" and rng.random() < 0.7 else SHAPES[rng.integers(len(SHAPES))]
         distance = shape(site, rng)
         site = replace(site, distance=distance, inside=(distance < 1) & host.body[site.box])
-        if np.count_nonzero(site.inside) < 30:
+        if np.count_nonzero(site.inside) < FEWEST_VOXELS:
             return None
         new = np.clip(_make(site, kind, rng, donor), 0, 1)
         weight = _weight(site, kind, rng)

@@ -1,7 +1,7 @@
 """The stage that trains a detector on planted anomalies."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
 from ...model_file import networks_sha256
-from ...networks.detector import CONTEXT, Detector, DetectorSettings
+from ...networks.detector import CONTEXT, Detector, DetectorSettings, with_mirror_channels
 from ...runtime.option_types import positive
 from ...runtime.options import option
 from ..evaluation.metrics import average_precision, score_counts
@@ -47,6 +47,10 @@ class DetectorOptions:
         metavar="FOLDER",
     )
     context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
+    mirror: bool = option(
+        "let the detector read each slice's mirror image too, left for right; for brains, of stores planted with midlines",
+        default=False,
+    )
     most: int = option("newest volumes that are held in memory", type=positive, default=400)
     patches: PatchSettings
     unseen: tuple[str, ...] = option(
@@ -77,7 +81,7 @@ def train_detector(options: DetectorOptions) -> None:
         "train": Store(options.store, options.most, options.unseen),
         "validation": Store(options.store / "validation"),
     }
-    settings = DetectorSettings(options.widths, options.run.dropout, context=options.context)
+    settings = DetectorSettings(options.widths, options.run.dropout, context=options.context, mirror=options.mirror)
     stage = DetectorStage(settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen)
     about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
     trainer = run.trainer(stage, about, data)
@@ -104,6 +108,8 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
             f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
         )
     planted = store_settings(options.store)
+    if options.mirror and not planted.get("midlines"):
+        raise RunError(f"{options.store}: expected a store planted with midlines for --mirror, found one without")
     if planted["networks"] != networks_sha256(model):
         raise RunError(
             f"{options.store}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others"
@@ -145,9 +151,10 @@ class DetectorStage(Stage[Store, Detector]):
 
     def loss(self, data: Store, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         if self.store is not data:
-            context = self.model.settings.context
+            settings = self.model.settings
             self.store = data
-            self.ahead = BatchesAhead(PatchBatches(data, len(index), context, self.patches), self.workers)
+            batches = PatchBatches(data, len(index), settings.context, self.patches, settings.mirror)
+            self.ahead = BatchesAhead(batches, self.workers)
         assert self.ahead is not None
         device = next(self.model.parameters()).device
         batch = self.ahead.batch(generator.initial_seed())
@@ -163,6 +170,9 @@ class DetectorStage(Stage[Store, Detector]):
             "dice": overlap.detach(),
             "volumes": torch.tensor(float(len(data))),
         }
+
+    def begin_from(self, parameters: Mapping[str, Tensor]) -> None:
+        super().begin_from(with_mirror_channels(parameters, self.model.settings))
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.refresh_every == 0 and self.store is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ...evidence.normalised import Box, NormalisedEvidence, places
-from ...networks.detector import residual_channels
+from ...networks.detector import input_channels, residual_channels
 from ...runtime.option_types import share
 from ...runtime.options import option
 from .store import Store, StoredVolume
@@ -61,15 +61,20 @@ class Batch(NamedTuple):
 
 
 def cut_patches(
-    store: Store, count: int, context: Sequence[int], how: PatchSettings, generator: torch.Generator
+    store: Store,
+    count: int,
+    context: Sequence[int],
+    how: PatchSettings,
+    generator: torch.Generator,
+    mirror: bool = False,
 ) -> Batch:
-    """`count` random patches of random slices, half of them turned left to right."""
+    """`count` random patches of random slices, half of them turned left to right. mirror: with their mirror images."""
     members, columns = list(store.volumes.values()), []
     for _ in range(count):
         stored = members[_below(len(members), generator)]
         planted = len(stored.variants) > 1 and _share(generator) >= how.healthy
         variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
-        columns.append(_patch(stored, variant, tuple(context), how, generator))
+        columns.append(_patch(stored, variant, tuple(context), how, generator, mirror))
     return Batch(*(torch.cat(column) for column in zip(*columns)))
 
 
@@ -81,9 +86,11 @@ class PatchBatches:
     count: int
     context: tuple[int, ...]
     how: PatchSettings
+    mirror: bool = False
 
     def __getitem__(self, seed: int) -> Batch:
-        return cut_patches(self.store, self.count, self.context, self.how, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return cut_patches(self.store, self.count, self.context, self.how, generator, self.mirror)
 
 
 class BatchesAhead:
@@ -133,6 +140,7 @@ def _patch(
     context: tuple[int, ...],
     how: PatchSettings,
     generator: torch.Generator,
+    mirror: bool,
 ) -> Batch:
     evidence, label = stored.variants[variant], stored.labels(variant)
     index = _below(len(label), generator)
@@ -142,7 +150,7 @@ def _patch(
         index = min(max(int(marked[_below(len(marked), generator)]) + beside, 0), len(label) - 1)
     box = _box(evidence, label[index], how.patch, generator)
     stride = how.strides[_below(len(how.strides), generator)]
-    maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box)
+    maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box, mirror=mirror)
     if how.weaker_evidence and _share(generator) < how.weaker_evidence:
         maps, nll = _weaker_evidence(maps, nll, context, generator)
     if how.other_tones and _share(generator) < how.other_tones:
@@ -195,14 +203,20 @@ def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generato
     if not tissue.any():
         return maps
     maps, size, middle = maps.clone(), maps.shape[-2:], slices[tissue].mean()
+    mirrored = maps.shape[1] > input_channels(tuple(context))
     contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
     shown = [*range(count), 2 * count]  # the slices and the reconstruction
     tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
     greys = middle + (maps[:, shown] - middle) * contrast + _smooth(size, 0.15, generator)
     maps[:, shown] = torch.where(tissue, greys, maps[:, shown])
+    if mirrored:
+        image = maps[:, -2]
+        maps[:, -2] = torch.where(torch.isin(image, torch.tensor(AIR)), image, middle + (image - middle) * contrast)
     noise = torch.randn(1, count, *size, generator=generator)
     noise = torch.cat([noise, noise[:, own : own + 1]], 1) * tissue
     maps[:, :count] += 0.1 * grain * noise[:, :count]
+    if mirrored:
+        maps[:, -1] = maps[:, own] - maps[:, -2]
     residuals = residual_channels(context)
     maps[:, residuals] = ((maps[:, residuals] + grain * noise) / math.sqrt(1 + grain**2)).clamp(-8, 8)
     return maps

@@ -7,7 +7,7 @@ variants of it with anomalies: the networks work slice by slice, so of a variant
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from ...evidence.evidence import Evidence
 from ...evidence.normalised import NormalisedEvidence
+from ...evidence.symmetry import Midline, find_midline
 from ...model import Model
 from ...model_file import networks_sha256
 from ...networks.layers import at_size
 from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
+from ...preprocessing.positions import relative_positions
 from ...runtime.files import write_whole
 from ...runtime.option_types import positive, share
 from ...runtime.options import option
@@ -44,6 +46,8 @@ class PlantingSettings:
 
     benchmark: plant as `anomalies.plant` does, one anomaly a variant, in volumes that are not randomised: for validation.
     restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
+    partial: share of volumes of which only some slices are taken, `short` or more that follow each other, or every second one
+        of these. Relative positions are then those of a scan that holds no other slices.
     """
 
     variants: int = option("of each volume, with anomalies", type=positive, default=3)
@@ -52,7 +56,22 @@ class PlantingSettings:
     restored: float = option("share of volumes that are restored too", type=share, default=0.0)
     restorations: int = option("of each slice of these", type=positive, default=2)
     short: int = 24
+    partial: float = option(
+        "share of volumes of which a part is taken, as from a scan that covers less", type=share, default=0.0
+    )
     seed: int = option("of what is planted where", default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Slices of a volume: their numbers in the cache, (N,) int64, and their relative positions, (N, 1), on the CPU."""
+
+    members: Tensor
+    position: Tensor
+
+    def at(self, index: Tensor) -> "_Chosen":
+        """Some of them. index: (M,) int64."""
+        return _Chosen(self.members[index], self.position[index])
 
 
 class Planter:
@@ -73,28 +92,37 @@ class Planter:
         rng = np.random.default_rng([self.settings.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         members, restored = self._chosen(number, rng)
+        chosen = self._positioned(members, rng)
+        members = chosen.members
         slices = self._randomised(members, rng, generator)
         healthy = np.arange(len(slices))
-        parts = [self._evidence(slices, members, restored, generator)]
+        parts = [self._evidence(slices, chosen, restored, generator)]
         parts[0]["label"] = torch.zeros(slices.shape, dtype=torch.bool)
         rows, kinds = [healthy], [""]
         for planted, mask, names in self._variants(slices, number, rng):
             differs = (np.abs(planted - slices.numpy()) > CHANGED) | mask
             changed = torch.from_numpy(np.flatnonzero(differs.any((1, 2))))
-            new = self._evidence(torch.from_numpy(planted)[changed], members[changed], restored, generator)
+            new = self._evidence(torch.from_numpy(planted)[changed], chosen.at(changed), restored, generator)
             rows.append(healthy.copy())
             rows[-1][changed.numpy()] = sum(len(part["label"]) for part in parts) + np.arange(len(changed))
             parts.append(new | {"label": torch.from_numpy(mask)[changed]})
             kinds.append(names)
         arrays = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        position = self.data.position[members].cpu()
+        position = chosen.position
         return {name: array.numpy() for name, array in arrays.items()} | {
             "rows": np.stack(rows),
             "scales": np.array([_scales(arrays, row, position) for row in rows], np.float32),
             "position": position.float().numpy(),
             "kinds": np.array(json.dumps(kinds)),
             "volume": np.array(int(self.data.volume[members[0]])),
+            **self._midline(arrays["slices"][: len(members)], position),
         }
+
+    def _midline(self, healthy: Tensor, position: Tensor) -> dict[str, np.ndarray]:
+        """The plane that the volume is nearly symmetrical about, of a region that is symmetrical."""
+        if not self.data.preprocessing.places_by_anatomy:
+            return {}
+        return {"midline": np.array(astuple(find_midline(healthy, position)))}
 
     def _chosen(self, number: int, rng: np.random.Generator) -> tuple[Tensor, bool]:
         """The slices of the healthy volume of file `number`, and whether they are restored: then these are few."""
@@ -106,6 +134,21 @@ class Planter:
             start = int(rng.integers(len(members) - s.short + 1))
             members = members[start : start + s.short]
         return members, restored
+
+    def _positioned(self, members: Tensor, rng: np.random.Generator) -> "_Chosen":
+        """The slices with their positions, or some of them with those of a scan that holds no others."""
+        short, count = self.settings.short, len(members)
+        # Nothing is drawn without partial volumes, so that stores made before keep their random numbers.
+        if not self.settings.partial or count <= short or rng.random() >= self.settings.partial:
+            return _Chosen(members, self.data.position[members].cpu())
+        length = int(rng.integers(short, count + 1))
+        start = int(rng.integers(count - length + 1))
+        step = 2 if length >= 2 * short and rng.random() < 0.4 else 1
+        members = members[start : start + length : step]
+        position = self.data.position[members].cpu()
+        if not self.data.preprocessing.places_by_anatomy:
+            position = torch.from_numpy(relative_positions(np.arange(len(members)), len(members)))
+        return _Chosen(members, position)
 
     def _members(self, number: int) -> Tensor:
         return (self.data.volume == number).nonzero()[:, 0]
@@ -168,12 +211,12 @@ class Planter:
 
     @torch.inference_mode()
     def _evidence(
-        self, slices: Tensor, members: Tensor, restored: bool, generator: torch.Generator
+        self, slices: Tensor, chosen: "_Chosen", restored: bool, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """float16 on the CPU, by name: what the model makes of slices (N, S, S) in [0, 1]."""
-        data, model = self.data, self.model
+        data, model, members = self.data, self.model, chosen.members
         x = normalise(slices, data.mean[members], data.std[members], data.preprocessing)
-        evidence = Evidence(model, x, data.position[members])
+        evidence = Evidence(model, x, chosen.position)
         if restored:
             size = (len(x), self.settings.restorations, *evidence.codes.shape[1:])
             uniforms, threshold = torch.rand(size, generator=generator), model.about.pixel_threshold
@@ -208,6 +251,8 @@ def fill_store(
     first, step = shard[0] - 1, shard[1]
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"networks": networks_sha256(planter.model), **asdict(planter.settings)}
+    if planter.data.preprocessing.places_by_anatomy:
+        made_with["midlines"] = True
     check_settings(folder / "settings.json", made_with, CacheError)
     mine = [number for number in map(_number, stored_files(folder)) if number % step == first]
     number = mine[-1] + step if mine else first
@@ -269,6 +314,7 @@ class StoredVolume:
                     usual=scales[1],
                     high=scales[2],
                     rows=rows,
+                    midline=Midline(*arrays["midline"].tolist()) if "midline" in arrays else None,
                 )
             )
         return cls(variants, kinds, arrays["label"], int(arrays["volume"]))
