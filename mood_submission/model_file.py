@@ -43,12 +43,12 @@ def load_model(
 ) -> Model:
     """The model of a region, or of a file.
 
-    Only safetensors are read: no pickle, nothing in the file is executed. A file that is not as it was written is refused
+    Only safetensors are read, so nothing in a file is executed. A file that has changed since it was written is refused
     (`integrity`).
 
     name: "brain" or "abdom" for the shipped weights, or a file.
     device: None for CUDA where there is one, else the CPU.
-    dtype: of the parameters in memory; None for float32, whatever the file stores.
+    dtype: of the parameters in memory. None for float32, whatever the file stores.
     precision: see `Model`.
     detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
     Raises ModelError, in one line that names the file. One reason is a default method that is not registered.
@@ -86,27 +86,26 @@ def load_model(
 
 
 def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:
-    """Write a model file without a detector, which `add_detector` adds.
+    """Write a model file without a detector. `add_detector` adds one.
 
-    Weight norm must be folded (`fold_weight_norm`).
-    dtype: how parameters are stored; None keeps their own.
+    vqvae, prior: the networks. Weight norm must be folded (`fold_weight_norm`).
+    about: the model's description.
+    dtype: how parameters are stored. None for their own.
     Raises ValueError for parameters that are not finite, or too large for `dtype`.
     """
     _write(file, _stored(vqvae, "vqvae", dtype) | _stored(prior, "prior", dtype), about)
 
 
-def _stored(network: nn.Module, part: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Parameters by their names in the file. Raises ValueError for one that `dtype` is too small for."""
+def _stored(network: nn.Module, name: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Parameters by their names in the file. Raises ValueError for values that `dtype` cannot hold."""
     stored = {
-        f"{part}.{name}": value.to(dtype).contiguous() if dtype else value.contiguous()
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        f"{name}.{key}": value.to(dtype).contiguous() if dtype else value.contiguous()
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
     }
-    for name, value in stored.items():
+    for key, value in stored.items():
         if not torch.isfinite(value).all():
-            raise ValueError(
-                f"{name}: expected finite values, found one that is none or is too large for {value.dtype}"
-            )
+            raise ValueError(f"{key}: expected finite values, found one that is none or is too large for {value.dtype}")
     return stored
 
 
@@ -118,7 +117,7 @@ def _write(file: Path, tensors: dict[str, Tensor], about: About) -> None:
 
 
 def rewrite_about(file: Path, out: Path, about: About) -> None:
-    """Write to `out` (which may be `file`) the model of `file` with another description; its parameters stay as stored."""
+    """Write the model of `file` to `out` with another description. `out` may be `file`. Parameters stay as they are stored."""
     _write(out, _tensors(file), about)
 
 
@@ -129,8 +128,10 @@ def add_detector(
     about: About,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write to `out` (which may be `file`) the model of `file` with this detector, instead of any that it has, and this
-    description; the other parameters stay as stored. dtype: as of `save_model`."""
+    """Write the model of `file` to `out` with another detector and another description. `out` may be `file`.
+
+    The VQ-VAE's and the prior's parameters stay as they are stored. dtype: of the detector's, as in `save_model`.
+    """
     kept = {name: value for name, value in _tensors(file).items() if not name.startswith("detector.")}
     _write(
         out,
@@ -147,14 +148,14 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def _filled(network: Network, tensors: dict[str, Tensor], part: str) -> Network:
-    """The network with the parameters stored under `part.`; all must be there and fit."""
-    own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+def _filled(network: Network, tensors: dict[str, Tensor], name: str) -> Network:
+    """The network with its stored parameters. name: what their names begin with. Raises ValueError where some are missing."""
+    own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     stored = next(iter(own.values())).dtype if own else torch.float32
     # Without this, load_state_dict would round float64.
     network.to(stored)
     missing, unexpected = network.load_state_dict(own, strict=False)
-    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
+    wrong = unexpected + [key for key in missing if not key.endswith("num_batches_tracked")]
     if wrong:
-        raise ValueError(f"parameters of the {part} missing or unknown: {', '.join(wrong[:3])} ...")
+        raise ValueError(f"parameters of the {name} missing or unknown: {', '.join(wrong[:3])} ...")
     return network

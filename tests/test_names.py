@@ -23,7 +23,7 @@ from mood_submission.lab.evaluation.details import Details
 from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.output.report.page import _template
 from mood_submission.predictor import LabelledObjects
-from mood_submission.runtime.files import PART, alone, write_text, write_whole, write_whole_by_name
+from mood_submission.runtime.files import HIDDEN, alone, write_text, write_whole, write_whole_by_name
 from mood_submission.runtime.names import as_text, shown
 from mood_submission.runtime.settings_file import check_settings
 from mood_submission.volumes import Source, find_volumes, read_volume
@@ -201,7 +201,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(by_name, tmp_
     for killed in (path, path, other):  # the second takes away what the first left
         killed_while_writing(killed, by_name)
     left = sorted(tmp_path.iterdir())
-    assert len(left) == 2 and all(file.name.startswith(PART) for file in left)
+    assert len(left) == 2 and all(file.name.startswith(HIDDEN) for file in left)
     assert find_volumes(tmp_path) == []
     with write_whole(path) as first:
         first.write(b"first")
@@ -238,7 +238,7 @@ def test_without_locks_files_are_whole_and_nobody_s_part_is_taken(tmp_path, monk
     with alone(tmp_path / ".lock"):
         pass
     assert (tmp_path / "file").read_bytes() == b"whole"
-    assert len([name for name in os.listdir(tmp_path) if name.startswith(PART)]) == 1
+    assert len([name for name in os.listdir(tmp_path) if name.startswith(HIDDEN)]) == 1
 
 
 @pytest.mark.parametrize("by_name", [False, True])

@@ -1,6 +1,7 @@
 """Options of commands as dataclasses: argparse is made of the fields, and gives them back."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,29 @@ def test_choices_may_be_known_only_as_the_command_starts():
     assert options_of(Named, made.parse_args(["--name", "b"])) == Named(name="b")
     with pytest.raises(SystemExit):
         made.parse_args(["--name", "c"])
+
+
+def test_defaults_and_help_may_be_known_only_as_the_command_starts(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Started:
+        place: str = option(lambda: f"now {os.environ['PLACE']}", default=lambda: os.environ["PLACE"])
+        count: int = option("how many", type=positive, default=lambda: os.environ["COUNT"])
+
+    def made() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser()
+        add_options(parser, Started)
+        return parser
+
+    for place, count in (("here", 1), ("there", 2)):
+        monkeypatch.setenv("PLACE", place)
+        monkeypatch.setenv("COUNT", str(count))
+        assert options_of(Started, made().parse_args([])) == Started(place=place, count=count)
+        assert f"now {place}" in made().format_help()
+    assert Started(count=3) == Started(place="there", count=3)
+    assert options_of(Started, made().parse_args(["--place", "a"])).place == "a"
+    monkeypatch.setenv("COUNT", "none")
+    with pytest.raises(SystemExit):
+        made().parse_args([])
 
 
 @dataclass(frozen=True, kw_only=True)

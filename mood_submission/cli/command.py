@@ -1,4 +1,4 @@
-"""What most commands do: read their options, act, print some lines, and tell what was wrong in one line."""
+"""Runs a command: reads its options, acts, and prints lines, or one line on what was wrong."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,12 +19,15 @@ def run_command(
     *,
     also: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Read the options of the dataclass `kind`, act on them, and print the lines that this returns.
+    """Read a command's options, act on them, and print the result.
 
+    parser: without options. Its name and description are the command's.
+    kind: the dataclass of the options. It raises argparse.ArgumentError for options that do not go together, which ends the
+        command as wrong usage does.
+    act: takes the options, and returns lines to print.
+    argv: the command's words. None for those of the process.
     also: further errors that are told in one line, such as the RuntimeError that torch raises of devices and their memory.
-
-    Returns the exit status: 1 after a ValueError or an OSError, which is told in one line. Options that do not go together
-    raise an argparse.ArgumentError as the dataclass is made: wrong usage, as argparse tells it.
+    Returns the exit status: 1 after a ValueError or an OSError of `act`, which is printed in one line.
     """
     parser.formatter_class = DefaultsShown
     add_options(parser, kind)
@@ -33,10 +36,9 @@ def run_command(
         options = options_of(kind, args)
     except argparse.ArgumentError as error:
         parser.error(str(error))
-    expected: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         lines = act(options)
-    except expected as error:
+    except (ValueError, OSError, *also) as error:
         say(f"{parser.prog}: {in_one_line(error)}")
         return 1
     if lines:

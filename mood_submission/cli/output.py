@@ -1,5 +1,7 @@
-"""Lines for people: errors and progress on standard error, in one piece whatever happens at the same time; answers on
-standard output. No file's name reaches a terminal as it is (`runtime.names`)."""
+"""Writes lines for people: errors and progress on standard error, answers on standard output.
+
+Lines of several threads never mix. Names of files are escaped (`runtime.names`).
+"""
 
 import contextlib
 import logging
@@ -14,9 +16,9 @@ from ..runtime.names import in_one_line, shown
 
 
 def say(line: object) -> None:
-    """Write a line on standard error, above any progress bar and in one piece, whatever other threads write.
+    """Write a whole line on standard error, above any progress bar.
 
-    A closed pipe, as after `2>&1 | head`, stops nothing.
+    Nothing is raised for a closed pipe, as after `2>&1 | head`.
     """
     text = shown(str(line).strip())
     with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stderr):
@@ -30,16 +32,20 @@ def tell(*lines: object) -> None:
 
 
 def quiet() -> None:
-    """One line a warning and an error, from us; nibabel's notes on odd headers would only repeat them."""
+    """Make each warning one line. nibabel's own notes on odd headers, which repeat ours, are not shown."""
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {in_one_line(message)}")
     logging.getLogger("nibabel").setLevel(logging.CRITICAL)
 
 
 class Progress:
-    """How far long work is: a bar on a terminal, elsewhere a plain line now and then, for logs.
+    """Shows how far long work is: by a bar on a terminal, elsewhere by a plain line now and then, for logs.
 
-    total: how many there are of what is called `unit`. what: is done with them. quiet: nothing is told. every: seconds from one
-    plain line to the next; the first comes after as long, so that short work tells nothing. clock: seconds, rising.
+    total: how many items there are.
+    what: is done with them, such as "calibrating".
+    unit: what an item is called.
+    quiet: whether to show nothing.
+    every: seconds between plain lines, and before the first one.
+    clock: gives seconds, rising.
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class Progress:
     ):
         self.total, self.what, self.unit, self.quiet = total, what, unit, quiet
         self.every, self.clock, self.done = every, clock, 0
-        self.began = self.told = clock()
+        self.began = self.last_line = clock()
         self.bar = tqdm(total=total, desc=what, unit=unit, disable=True if quiet else None)
 
     def __enter__(self) -> "Progress":
@@ -64,17 +70,17 @@ class Progress:
         self.bar.close()
 
     def stage(self, name: str) -> None:
-        """What is being done now, shown beside the bar."""
+        """Show beside the bar what is being done now."""
         self.bar.set_postfix_str(shown(name), refresh=True)
 
     def update(self, done: int | None = None) -> None:
-        """One more is done, or so many in all."""
+        """Count one more item as done. done: how many are done in all, where others count too."""
         before, self.done = self.done, self.done + 1 if done is None else done
         self.bar.update(self.done - before)
         now = self.clock()
-        if self.quiet or not self.bar.disable or now - self.told < self.every:
+        if self.quiet or not self.bar.disable or now - self.last_line < self.every:
             return
-        self.told = now
+        self.last_line = now
         left = (now - self.began) / self.done * (self.total - self.done)
         say(f"{self.what}: {self.done} of {self.total} {self.unit}s, {_duration(left)} left")
 

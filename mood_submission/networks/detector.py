@@ -34,8 +34,8 @@ MIRROR_CHANNELS = 2
 def input_channels(context: tuple[int, ...], mirror: bool = False) -> int:
     """How many channels the maps of `NormalisedEvidence.inputs` have.
 
-    They are a slice and a residual for each slice of the context, then the reconstruction, the restoration's residual, and the
-    position, then what a mirror image takes.
+    They are a slice and a residual for each slice of the context, then the reconstruction, the restoration's residual, the
+    position, and with `mirror` what a mirror image takes.
     """
     return 2 * len(context) + 3 + (MIRROR_CHANNELS if mirror else 0)
 

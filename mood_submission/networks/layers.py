@@ -73,7 +73,7 @@ def broadcast_position(position: Tensor, like: Tensor) -> Tensor:
 
 
 def at_size(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) or (B, C, h, w) at another size, linear; themselves where they have it."""
+    """Maps (B, h, w) or (B, C, h, w) at another size, interpolated linearly. The same tensor where it has that size."""
     if maps.shape[-2:] == tuple(size):
         return maps
     channels = maps if maps.dim() == 4 else maps[:, None]

@@ -1,4 +1,4 @@
-"""Several processes on one machine for one folder: torchrun's own engine starts them, each on a GPU of its own."""
+"""Starts several processes for one folder on this machine, each on its own GPU. torchrun's engine does that."""
 
 import logging
 import os
@@ -14,16 +14,22 @@ from .options import AUTO
 
 
 def how_many(wanted: int | str, device: str | None, volumes: int) -> int:
-    """How many processes to start: never more than there are volumes; with AUTO one for each GPU, and one alone where a device
-    is named or there is no GPU."""
+    """How many processes to start, at least 1 and at most one for each volume.
+
+    wanted: a number. AUTO for one process for each GPU, or a single one where there is no GPU.
+    device: a device that was named. AUTO then means a single process.
+    volumes: how many there are.
+    """
     if wanted == AUTO:
         wanted = torch.cuda.device_count() if device is None else 1
     return max(1, min(int(wanted), volumes))
 
 
 def launch(count: int, words: Sequence[str]) -> int:
-    """Run `mood-submission WORDS` in so many processes, which find each other as under torchrun. Returns the exit status: the
-    first one that is not 0, 130 where the processes were told to stop."""
+    """Run `mood-submission WORDS` in `count` processes, which find each other as under torchrun.
+
+    Returns the exit status: 0, or that of the first process that failed, or 130 where they were stopped.
+    """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

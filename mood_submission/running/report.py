@@ -86,16 +86,16 @@ def merge_reports(path: Path, count: int) -> dict[str, dict]:
     Returns the volumes' outcomes by file name (`as_text`). Raises OSError for a report that is missing, ValueError for a broken
     one.
     """
-    parts = [json.loads(rank_path(path, rank).read_text("utf-8")) for rank in range(count)]
+    reports = [json.loads(rank_path(path, rank).read_text("utf-8")) for rank in range(count)]
     volumes: dict[str, dict] = {}
-    for part in parts:
-        for volume in part["volumes"]:
+    for report in reports:
+        for volume in report["volumes"]:
             if volume["file"] not in volumes or volume["status"] != "not reached":
                 volumes[volume["file"]] = volume
     statuses = [volume["status"] for volume in volumes.values()]
-    content = parts[0] | {
-        "started": min(part["started"] for part in parts),
-        "seconds": max(part["seconds"] for part in parts),
+    content = reports[0] | {
+        "started": min(report["started"] for report in reports),
+        "seconds": max(report["seconds"] for report in reports),
         "counts": {status: statuses.count(status) for status in STATUSES},
         "volumes": list(volumes.values()),
     }

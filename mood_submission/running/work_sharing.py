@@ -1,4 +1,4 @@
-"""How several processes share the volumes of a folder: dealt out beforehand (job arrays), or taken from one queue (torchrun)."""
+"""Shares the volumes of a folder among processes: in fixed shards for job arrays, from one queue under torchrun."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ TAKEN, DONE, FAILED, FINISHED = (f"mood/{name}" for name in ("taken", "done", "f
 
 
 def size_of(source: Source) -> int:
-    """Bytes of a volume's file, or of all of a series'; what cannot be looked at counts as nothing."""
+    """The bytes of a volume's files. Files that cannot be looked at count as 0."""
     total = 0
     for file in source.files:
         try:
@@ -24,13 +24,15 @@ def size_of(source: Source) -> int:
 
 
 def longest_first(sources: Sequence[Source]) -> list[Source]:
-    """By size, so that none of the large ones is begun last; by path where sizes are the same."""
+    """Volumes by falling size, so that no large one is begun last. Those of one size are sorted by path."""
     return sorted(sources, key=lambda source: (-size_of(source), source.path))
 
 
 def shard(sources: Sequence[Source], number: int, count: int) -> list[Source]:
-    """What the process `number` of `count`, from 1 on, does: longest first, dealt out back and forth, so that all have
-    about as much."""
+    """The volumes of shard `number` of `count`, from 1 on. All shards are about as large.
+
+    The volumes are dealt out longest first, back and forth.
+    """
     mine = []
     for i, source in enumerate(longest_first(sources)):
         turn, place = divmod(i, count)
@@ -47,7 +49,7 @@ class Ranks(Process):
 
     @classmethod
     def from_environment(cls) -> "Ranks | None":
-        """This process; None where it has not been started by torchrun, or alone."""
+        """This process. None where torchrun has not started it, or has started it alone."""
         process = Process.from_torchrun()
         if process is None:
             return None
@@ -55,30 +57,33 @@ class Ranks(Process):
         return cls(process.rank, process.local, process.count, store)
 
     def take(self, sources: Sequence[Source]) -> Iterator[Source]:
-        """The volumes that no other process has taken, one whenever it is asked for, longest first. Nobody waits for anybody.
+        """Take volumes that no other process has taken, one at a time, longest first. No process waits for another.
 
-        Each process has found them by itself: what is shared is a place in the queue, which is the same for all.
+        Each process has found the same volumes. They share only a counter of how many are taken.
         """
         queue = longest_first(sources)
         while (taken := self._add(TAKEN, 1)) is not None and taken <= len(queue):
             yield queue[taken - 1]
 
     def _add(self, counter: str, more: int) -> int | None:
-        """None where the process that keeps the counters is gone: torchrun's agent outlives all, but where they were started by
-        hand that is the first of them, which ends when nothing is left to take."""
+        """The counter after adding `more`. None where the process that keeps the counters has ended.
+
+        torchrun's agent keeps them, and ends last. Where processes were started by hand, the first of them keeps them, and ends
+        when no volume is left.
+        """
         try:
             return self.store.add(counter, more)
         except RuntimeError:
             return None
 
     def count_done(self) -> int | None:
-        """Add one to how many volumes all processes have done. Returns how many these are; None where nobody knows."""
+        """Count one more volume as done. Returns how many all processes have done, or None where the counters are gone."""
         return self._add(DONE, 1)
 
     def count_failed(self, more: int) -> int | None:
-        """Add to how many volumes have failed in all processes. Returns how many these are; None where nobody knows."""
+        """Count `more` volumes as failed. Returns how many failed in all processes, or None where the counters are gone."""
         return self._add(FAILED, more)
 
     def is_last(self) -> bool:
-        """To be asked once, at the end: whether all others have ended before."""
+        """Whether all other processes have ended before this one. Call this once, at the end."""
         return self._add(FINISHED, 1) == self.count

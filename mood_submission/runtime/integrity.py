@@ -46,5 +46,5 @@ def _sums(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     lines = file.read_text("utf-8", "surrogateescape").split("\n")
-    parts = [line.split(maxsplit=1) for line in lines]
-    return {part[1].removeprefix("*"): part[0] for part in parts if len(part) == 2}
+    pairs = [line.split(maxsplit=1) for line in lines]
+    return {pair[1].removeprefix("*"): pair[0] for pair in pairs if len(pair) == 2}

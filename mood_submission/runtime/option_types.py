@@ -1,4 +1,4 @@
-"""Types of options. Each raises argparse.ArgumentTypeError for what is not of its type."""
+"""Types of options. Each raises argparse.ArgumentTypeError for other texts."""
 
 import argparse
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def shard_option(text: str) -> tuple[int, int]:
-    """Such as 2/5: the second of five parts."""
+    """A shard and how many there are, such as 2/5."""
     try:
         number, count = map(int, text.split("/"))
     except ValueError:
@@ -75,7 +75,7 @@ def seconds_option(text: str) -> float:
 
 
 def ending_in(ending: str) -> Callable[[str], Path]:
-    """The type of a file whose name ends so: no slip of the hand then writes it over a file of another kind."""
+    """The type of a file with this ending. So no file of another kind is overwritten by mistake."""
 
     def parse(text: str) -> Path:
         if not text.lower().endswith(ending):

@@ -1,6 +1,7 @@
-"""A command's options as a dataclass: argparse is made of its fields once, and gives them back.
+"""A command's options as a dataclass. argparse's options are made from its fields.
 
-A field made by `option` is an option, one whose type is a dataclass stands for that one's options, all others are none.
+A field made by `option` is an option. A field whose type is a dataclass holds that dataclass's options. Other fields are no
+options.
 """
 
 import argparse
@@ -24,14 +25,13 @@ def option(
     """A field that is an option.
 
     help_text: as argparse shows it, or a function that gives it as the command starts.
-    names: of the option; by default the field's own, with dashes. A name without dashes makes it a word at its place.
+    names: of the option. By default the field's own, with dashes. A name without dashes makes a positional argument.
     default: the option's value where it is not given. It may be a function that gives it, for what the environment says.
         Without a default the option must be given.
-    one_of: of the fields with the same text here exactly one must be given.
-    not_with: of the fields with the same text here at most one may be given.
-    more: what argparse takes for it, such as choices, metavar or type. `choices` may be a function that gives them, for
-        what is known only as the command starts. The field's type says the rest: a bool is a flag, a tuple takes one
-        value or more.
+    one_of: exactly one of the options with the same text here must be given.
+    not_with: at most one of the options with the same text here may be given.
+    more: further arguments of `add_argument`, such as choices, metavar or type. `choices` may be a function that gives them as
+        the command starts. The rest follows from the field's type: a bool is a flag, a tuple takes one value or more.
     """
     metadata = {
         "option": {"help": help_text, **more},
@@ -44,7 +44,7 @@ def option(
 
 
 class DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to the help of options that have one, and do not tell it themselves."""
+    """Adds the default to an option's help, where there is one and the help does not say it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         complete = action.default in (None, False, ()) or "(default" in (action.help or "")
@@ -52,7 +52,7 @@ class DefaultsShown(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, **defaults: Any) -> None:
-    """Add the options of the dataclass `kind` to a parser. defaults: by a field's name, where this command has another."""
+    """Add the options of the dataclass `kind` to a parser. defaults: this command's own defaults, by field."""
     groups: dict[str, argparse._ActionsContainer] = {}
     for field, hint in _fields(kind):
         if dataclasses.is_dataclass(hint):

@@ -1,4 +1,4 @@
-"""Float32 that is float32: TF32 is switched off, or on, for a while."""
+"""Sets whether CUDA multiplies float32 exactly or in TF32."""
 
 from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
@@ -12,11 +12,12 @@ STORED = ("float16", "float32")
 
 @contextmanager
 def float32_as(precision: str) -> Iterator[None]:
-    """While open (or as a decorator: while it runs), CUDA multiplies float32 as such ("ieee") or rounded to TF32's 10
-    bits ("tf32").
+    """While open, CUDA multiplies float32 in this precision. It is a context manager and a decorator.
 
-    The setting is the process's; afterwards it is what it was. Where it is so already, nothing is set: threads within
+    The setting is the whole process's, and is restored afterwards. Where it is set already, nothing changes. So threads within
     one such context do not undo it for each other.
+
+    precision: "ieee" for float32 as it is, "tf32" for factors rounded to TF32's 10 bits.
     """
     kinds = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]

@@ -1,4 +1,4 @@
-"""What torchrun says to a process: which one it is, of how many, and which GPU is its own."""
+"""Reads what torchrun tells a process: its number, how many there are, and so which GPU it has."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ import torch.distributed as dist
 class Process:
     """One of the processes that torchrun has started.
 
-    rank: of this process, from 0 on. local: of this process on its machine. count: of all processes.
+    rank: number of this process, from 0 on.
+    local: number of this process among those of its machine, from 0 on.
+    count: how many processes there are.
     """
 
     rank: int
@@ -21,7 +23,7 @@ class Process:
 
     @classmethod
     def from_torchrun(cls) -> Self | None:
-        """What the environment says of this process; None where it has not been started by torchrun, or alone."""
+        """This process, by the environment. None where torchrun has not started it, or has started it alone."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count < 2 or "RANK" not in os.environ or not dist.is_available():
             return None
@@ -30,7 +32,7 @@ class Process:
 
     @property
     def device(self) -> str | None:
-        """The GPU of this process; None where there are none, or it is alone and takes what there is."""
+        """The GPU of this process. None where there is no GPU, or no other process."""
         if self.count == 1 or not torch.cuda.is_available():
             return None
         return f"cuda:{self.local % torch.cuda.device_count()}"

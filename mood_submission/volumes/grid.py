@@ -158,6 +158,15 @@ def volume_of(blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: t
     notes: what was odd about the file.
     Raises ValueError where the blocks together do not have the grid's shape.
     """
+    ras, missing = ras_of(blocks, grid)
+    # A NIfTI header holds spacing as float32. With the same rounding here, a scan has the same scores in every format.
+    sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
+    spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
+    return Volume(ras, spacing, grid, source, missing=missing, notes=notes)
+
+
+def ras_of(blocks: Iterable[np.ndarray], grid: Grid) -> tuple[np.ndarray, int]:
+    """The voxels of a file as (X, Y, Z) float32 in Fortran order, and how many were missing. The rest is as in `volume_of`."""
     ras = np.empty(grid.ras_shape, np.float32, order="F")
     in_file, start = grid.to_file(ras), 0
     for block in blocks:
@@ -170,11 +179,7 @@ def volume_of(blocks: Iterable[np.ndarray], grid: Grid, source: Source, notes: t
         start = end
     if start != grid.shape[2]:
         raise ValueError(f"expected {grid.shape[2]} planes of voxels, found {start}")
-    missing = _fill_missing(ras)
-    # A NIfTI header holds spacing as float32. With the same rounding here, a scan has the same scores in every format.
-    sizes = np.linalg.norm(grid.header.get_best_affine()[:3, :3], axis=0)
-    spacing = three(float(sizes[grid.ras_axes.index(axis)]) for axis in range(3))
-    return Volume(ras, spacing, grid, source, missing=missing, notes=notes)
+    return ras, _fill_missing(ras)
 
 
 def _fill_missing(ras: np.ndarray) -> int:

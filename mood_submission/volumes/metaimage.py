@@ -31,7 +31,7 @@ NUMBERS = (
 MOST_MM = 1e30
 # What a voxel takes while it is read: in the file's type and in float32.
 MOST_BYTES_EACH = 12
-# The unit of a header's sizes, which SimpleITK takes for mm whatever it is.
+# The unit of a header's sizes. SimpleITK ignores it, and takes them for mm.
 UNITS = rb"(?mi)^[ \t]*(?:DistanceUnits[ \t]*[=:]|(?:space )?units:)([^\r\n]*)"
 OTHER_UNITS = re.compile(
     r"(nano|micro|centi|deci|kilo)?met(er|re)s?|microns?|inch(es)?|m|in|[cdknu\u00b5\u03bc\ufffd]m"
@@ -58,8 +58,10 @@ def itk_path(path: str | Path) -> str:
 
 @contextmanager
 def same_locale() -> Iterator[None]:
-    """Restores the process's locale afterwards. SimpleITK changes it and, after a broken file, leaves it so: Python would then
-    take every text file for ASCII."""
+    """Restores the process's locale afterwards.
+
+    SimpleITK changes the locale, and does not restore it after a broken file. Python would then read text files as ASCII.
+    """
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -156,8 +158,8 @@ def _reader(path: Path) -> tuple[Any, Grid]:
 def _check_text(path: Path) -> None:
     """Raises VolumeError for headers whose sizes are not in mm, and for MetaImage headers that make its library end the process.
 
-    The latter are no text, give a number of axes that it has no room for, have words in place of numbers, or a data file's
-    name that it would take for a format to print by.
+    Headers of the second kind are no text, give more axes than the library has room for, have words in place of numbers, or name
+    a data file by what the library takes for a format of its own.
     """
     with open(path, "rb") as file:
         start = file.read(MOST_TEXT)
@@ -181,7 +183,6 @@ def _check_text(path: Path) -> None:
             raise VolumeError(
                 f"{path}: expected numbers for {name.decode()}, found {said.decode('ascii', 'replace').strip()}"
             )
-
     _check_units(path, text)
 
 
@@ -189,15 +190,15 @@ def _check_packed(path: Path, grid: Grid, reader: Any) -> None:
     """Raises VolumeError for packed voxels of a MetaImage file that are damaged, OSError where they cannot be read."""
     if _io(path) != "MetaImageIO":
         return
-    each = itk().Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    bytes_each = itk().Image([1, 1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     with open(path, "rb") as file:
         start = file.read(MOST_TEXT)
-    if found := what_is_damaged(path, start, math.prod(grid.shape) * each):
+    if found := what_is_damaged(path, start, math.prod(grid.shape) * bytes_each):
         raise VolumeError(f"{path}: expected a readable MetaImage volume, found {found}")
 
 
 def _check_units(path: Path, text: bytes) -> None:
-    """Raises VolumeError for a header's text that names a length other than mm. What is no length is taken for mm."""
+    """Raises VolumeError for a header that names a unit of length other than mm. Words that are no such unit count as mm."""
     for said in re.findall(UNITS, text):
         for word in said.decode("utf-8", "replace").replace('"', " ").split():
             if OTHER_UNITS.fullmatch(word.lower()):

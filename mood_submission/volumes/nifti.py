@@ -21,7 +21,7 @@ from isal import igzip, isal_zlib
 
 from ..runtime.files import write_whole
 from ..runtime.triples import three
-from .grid import Grid, Volume, VolumeError, are_axes, axes_of, check_memory, one_line
+from .grid import Grid, Volume, VolumeError, are_axes, axes_of, check_memory, one_line, ras_of
 from .source import Source
 
 # How many voxels of a file are held unscaled, or as float64, at a time.
@@ -73,7 +73,7 @@ def read_nifti(source: Source) -> Volume:
         # Every image that is read from a file has a proxy.
         assert isinstance(stored, nib.arrayproxy.ArrayProxy)
         _check_size(stored, path, file_size)
-        data, missing = _read_ras(stored, grid)
+        data, missing = ras_of(_planes(stored, grid.shape), grid)
     return Volume(data, spacing, grid, source, missing=missing, notes=notes)
 
 
@@ -230,34 +230,12 @@ def _check_size(proxy: nib.arrayproxy.ArrayProxy, path: Path, file_size: int) ->
     check_memory(path, proxy.shape, 4)
 
 
-def _read_ras(proxy: nib.arrayproxy.ArrayProxy, grid: Grid) -> tuple[np.ndarray, int]:
-    """The file's voxels as (X, Y, Z) float32 in Fortran order, and how many were not finite.
+def _planes(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """The file's planes with its scaling applied, a few at a time: (few, J, I).
 
-    The file is read slab by slab. nibabel would make a float64 copy of a whole array that has a scaling.
+    nibabel would make a float64 copy of a whole array that has a scaling.
     """
-    data = np.empty(grid.ras_shape, dtype=np.float32, order="F")
-    in_file = grid.to_file(data)
-    slope, inter = float(proxy.slope), float(proxy.inter)
-    lowest, missing, start = np.inf, [], 0
-    for slab in _file_slabs(proxy, grid.shape):
-        if (slope, inter) != (1.0, 0.0):
-            slab = slab * np.float64(slope) + np.float64(inter)
-        # Values beyond float32 become infinite, and are replaced as missing.
-        with np.errstate(over="ignore"):
-            slab = slab.astype(np.float32)
-        finite = np.isfinite(slab)
-        lowest = min(lowest, float(slab.min(where=finite, initial=np.inf)))
-        if not finite.all():
-            missing.append((start, ~finite))
-        in_file[:, :, start : start + slab.shape[2]] = slab
-        start += slab.shape[2]
-    for start, where in missing:
-        in_file[:, :, start : start + where.shape[2]][where] = lowest if np.isfinite(lowest) else 0
-    return data, sum(int(where.sum()) for _, where in missing)
-
-
-def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """The file's raw numbers in its own axes and byte order, a few planes at a time: (I, J, few)."""
+    slope, inter = np.float64(proxy.slope), np.float64(proxy.inter)
     plane = shape[0] * shape[1]
     step = max(1, SLAB_VOXELS // plane)
     with _open_to_read(str(proxy.file_like)) as file:
@@ -267,7 +245,8 @@ def _file_slabs(proxy: nib.arrayproxy.ArrayProxy, shape: tuple[int, int, int]) -
             raw = file.read(planes * plane * proxy.dtype.itemsize)
             if len(raw) < planes * plane * proxy.dtype.itemsize:
                 raise EOFError(f"the end of the file in plane {start} to {start + planes} of {shape[2]}")
-            yield np.frombuffer(raw, dtype=proxy.dtype).reshape((*shape[:2], planes), order="F")
+            stored = np.frombuffer(raw, dtype=proxy.dtype).reshape(planes, shape[1], shape[0])
+            yield stored if (slope, inter) == (1.0, 0.0) else stored * slope + inter
         # The checksum of a gzip file is checked at its end.
         file.read(1)
 

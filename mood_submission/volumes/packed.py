@@ -1,6 +1,6 @@
-"""Whether the packed voxels of a MetaImage file are whole.
+"""Checks that the packed voxels of a MetaImage file are whole.
 
-Its library does not check: voxels that it cannot unpack stay as the memory happened to be, and count as read.
+SimpleITK does not check that. Where it cannot unpack voxels, it returns whatever was in memory.
 """
 
 import re
@@ -8,17 +8,19 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-# Bytes at a time, packed and unpacked.
+# How many bytes are read, and unpacked, at a time.
 CHUNK = 1 << 20
-# zlib's code for either format, as the library takes both.
+# zlib's code for both formats that SimpleITK takes.
 ZLIB_OR_GZIP = 47
 
 
 def what_is_damaged(path: Path, start: bytes, size: int) -> str:
-    """What is wrong with a MetaImage file's packed voxels; empty where nothing is, or where they are not packed.
+    """What is wrong with a MetaImage file's packed voxels. Empty for voxels that are whole, or not packed.
 
-    start: the beginning of the file, its header within. size: bytes that the voxels have unpacked. Raises OSError where the
-    file that holds them cannot be read.
+    path: of the header's file.
+    start: the beginning of that file, with the whole header.
+    size: how many bytes the unpacked voxels have.
+    Raises OSError where the file of the voxels cannot be read.
     """
     header = re.search(rb"(?m)^[ \t]*ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)\r?\n?", start)
     if header is None or (_field(start[: header.start()], "CompressedData") or b"F")[:1] not in b"Tt1":
@@ -44,7 +46,7 @@ def _number(text: bytes, name: str) -> int:
 
 
 def _unpacks_to(file: BinaryIO, most: int | None, size: int) -> bool:
-    """Whether the next `most` bytes of a file, or all, unpack to `size` bytes with the checksum that stands behind them."""
+    """Whether the next `most` bytes of a file, or all, unpack to `size` bytes, and the checksum after them is right."""
     unpacker, total = zlib.decompressobj(ZLIB_OR_GZIP), 0
     try:
         while not unpacker.eof and total <= size:

@@ -138,7 +138,7 @@ def _entry(
     ]
     entry.histogram = pictures.histogram(scores, healthy.exceeded if healthy else {})
     entry.profile = pictures.profile(scores, threshold)
-    entry.warnings = [part for part in (outcome.get("message"), *volume.notes) if part]
+    entry.warnings = [line for line in (outcome.get("message"), *volume.notes) if line]
     entry.facts = _facts(volume, outcome)
     entry.viewer = _layers(volume, scores, mask, label)
     return entry
