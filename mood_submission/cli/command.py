@@ -36,9 +36,10 @@ def run_command(
         options = options_of(kind, args)
     except argparse.ArgumentError as error:
         parser.error(str(error))
+    foreseen: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         lines = act(options)
-    except (ValueError, OSError, *also) as error:
+    except foreseen as error:
         say(f"{parser.prog}: {in_one_line(error)}")
         return 1
     if lines:
