@@ -64,6 +64,13 @@ class DetectorOptions:
         default=(),
     )
     validations: int = option("how often to validate, evenly over the training", type=positive, default=12)
+    validation_volumes: int | None = option(
+        "planted volumes that the detector is validated on "
+        f"(default: as many as are held out, at least {LEAST_VALIDATION})",
+        type=positive,
+        metavar="N",
+        default=None,
+    )
     workers: int = option(
         "processes that draw batches ahead; the batches are the same with any number", metavar="N", default=0
     )
@@ -104,7 +111,7 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
     check_volumes(run.slices, model, options.model)
     if run.group.first:
         data = run.slices["validation"]
-        count = max(len(data.volume.unique()), LEAST_VALIDATION)
+        count = options.validation_volumes or max(len(data.volume.unique()), LEAST_VALIDATION)
         fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
     run.group.wait()
     if not stored_files(options.store):
