@@ -207,31 +207,14 @@ def test_modules_form_no_circle():
     assert circles(arrows) == []
 
 
-# Modules in which longer calls or functions are left. All others have short hands.
-LONG_HANDS = (
-    "lab.evaluation.challenge",
-    "lab.planting.anomalies",
-    "lab.planting.toy",
-    "lab.training.cache",
-    "lab.training.detector_stage",
-    "lab.training.patches",
-    "lab.training.randomise",
-    "lab.training.store",
-)
-
-
-def with_short_hands() -> list[tuple[Path, ast.Module]]:
-    return [
-        (file.relative_to(ROOT), ast.parse(file.read_text()))
-        for name, file in MODULES.items()
-        if name not in LONG_HANDS
-    ]
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [(file.relative_to(ROOT), ast.parse(file.read_text())) for file in MODULES.values()]
 
 
 def test_no_call_has_more_than_five_positional_arguments():
     wrong = [
         f"{file}:{node.lineno}"
-        for file, tree in with_short_hands()
+        for file, tree in trees()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and len(node.args) > 5
     ]
@@ -241,7 +224,7 @@ def test_no_call_has_more_than_five_positional_arguments():
 def test_no_function_takes_more_than_five_positional_arguments():
     """Besides `self` or `cls`."""
     wrong = []
-    for file, tree in with_short_hands():
+    for file, tree in trees():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]

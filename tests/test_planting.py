@@ -62,7 +62,7 @@ def test_randomised_slices_are_slices(region, name, together):
     slices, r = brain_slices(), RANDOMISATIONS[region][name]
 
     def make():
-        return randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(3), together)  # noqa: E731
+        return randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(3), together=together)  # noqa: E731
 
     first = make()
     assert first.shape == slices.shape and 0 <= float(first.min()) and float(first.max()) <= 1

@@ -136,6 +136,7 @@ def evaluate_pixel(
     label_dir: str | Path,
     bootstrap: int = 1000,
     seed: int = 0,
+    *,
     progress: bool | None = None,
     each: Callable[[str, np.ndarray, np.ndarray, np.ndarray], object] = lambda *_: None,
 ) -> Evaluation:

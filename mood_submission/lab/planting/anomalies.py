@@ -94,6 +94,7 @@ def choose_site(
     places: tuple[np.ndarray, np.ndarray],
     radius_fraction: tuple[float, float],
     rng: np.random.Generator,
+    *,
     height: float | None = None,
 ) -> Site:
     """A site whose centre lies in the body, half a radius or more from its edge where the body is wide enough.
@@ -178,14 +179,14 @@ def _shuffle(site: Site, rng: np.random.Generator) -> np.ndarray:
     crop = tuple(slice(0, c * s) for c, s in zip(count, size, strict=True))
 
     def blocks(a: np.ndarray) -> np.ndarray:  # (X, Y, Z) -> (blocks, voxels of a block)
-        a = a[crop].reshape(count[0], size[0], count[1], size[1], count[2], size[2])
-        return a.transpose(0, 2, 4, 1, 3, 5).reshape(-1, size[0] * size[1] * size[2])
+        a = a[crop].reshape([side for pair in zip(count, size) for side in pair])
+        return a.transpose([0, 2, 4, 1, 3, 5]).reshape(-1, size[0] * size[1] * size[2])
 
     values = blocks(site.patch).copy()
     movable = np.flatnonzero(blocks(site.inside).all(1))
     order = rng.permutation(movable)
     values[order] = values[np.roll(order, 1)]
-    values = values.reshape(*count, *size).transpose(0, 3, 1, 4, 2, 5).reshape([s.stop for s in crop])
+    values = values.reshape([*count, *size]).transpose([0, 3, 1, 4, 2, 5]).reshape([s.stop for s in crop])
     new = site.patch.copy()
     new[crop] = values
     return new

@@ -124,6 +124,7 @@ def make_toy(
     out: str | Path,
     volumes: int | None = None,
     size: int | None = None,
+    *,
     seed: int = 0,
     source: str | Path | None = None,
     kinds: Sequence[str] = KINDS,

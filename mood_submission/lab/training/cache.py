@@ -44,6 +44,7 @@ def build_cache(
     file: Path,
     preprocessing: Preprocessing,
     max_slices: int | None = None,
+    *,
     leave_out: Sequence[str] = (),
     hold_out: Sequence[str] = (),
 ) -> None:

@@ -144,6 +144,7 @@ class DetectorStage(Stage[Store, Detector]):
         settings: DetectorSettings,
         precision: str,
         patches: PatchSettings | None = None,
+        *,
         dice: float = 0.5,
         refresh_every: int = 50,
         workers: int = 0,

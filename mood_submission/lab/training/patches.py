@@ -66,6 +66,7 @@ def cut_patches(
     context: Sequence[int],
     how: PatchSettings,
     generator: torch.Generator,
+    *,
     mirror: bool = False,
 ) -> Batch:
     """`count` random patches of random slices, half of them turned left to right. mirror: with their mirror images."""
@@ -74,7 +75,7 @@ def cut_patches(
         stored = members[_below(len(members), generator)]
         planted = len(stored.variants) > 1 and _share(generator) >= how.healthy
         variant = 1 + _below(len(stored.variants) - 1, generator) if planted else 0
-        columns.append(_patch(stored, variant, tuple(context), how, generator, mirror))
+        columns.append(_patch(stored, variant, tuple(context), how, generator, mirror=mirror))
     return Batch(*(torch.cat(column) for column in zip(*columns)))
 
 
@@ -90,7 +91,7 @@ class PatchBatches:
 
     def __getitem__(self, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        return cut_patches(self.store, self.count, self.context, self.how, generator, self.mirror)
+        return cut_patches(self.store, self.count, self.context, self.how, generator, mirror=self.mirror)
 
 
 class BatchesAhead:
@@ -140,6 +141,7 @@ def _patch(
     context: tuple[int, ...],
     how: PatchSettings,
     generator: torch.Generator,
+    *,
     mirror: bool,
 ) -> Batch:
     evidence, label = stored.variants[variant], stored.labels(variant)

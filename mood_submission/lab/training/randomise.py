@@ -177,6 +177,7 @@ def randomise(
     r: Randomisation,
     threshold: float,
     generator: torch.Generator,
+    *,
     together: bool = False,
 ) -> Tensor:
     """Slices (B, S, S) in [0, 1] -> (B, size, size) in [0, 1], deformed and with other greys. together: all alike."""

@@ -239,6 +239,7 @@ def fill_store(
     planter: Planter,
     folder: Path,
     count: int | None,
+    *,
     minutes: float | None = None,
     keep: int | None = None,
     shard: tuple[int, int] = (1, 1),
