@@ -19,6 +19,7 @@ from ..training.prior_stage import PriorOptions, train_prior
 from ..training.run import DataOptions
 from ..training.vae_stage import VAEOptions, train_vae
 from ..training.vqvae_stage import VQVAEOptions, train_vqvae
+from ..training.whole import AllOptions, train_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class CacheOptions:
 
 def _cache(options: CacheOptions) -> None:
     options.data.build_cache(options.out)
+
+
+def _all(options: AllOptions) -> None:
+    page = train_all(options, say)
+    tell(f"{options.out}: ready; how well it went is told in {page}")
 
 
 def _plant(options: PlantOptions) -> None:
@@ -58,6 +64,7 @@ class Command:
 
 
 STAGES = {
+    "all": Command("make a model from healthy volumes, from beginning to end", AllOptions, _all),
     "cache": Command("only cache the slices, for training on a machine without nibabel", CacheOptions, _cache),
     "vqvae": Command("train the VQ-VAE", VQVAEOptions, train_vqvae, {"rate": 1e-3}),
     "prior": Command("train the prior", PriorOptions, train_prior, {"rate": 4e-4}),
@@ -86,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:
-        say("mood-submission train: stopped; --resume goes on from the last checkpoint")
+        again = (
+            "the same command goes on where it was"
+            if args.stage == "all"
+            else "--resume goes on from the last checkpoint"
+        )
+        say(f"mood-submission train: stopped; {again}")
         return Group.leave(130)
     return Group.leave(0)

@@ -1,0 +1,106 @@
+"""The page on how well a run of `train all` went: losses, pictures, what healthy volumes score, what is found of what was planted."""
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...model_file import load_model
+from ...runtime.files import write_text
+from .recipe import Recipe
+
+# Pictures that the steps leave in the run's folder, with what they show.
+PICTURES = {
+    "vqvae_curves.png": "VQ-VAE: losses",
+    "vqvae_pictures.png": "VQ-VAE: held-out slices and their reconstructions",
+    "prior_curves.png": "prior: losses",
+    "prior_pictures.png": "prior: held-out slices and their restorations",
+    "detector_curves.png": "detector: losses, and average precision on held-out volumes",
+    "results/examples.png": "planted anomalies in held-out volumes, and what each method makes of them",
+}
+STYLE = (
+    "body{font:16px sans-serif;max-width:70em;margin:2em auto;padding:0 1em}img{max-width:100%}"
+    "pre{background:#f4f4f4;padding:1em;overflow:auto}td,th{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}"
+)
+
+
+def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str, float]) -> Path:
+    """Write index.html into a run's folder, which holds the pictures. Returns the page.
+
+    folder: the run's. model: the file that it made. recipe: the run's. seconds: of each step.
+    """
+    about = load_model(model, "cpu").about
+    scores = about.healthy_samples.get(about.sample_method, [])
+    names = about.training.get("vqvae", {}).get("volumes", {})
+    odd = _odd_volumes(folder, about.sample_method)
+    parts = [
+        f"<h1>{html.escape(model.name)}</h1>",
+        f"<p>Region {about.region}. Trained on {len(names.get('train', []))} volumes, held out "
+        f"{len(names.get('validation', []))} for thresholds and {len(names.get('test', []))} for the test.</p>",
+        "<h2>Held-out volumes with planted anomalies</h2>",
+        _tables(folder / "results" / "table.md"),
+        "<h2>Healthy held-out volumes</h2>",
+        f"<p>Sample scores ({html.escape(about.sample_method)}): {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
+        f"<p>Volumes that look odd: {html.escape(', '.join(odd)) or 'none'}.</p>",
+        "<h2>Pictures</h2>",
+        *(
+            f'<h3>{html.escape(what)}</h3><img src="{name}" alt="{html.escape(what)}">'
+            for name, what in PICTURES.items()
+            if (folder / name).exists()
+        ),
+        "<h2>Time</h2>",
+        _table(["step", "minutes"], [[name, f"{value / 60:.1f}"] for name, value in seconds.items()]),
+        "<h2>Recipe</h2>",
+        f"<pre>{html.escape(recipe.to_toml())}</pre>",
+    ]
+    page = folder / "index.html"
+    write_text(
+        page,
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(model.name)}</title><style>{STYLE}</style>"
+        + "\n".join(parts)
+        + "</html>\n",
+    )
+    return page
+
+
+def _odd_volumes(folder: Path, method: str) -> list[str]:
+    """Healthy held-out volumes that score above the median of planted ones, by name. method: of scoring samples."""
+    healthy: dict[str, float] = {}
+    planted: list[float] = []
+    names = (folder / "held_out.txt").read_text("utf-8").splitlines()
+    for file in sorted((folder / "results" / "cases").glob("*.npz")):
+        with np.load(file, allow_pickle=False) as case:
+            score = dict(zip(case["sample_methods"].tolist(), case["sample"].tolist())).get(method, 0.0)
+        if file.stem in names:
+            healthy[file.stem] = score
+        else:
+            planted.append(score)
+    return [name for name, score in healthy.items() if planted and score > float(np.median(planted))]
+
+
+def _tables(file: Path) -> str:
+    """The Markdown tables of a file as HTML; other lines as paragraphs."""
+    if not file.exists():
+        return "<p>none</p>"
+    parts: list[str] = []
+    rows: list[list[str]] = []
+    for line in [*file.read_text("utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not all(set(cell) <= set("-:") for cell in cells):
+                rows.append(cells)
+            continue
+        if rows:
+            parts.append(_table(rows[0], rows[1:]))
+            rows = []
+        if line.strip():
+            parts.append(f"<p>{html.escape(line.strip())}</p>")
+    return "\n".join(parts)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"

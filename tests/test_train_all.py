@@ -1,0 +1,165 @@
+"""From healthy volumes to a model that predicts, in one command: its recipe, and that it goes on after any kill."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, mood
+
+from mood_submission import load_model
+from mood_submission.lab.cli.train import parser
+from mood_submission.lab.planting.toy import make_toy
+from mood_submission.lab.training.checkpoints import RunError
+from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
+from mood_submission.lab.training.whole import AllOptions, WholeRun
+from mood_submission.runtime.options import options_of
+
+
+@pytest.mark.parametrize("region", ["brain", "abdom"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_recipe_comes_back_from_its_file(region, gpu, tmp_path):
+    for recipe in (default_recipe(region, 8.0, gpu=gpu, stored=100), quick_recipe(region)):
+        recipe.write(tmp_path / "recipe.toml")
+        assert Recipe.read(tmp_path / "recipe.toml") == recipe
+
+
+@pytest.mark.parametrize("region", ["brain", "abdom"])
+def test_every_option_of_a_recipe_is_one_of_its_command(region, capsys):
+    """The commands of `train` read them as they are."""
+    recipes = (default_recipe(region, 8.0, gpu=False, stored=100), quick_recipe(region))
+    needed = {
+        "cache": ["-o", "x.npz"],
+        "plant": ["--model", "m.safetensors", "--store", "s"],
+        "detector": ["--model", "m.safetensors", "--store", "s", "--out", "r"],
+    }
+    for recipe in recipes:
+        for stage in ("cache", "vqvae", "prior", "plant", "detector"):
+            words = [*recipe.words(stage), *needed.get(stage, ["--out", "r"])]
+            if stage == "plant" and "count" not in recipe.options["plant"]:
+                words += ["--minutes", "9"]
+            parser().parse_args([stage, "--region", region, "--data", "d", *words])
+    minutes = [recipes[0].options[stage]["minutes"] for stage in ("vqvae", "prior", "detector")]
+    assert sum(float(value) for value in minutes) <= 8 * 60
+
+
+def test_words_are_what_a_command_takes():
+    recipe = Recipe(
+        "brain",
+        {name: {} for name in STAGES} | {"plant": {"mirror": True, "best": False, "no_one": [1, 2], "rate": 0.5}},
+    )
+    assert recipe.words("plant") == ["--mirror", "--no-one", "1", "2", "--rate", "0.5"] and recipe.words("prior") == []
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("", "no region"),
+        ('region = "brain"\n[vqvea]\n', "an unknown vqvea"),
+        ("region = brain", "Invalid value"),
+        ('region = "brain"\nhours = 3\n', "an unknown hours"),
+    ],
+)
+def test_what_is_no_recipe_is_one_line(text, found, tmp_path):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RunError, match=f"r.toml: expected a recipe.*{found}|expected a region and tables.*{found}"):
+        Recipe.read(tmp_path / "r.toml")
+    with pytest.raises(RunError, match="none.toml: expected a recipe"):
+        Recipe.read(tmp_path / "none.toml")
+
+
+def options_for(*words: object) -> AllOptions:
+    return options_of(AllOptions, parser().parse_args(["all", *map(str, words)]))
+
+
+def test_a_run_does_not_go_on_with_another_recipe(tmp_path):
+    make_toy("brain", tmp_path, 3, 16, healthy_fraction=1.0)
+    data = ("--region", "brain", "--data", tmp_path / "brain" / "toy", "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*data, "--quick"))
+    assert run.recipe == quick_recipe("brain") and run.folder == tmp_path / "m.run"
+    assert re.match(
+        r"3 volumes; needs about \d+\.\d GB of disk in .*, \d+\.\d GB of memory; the recipe is ", run.needs()
+    )
+    assert [step.name for step in run.steps()][-1] == "report"
+    with pytest.raises(RunError, match="recipe.toml: expected the recipe of before, found another"):
+        WholeRun(options_for(*data, "--hours", 2))
+    with pytest.raises(RunError, match="recipe for brain, found one for abdom"):
+        quick_recipe("abdom").write(tmp_path / "other.toml")
+        WholeRun(options_for(*data, "--recipe", tmp_path / "other.toml"))
+
+
+def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, monkeypatch):
+    make_toy("brain", tmp_path, 3, 16, healthy_fraction=1.0)
+    data = ("--region", "brain", "--data", tmp_path / "brain" / "toy", "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*data, "--hours", 2))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(RunError, match="GB of free disk, found 0.0 GB; choose another --run"):
+        run.needs()
+    monkeypatch.undo()
+    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 10**9)
+    with pytest.raises(RunError, match="GB of free memory, found 1.0 GB"):
+        run.needs()
+
+
+def predicts(model, region: str, volumes, tmp_path) -> None:
+    """The model file scores volumes by its detector, and knows which ones it was trained on."""
+    about = load_model(model, "cpu").about
+    assert (
+        about.region == region and about.detector is not None and about.sample_method == about.pixel_method == "learned"
+    )
+    assert about.training["vqvae"]["volumes"]["validation"] == ["toy_0", "toy_1"] and about.healthy_samples["learned"]
+    run = mood(
+        f"predict --region {region} --task pixel --slices 4 -i", volumes, "-o", tmp_path / "out", "--weights", model
+    )
+    assert run.returncode == 0, run.stderr
+    scores = nib.load(tmp_path / "out" / "toy_2.nii.gz").get_fdata()
+    assert np.isfinite(scores).all() and scores.max() > 0
+
+
+def command(region: str, volumes, model) -> list[str]:
+    words = ["train", "all", "--region", region, "--data", volumes, "--hold-out", "toy_[01]", "-o", model]
+    return [sys.executable, "-m", "mood_submission", *map(str, words), "--quick", "--processes", "1"]
+
+
+@pytest.mark.long
+def test_abdomens_from_nothing_to_a_model_that_predicts(tmp_path):
+    make_toy("abdom", tmp_path, 4, 40, healthy_fraction=1.0)
+    volumes, model = tmp_path / "abdom" / "toy", tmp_path / "model.safetensors"
+    run = subprocess.run(command("abdom", volumes, model), cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    predicts(model, "abdom", volumes, tmp_path)
+    page = (tmp_path / "model.run" / "index.html").read_text()
+    assert "held out 2 for thresholds" in page and "results/examples.png" in page and "[vqvae]" in page
+
+
+@pytest.mark.long
+def test_it_goes_on_after_a_kill_in_any_step(tmp_path):
+    """Each step is killed once as it begins, by turns politely and not. The same command goes on, and nothing is left running."""
+    make_toy("brain", tmp_path, 4, 40, healthy_fraction=1.0)
+    volumes, model = tmp_path / "brain" / "toy", tmp_path / "model.safetensors"
+    killed: list[str] = []
+    for _ in range(30):
+        process = subprocess.Popen(
+            command("brain", volumes, model), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            step = re.match(r"\d+/\d+ (\w+): ", line)
+            if step and step[1] not in killed:
+                killed.append(step[1])
+                time.sleep(0.7)
+                process.send_signal(signal.SIGTERM if len(killed) % 2 else signal.SIGKILL)
+                break
+        process.stderr.close()
+        if process.wait(120) == 0:
+            break
+    finished = json.loads((tmp_path / "model.run" / "finished.json").read_text())
+    assert list(finished) == killed, (finished, killed)
+    predicts(model, "brain", volumes, tmp_path)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path / "model.run") not in listed
