@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import ndimage
 from mood_submission import Predictor, load_model
 from mood_submission.evidence.normalised import AIR_LOGIT, Box, NormalisedEvidence, detector_logits, places
 from mood_submission.lab.planting.anomalies import CHANGED
+from mood_submission.lab.planting.lesions import SPOT_CHANGE
 from mood_submission.lab.planting.varied import (
     FURTHER,
     LEAST_CHANGE,
@@ -22,6 +24,7 @@ from mood_submission.lab.planting.varied import (
     plant_varied,
 )
 from mood_submission.lab.training.cache import CacheError, build_cache, load_cache
+from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorStage
 from mood_submission.lab.training.patches import (
     BatchesAhead,
@@ -31,7 +34,9 @@ from mood_submission.lab.training.patches import (
     _weaker_evidence,
     cut_patches,
 )
+from mood_submission.lab.training.plant import check_volumes
 from mood_submission.lab.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
+from mood_submission.lab.training.run import DataOptions, Slices, SplitOptions
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store, stored_files
 from mood_submission.networks.detector import Detector, DetectorSettings, input_channels, residual_channels
 from mood_submission.preprocessing import Preprocessing
@@ -288,6 +293,57 @@ def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(pla
         assert new.any() and np.array_equal(rows[~new], np.flatnonzero(~new))
         assert arrays["label"][rows][new].any()
         assert (np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0).any()
+
+
+def test_a_part_of_a_scan_is_placed_as_a_scan_that_holds_no_more(cache, tiny_weights):
+    """A brain's anatomy tells where a slice lies, a part or not; an abdomen's slices lie relative to the scan's ends."""
+    data, model = load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu")
+    settings = PlantingSettings(variants=1, kinds=("uniform",), short=8, partial=1.0)
+    whole = Planter(data, model, dataclasses.replace(settings, partial=0.0))
+    seen = set()
+    for number in range(6):
+        position = Planter(data, model, settings).volume(number)["position"]
+        members = whole._members(int(Planter(data, model, settings).volume(number)["volume"]))
+        assert 8 // 2 <= len(position) <= len(members)
+        known = data.position[members].numpy()
+        start = int(np.abs(known - position[0]).argmin())
+        step = 1 if len(position) < 2 else int(np.abs(known - position[1]).argmin()) - start
+        assert np.allclose(position, known[start :: max(step, 1)][: len(position)])
+        seen.add(len(position))
+    assert len(seen) > 1
+    by_ends = dataclasses.replace(data, preprocessing=dataclasses.replace(data.preprocessing, frame="array"))
+    position = Planter(by_ends, model, settings).volume(1)["position"]
+    assert np.allclose(position, np.linspace(-0.5, 0.5, len(position))[:, None])
+
+
+def test_small_lesions_are_many_and_small(host):
+    counts, sizes = [], []
+    for seed in range(12):
+        planted, mask = plant_varied(host, "spots", np.random.default_rng(seed))
+        labels, count = ndimage.label(mask)
+        counts.append(count)
+        sizes += ndimage.sum(mask, labels, range(1, count + 1)).tolist()
+        assert (np.abs(planted - host.volume)[mask] >= SPOT_CHANGE - 1e-6).all()
+    assert max(counts) > 5 and np.median(sizes) < 80
+
+
+def test_volumes_held_out_must_be_new_to_the_networks(cache, healthy, tiny_weights, tmp_path):
+    """Other volumes may be trained on. What the networks have seen would look more ordinary than what they have not."""
+    model = load_model(tiny_weights["brain"], "cpu")
+    names = load_cache(cache)[1]
+    options = DataOptions(region="brain", data=(cache,))
+    slices = Slices(options, SplitOptions(), tmp_path, torch.device("cpu"))
+    for train, wrong in (
+        (["other"], False),
+        (names["train"], False),
+        ([*names["train"], names["validation"][0]], True),
+    ):
+        model.about = dataclasses.replace(model.about, training={"vqvae": {"volumes": {"train": train}}})
+        if wrong:
+            with pytest.raises(RunError, match=f"was not trained on, found {names['validation'][0]} among them"):
+                check_volumes(slices, model, Path("model.safetensors"))
+        else:
+            check_volumes(slices, model, Path("model.safetensors"))
 
 
 def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
