@@ -20,7 +20,7 @@ from ...runtime.files import write_text
 from ...runtime.option_types import DEVICE_HELP, positive, restorations_option, slices_option
 from ...runtime.options import option
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
-from ..measuring.profile import matrix_speed, profile, table
+from ..measuring.profile import matrix_speed, profile, stage_table
 from .options import precision_option, weights_option
 
 # Voxels a side of the challenge's volumes.
@@ -100,7 +100,7 @@ def measure(options: BenchmarkOptions) -> list[str]:
         if options.profile:
             speed = matrix_speed(predictor.model.device)
             stages = profile(predictor, volume, out)
-            lines = [*table(stages, speed), ""]
+            lines = [*stage_table(stages, speed), ""]
             measured["matrix_gflops"] = speed
             measured |= {f"{stage.name}_s": stage.seconds for stage in stages}
             measured |= {f"{stage.name}_gflop": stage.gflop for stage in stages if stage.gflop}

@@ -48,16 +48,16 @@ def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
     if args.task == "sample":
         result = evaluate_sample(args.pred, args.label, args.bootstrap, args.seed, details.add_sample)
         return result, details
-    result = evaluate_pixel(args.pred, args.label, args.bootstrap, args.seed, each=details.add_pixel)
+    result = evaluate_pixel(args.pred, args.label, args.bootstrap, args.seed, on_case=details.add_pixel)
     if args.objects:
         levels = details.object_levels()
 
         def count(name: str, scores: np.ndarray, label: np.ndarray, _: np.ndarray) -> None:
             details.add_objects(name, scores, label, levels)
 
-        evaluate_pixel(args.pred, args.label, 0, each=count)
+        evaluate_pixel(args.pred, args.label, 0, on_case=count)
     if args.findings is not None:
-        evaluate_pixel(args.pred, args.label, 0, each=counting_findings(args.findings, details))
+        evaluate_pixel(args.pred, args.label, 0, on_case=counting_findings(args.findings, details))
     return result, details
 
 

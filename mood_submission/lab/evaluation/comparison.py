@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...evidence.evidence import Evidence
-from ...methods import table as table_of_methods
+from ...methods import table
 from ...methods.base import Method
 from ...methods.paper import smooth
 from ...networks.vae import VAE, divergence
@@ -115,7 +115,7 @@ def model_scores(predictor: Predictor, prepared: Prepared) -> Scores:
 
 def compared_methods() -> list[Method]:
     """All methods that `model_scores` knows."""
-    return [*table_of_methods.METHODS.values(), *FURTHER_METHODS]
+    return [*table.METHODS.values(), *FURTHER_METHODS]
 
 
 def _seen_by(method: Method, task: str, undrawn: Evidence, drawn: Evidence | None) -> dict[str, Evidence]:
@@ -213,11 +213,11 @@ def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list
     return outcomes
 
 
-# By task, method and figure; see `table`.
+# By task, method and figure; see `comparison_table`.
 Table = dict[str, dict[str, dict[str, Any]]]
 
 
-def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
+def comparison_table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
     """By task and method: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
     alone; for samples, against all healthy volumes) and `sizes`, likewise. Methods from all `folders`.
 

@@ -120,7 +120,7 @@ class Details:
         self.cases.append(case)
         return case
 
-    # --- what is told --------------------------------------------------------------------------------------------------
+    # --- figures ------------------------------------------------------------------------------------------------------
 
     def object_levels(self) -> list[float]:
         """Scores at which objects are worth counting: those that OBJECT_RATES of the negative voxels reach."""
@@ -132,22 +132,22 @@ class Details:
     def measures(self) -> dict[str, float]:
         """The field's measures of all cases together."""
         negatives, positives = self._sum(self.cases)
-        told = {"auroc": auroc(negatives, positives)}
+        figures = {"auroc": auroc(negatives, positives)}
         if self.task == "sample":
-            return told | {
+            return figures | {
                 f"sensitivity at {rate:.0%} false alarms": sensitivity_at(negatives, positives, rate)
                 for rate in FALSE_ALARMS
             }
         healthy = [case for case in self.cases if not case.voxels] or self.cases
         clean = self._sum(healthy)[0]
-        told["best dice"] = best_dice(negatives, positives)
-        told |= {
+        figures["best dice"] = best_dice(negatives, positives)
+        figures |= {
             f"dice at {rate:.0%} healthy false positives": dice_at(negatives, positives, clean, rate)
             for rate in HEALTHY_RATES
         }
         regions = [case.regions for case in self.cases if case.regions is not None]
-        told["aupro up to 0.3"] = aupro(np.concatenate(regions), negatives) if regions else float("nan")
-        return told | self._object_measures() | self._finding_measures()
+        figures["aupro up to 0.3"] = aupro(np.concatenate(regions), negatives) if regions else float("nan")
+        return figures | self._object_measures() | self._finding_measures()
 
     def _finding_measures(self) -> dict[str, float]:
         counted = [(case, case.findings) for case in self.cases if case.findings is not None]
@@ -155,14 +155,14 @@ class Details:
             return {}
         total = sum((found for _, found in counted), ObjectCounts())
         healthy = [found.false for case, found in counted if not case.voxels]
-        told = {
+        figures = {
             "findings f1": total.f1,
             "findings recall": total.found / total.true if total.true else float("nan"),
             "findings false in a healthy volume": sum(healthy) / len(healthy) if healthy else float("nan"),
         }
         for kind in sorted({case.kind for case, _ in counted if case.voxels} - {""}):
-            told[f"findings f1 of {kind}"] = sum((f for c, f in counted if c.kind == kind), ObjectCounts()).f1
-        return told
+            figures[f"findings f1 of {kind}"] = sum((f for c, f in counted if c.kind == kind), ObjectCounts()).f1
+        return figures
 
     def _object_measures(self) -> dict[str, float]:
         counted = [case for case in self.cases if case.objects]
@@ -171,7 +171,7 @@ class Details:
         totals = {level: sum((case.objects[level] for case in counted), ObjectCounts()) for level in counted[0].objects}
         level, best = max(totals.items(), key=lambda item: np.nan_to_num(item[1].f1))
         healthy = [case.objects[level] for case in counted if not case.voxels]
-        told = {
+        figures = {
             "object f1": best.f1,
             "object f1 at score": level,
             "object recall": best.found / best.true if best.true else float("nan"),
@@ -181,31 +181,31 @@ class Details:
         for size in SIZES_ML:
             members = [case.objects[level] for case in counted if case.voxels and case.size == size]
             if sum(o.true for o in members):
-                told[f"object recall, {size}"] = sum(o.found for o in members) / sum(o.true for o in members)
-                told[f"false objects a volume, {size}"] = sum(o.false for o in members) / len(members)
-        return told
+                figures[f"object recall, {size}"] = sum(o.found for o in members) / sum(o.true for o in members)
+                figures[f"false objects a volume, {size}"] = sum(o.false for o in members) / len(members)
+        return figures
 
     def tables(self) -> dict[str, dict[str, float]]:
         """Average precision of the cases of each kind, size and source alone, beside all healthy ones for samples; only where
         there are several."""
-        told: dict[str, dict[str, float]] = {}
+        figures: dict[str, dict[str, float]] = {}
         healthy = [case for case in self.cases if not case.voxels]
         for name in ("kind", "size", "source"):
             values = sorted({getattr(case, name) for case in self.cases if case.voxels} - {""})
             if len(values) < 2:
                 continue
-            told[name] = {}
+            figures[name] = {}
             for value in values:
                 members = [case for case in self.cases if case.voxels and getattr(case, name) == value]
                 others = healthy if self.task == "sample" else []
                 negatives, positives = self._sum(members + others)
-                told[name][value] = float(average_precision(negatives, positives))
+                figures[name][value] = float(average_precision(negatives, positives))
                 if self.task == "sample" and name == "kind":
-                    told.setdefault("kind, area under the curve", {})[value] = auroc(negatives, positives)
+                    figures.setdefault("kind, area under the curve", {})[value] = auroc(negatives, positives)
                 found = sum((case.findings for case in members if case.findings is not None), ObjectCounts())
                 if name == "kind" and found.true:
-                    told.setdefault("kind, findings recall", {})[value] = found.found / found.true
-        return told
+                    figures.setdefault("kind, findings recall", {})[value] = found.found / found.true
+        return figures
 
     def curves_by_radius(self) -> dict[str, list[tuple[float, float]]]:
         """How well anomalies of one kind are found by their radius: rising (mm, figure) by kind, such as "ball".

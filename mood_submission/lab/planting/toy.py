@@ -204,8 +204,8 @@ def case_name(name: str, kind: str | None) -> str:
 
 
 def _write_records(folder: Path, records: dict[str, dict[str, object]]) -> None:
-    told = {as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()}
-    write_text(folder / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
+    printable = {as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()}
+    write_text(folder / "toy_label" / "anomalies.json", json.dumps(printable, indent=1) + "\n")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

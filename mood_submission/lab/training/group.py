@@ -27,10 +27,10 @@ class Group(Process):
 
     @classmethod
     def from_environment(cls) -> "Group":
-        """What torchrun says of this process, or ALONE without torchrun. The first call waits for all processes."""
+        """What torchrun says of this process, or SINGLE_PROCESS without torchrun. The first call waits for all processes."""
         group = cls.from_torchrun()
         if group is None:
-            return ALONE
+            return SINGLE_PROCESS
         if group.device is not None:
             torch.cuda.set_device(group.device)
         if not dist.is_initialized():
@@ -94,4 +94,4 @@ class Group(Process):
         return float(shared)
 
 
-ALONE = Group(rank=0, local=0, count=1)
+SINGLE_PROCESS = Group(rank=0, local=0, count=1)
