@@ -28,8 +28,9 @@ from .field_metrics import (
 )
 from .metrics import VALUES, average_precision, score_counts
 
-SIZES_ML = {"small": 1.0, "medium": 10.0, "large": np.inf}  # an anomaly is called so up to this volume
-# the score of each place in the counts
+# An anomaly is called so up to this volume.
+SIZES_ML = {"small": 1.0, "medium": 10.0, "large": np.inf}
+# The score of each place in the counts.
 SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
@@ -37,9 +38,18 @@ SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64
 class Judged:
     """A case of either task with its prediction.
 
-    kind: of the anomaly, "healthy" without one, "" where it is not known. size: a name of SIZES_ML, or "". radius: of the
-    anomaly in mm where the record tells it. counts: of its scores, see `metrics.score_counts`. voxels: of the anomaly; in the sample task 1 or 0. regions: (R, K), of each connected
-    anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
+    name: of the volume, without its ending.
+    kind: of the anomaly; "healthy" without one, "" where it is not known.
+    size: a name of SIZES_ML, or "" where it is not known.
+    source: of the healthy volume, see `source_of`.
+    counts: (2, K), of its scores, see `metrics.score_counts`.
+    voxels: of the anomaly. In the sample task 1 or 0.
+    highest: the highest score.
+    ap: the average precision of its voxels. NaN without an anomaly, and in the sample task.
+    regions: (R, K), the counts of the scores in each connected anomaly.
+    objects: by the score that voxels must reach.
+    findings: of a mask of findings.
+    radius: of the anomaly in mm, where the record says it.
     """
 
     name: str
@@ -58,9 +68,10 @@ class Judged:
 
 @dataclass
 class Details:
-    """Takes in case after case, and then tells measures and tables. task: one of TASKS.
+    """Takes in case after case, and then gives measures and tables.
 
-    records: what is known of the cases by name (`as_text`), as toy_label/anomalies.json has it; may be empty.
+    task: one of TASKS.
+    records: what is known of the cases by name (`as_text`), as toy_label/anomalies.json has it. It may be empty.
     """
 
     task: str
@@ -186,8 +197,10 @@ class Details:
         return figures
 
     def tables(self) -> dict[str, dict[str, float]]:
-        """Average precision of the cases of each kind, size and source alone, beside all healthy ones for samples; only where
-        there are several."""
+        """Average precision by kind, size and source of the anomalies, each where there are several.
+
+        For samples, each group is judged beside all healthy volumes.
+        """
         figures: dict[str, dict[str, float]] = {}
         healthy = [case for case in self.cases if not case.voxels]
         for name in ("kind", "size", "source"):
