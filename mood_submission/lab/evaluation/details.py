@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -255,11 +256,7 @@ class Details:
 
     def plot_curves(self, file: Path) -> None:
         """A picture of the precision-recall curve and the ROC curve of all cases together."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
+        plt = _pyplot()
         negatives, positives = self._sum(self.cases)
         false, true = rates(negatives, positives)
         found = np.cumsum(positives[::-1]) / np.maximum(np.cumsum((negatives + positives)[::-1]), 1)
@@ -273,18 +270,11 @@ class Details:
         axes[1].set_title(f"area under the curve {auroc(negatives, positives):.3f}", fontsize=10)
         for axis in axes:
             axis.grid(alpha=0.3)
-        figure.tight_layout()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=100)
-        plt.close(figure)
+        _save(figure, file)
 
     def plot_by_radius(self, file: Path) -> None:
         """A picture of `curves_by_radius`. Raises ValueError where no case's radius is known."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
+        plt = _pyplot()
         curves = self.curves_by_radius()
         if not curves:
             raise ValueError(f"{file}: expected cases of make-toy --sizes or --gross, found none with a radius in mm")
@@ -298,7 +288,21 @@ class Details:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend()
-        figure.tight_layout()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=100)
-        plt.close(figure)
+        _save(figure, file)
+
+
+def _pyplot() -> Any:
+    """matplotlib's pyplot, which is loaded only where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    _pyplot().close(figure)
