@@ -36,9 +36,13 @@ class EvaluateOptions:
     )
     json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
     cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
-    curves: Path | None = option("draw precision-recall and ROC curves here", metavar="FILE.png", default=None)
+    curves: Path | None = option(
+        "write a picture of the precision-recall and ROC curves here", metavar="FILE.png", default=None
+    )
     size_curves: Path | None = option(
-        "draw figures by radius here, for cases of make-toy --sizes or --gross", metavar="FILE.png", default=None
+        "write a picture of figures by radius here, for cases of make-toy --sizes or --gross",
+        metavar="FILE.png",
+        default=None,
     )
 
 

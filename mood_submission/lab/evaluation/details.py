@@ -292,7 +292,7 @@ class Details:
 
 
 def _pyplot() -> Any:
-    """matplotlib's pyplot, which is loaded only where something is drawn."""
+    """matplotlib's pyplot, which is loaded only where a picture is made."""
     import matplotlib
 
     matplotlib.use("Agg")

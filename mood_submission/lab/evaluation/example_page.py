@@ -1,4 +1,4 @@
-"""Draws a page of examples of a comparison, with matplotlib."""
+"""Makes a page of examples of a comparison, with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def examples(cases: Sequence[Case], folders: Sequence[Path], out: Path) -> None:
-    """Draw a page with a row for each kind of anomaly, of its largest case.
+    """Write a page with a row for each kind of anomaly, of its largest case.
 
     A row shows the slice, the mean of its restorations, and each method's pixel scores, with the anomaly outlined. Scores of one
     method have one scale in all rows.

@@ -89,7 +89,7 @@ class ObjectCounts:
 
     @property
     def f1(self) -> float:
-        """2 x found / (2 x found + missed + made up); NaN where there is nothing to be found and nothing was."""
+        """2 x found / (2 x found + missed + made up). NaN where there was nothing to find, and nothing was found."""
         total = self.found + self.false + self.true
         return 2 * self.found / total if total else float("nan")
 

@@ -52,9 +52,9 @@ def bootstrap_interval(counts: np.ndarray, resamples: int, seed: int) -> tuple[f
     counts = counts[:, :, counts.any((0, 1))].astype(np.float64)
     rng = np.random.default_rng(seed)
     times = rng.multinomial(volumes, np.full(volumes, 1 / volumes), size=resamples).astype(np.float64)
-    drawn = []
+    resampled = []
     for start in range(0, resamples, 50):
         negatives, positives = (times[start : start + 50] @ counts[:, row] for row in (0, 1))
-        drawn.append(average_precision(negatives, positives))
-    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+        resampled.append(average_precision(negatives, positives))
+    low, high = np.nanpercentile(np.concatenate(resampled), [2.5, 97.5])
     return float(low), float(high)

@@ -251,7 +251,7 @@ def _bulge(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shrink(site: Site, rng: np.random.Generator) -> np.ndarray:
-    """What is inside is drawn together at the centre: radius d shows what was at d ** (0.35 .. 0.5)."""
+    """What is inside is pulled together at the centre: radius d shows what was at d ** (0.35 .. 0.5)."""
     d = np.clip(site.distance, 0.05, 1)
     return _warp(site, d ** np.float32(rng.uniform(0.35, 0.5) - 1))
 

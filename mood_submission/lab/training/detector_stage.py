@@ -236,11 +236,11 @@ class DetectorStage(Stage[Store, Detector]):
 
 
 def dice(probability: Tensor, label: Tensor) -> Tensor:
-    """Twice the overlap by the sum of both, over all places together; 1 more in either, so that nothing and nothing agree."""
+    """The Dice of all places together: (2 x overlap + 1) / (sum of both + 1). So it is 1 where both are empty."""
     return (2 * (probability * label).sum() + 1) / (probability.sum() + label.sum() + 1)
 
 
 def places_ap(logits: Tensor, label: Tensor) -> float:
-    """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
+    """Average precision over all places, of float16 as the challenge's evaluation has them. 0 where no label is above 0.5."""
     ap = average_precision(*score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy()))
     return float(ap) if math.isfinite(ap) else 0.0

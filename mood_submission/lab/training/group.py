@@ -57,7 +57,7 @@ class Group(Process):
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that validates, writes and draws pictures."""
+        """Whether this is the process that validates, and writes files and pictures."""
         return self.rank == 0
 
     def wait(self) -> None:

@@ -137,7 +137,7 @@ class RandomNumbers:
         return self.uniform(0, 1) < share
 
     def field(self, size: int, points: int) -> Tensor:
-        """A smooth random field of standard deviation about 1, (count, size, size); in a volume smooth across slices too."""
+        """A smooth random field of standard deviation about 1, (count, size, size). In a volume it changes smoothly along z."""
         if self.together:
             deep = max(2, round(points * self.count / size))
             knots = torch.randn(1, 1, deep, points, points, generator=self.generator, device=self.device)

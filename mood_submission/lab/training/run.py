@@ -89,7 +89,7 @@ class RunOptions:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; without a name the GPU, where there is one. Raises RunError for what is no device."""
+    """The device of that name. None for the GPU, or the CPU where there is no GPU. Raises RunError for what is no device."""
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
