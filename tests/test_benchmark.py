@@ -74,9 +74,8 @@ def test_a_profile_names_every_stage(copies, blobs, tmp_path):
 
 
 def test_reading_and_writing_beside_nibabel(tmp_path):
-    run = benchmark(
-        "--region abdom --device cpu --io --size", 24, "--restorations", 2, "--json", tmp_path / "f"
-    )  # on a toy of its own
+    # It makes a toy of its own.
+    run = benchmark("--region abdom --device cpu --io --size", 24, "--restorations", 2, "--json", tmp_path / "f")
     found = figures(tmp_path / "f", run)
     assert found["io_ratio"] == pytest.approx(found["io_s"] / found["nibabel_s"])
     assert found["slices"] == "all" and found["pipeline_s"] > 0 and found["peak_rss_mb"] > 10

@@ -10,7 +10,7 @@ from conftest import mood
 from sklearn.metrics import average_precision_score
 
 from mood_submission import Predictor, load_model
-from mood_submission.lab.evaluation.comparison import SIZES, Case, make, plan, table, to_markdown
+from mood_submission.lab.evaluation.comparison import SIZES, Case, comparison_table, make, plan, to_markdown
 from mood_submission.lab.evaluation.metrics import VALUES, score_counts
 from mood_submission.lab.planting.anomalies import KINDS
 from mood_submission.lab.training.checkpoints import save_checkpoint
@@ -63,7 +63,7 @@ def test_the_table_is_average_precision_with_healthy_volumes_counted_as_often(tm
         sample.append(value)
         labels.append(case.kind is not None)
         weights.append(1 if case.kind else 2)
-    result = table(cases, [tmp_path], resamples=50)
+    result = comparison_table(cases, [tmp_path], resamples=50)
     scores, mask, times = (np.concatenate(parts) for parts in zip(*pixel))
     expected = average_precision_score(mask, scores, sample_weight=times)
     assert result["pixel"]["method"]["ap"] == pytest.approx(expected)

@@ -332,9 +332,8 @@ def test_the_table_and_the_air_are_not_looked_at_and_not_scored(body):
 def test_a_body_fills_its_share_of_the_frame_whatever_the_field_of_view(body):
     air = np.full((260, 300, 30), -1000.0, np.float32)
     air[60:220, 90:230] = body
-    assert (
-        agree(seen(body, (2.5, 2.5, 4.0), ABDOM), seen(air, (2.5, 2.5, 4.0), ABDOM)) > 0.97
-    )  # a frame of whole voxels
+    # A frame has whole voxels.
+    assert agree(seen(body, (2.5, 2.5, 4.0), ABDOM), seen(air, (2.5, 2.5, 4.0), ABDOM)) > 0.97
 
 
 def test_where_there_is_nothing_to_look_at_nothing_is_scored(head):

@@ -192,6 +192,9 @@ def test_evidence_keeps_what_is_computed_under_another_calibration(measured, blo
     assert other.about is about and evidence.about is model.about
     assert other.smoothed is maps and other.weighted_difference.data_ptr() == difference.data_ptr()
     assert other.without_restorations().about is about
+    assert evidence.strangeness == {}
+    narrow = evidence.with_calibration(dataclasses.replace(about, usual={"residual": [0.0, 1e-6]}))
+    assert list(narrow.strangeness) == ["residual"] and narrow.with_calibration(about).strangeness == {}
     for name, value in (("temperature", 9.0), ("detector", "another")):
         with pytest.raises(ValueError, match=f"found another {name}"):
             evidence.with_calibration(dataclasses.replace(about, **{name: value}))

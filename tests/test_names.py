@@ -23,7 +23,7 @@ from mood_submission.lab.evaluation.details import Details
 from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.output.report.page import _template
 from mood_submission.predictor import LabelledObjects
-from mood_submission.runtime.files import HIDDEN, alone, write_text, write_whole, write_whole_by_name
+from mood_submission.runtime.files import HIDDEN, exclusive_lock, write_text, write_whole, write_whole_by_name
 from mood_submission.runtime.names import as_text, shown
 from mood_submission.runtime.settings_file import check_settings
 from mood_submission.volumes import Source, find_volumes, read_volume
@@ -235,7 +235,7 @@ def test_without_locks_files_are_whole_and_nobody_s_part_is_taken(tmp_path, monk
     killed_while_writing(tmp_path / "file", False)
     monkeypatch.setattr(fcntl, "flock", none)
     write_often(tmp_path / "file", b"whole", 2, False)
-    with alone(tmp_path / ".lock"):
+    with exclusive_lock(tmp_path / ".lock"):
         pass
     assert (tmp_path / "file").read_bytes() == b"whole"
     assert len([name for name in os.listdir(tmp_path) if name.startswith(HIDDEN)]) == 1
@@ -261,7 +261,7 @@ def test_text_is_whole_whatever_it_holds(tmp_path):
 
 def count_up(folder: Path) -> None:
     for _ in range(50):
-        with alone(folder / ".lock"):
+        with exclusive_lock(folder / ".lock"):
             number = int((folder / "number").read_text())
             (folder / "number").write_text(str(number + 1))
 

@@ -83,9 +83,8 @@ def test_nothing_is_randomised_where_nothing_may_be():
 
 def test_a_volume_is_changed_as_one():
     one = brain_slices()[6:7].expand(5, -1, -1)
-    r = dataclasses.replace(
-        BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0
-    )  # what varies from slice to slice in a volume too
+    # These vary from slice to slice in a volume too.
+    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0)
     found = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1), together=True)
     assert torch.allclose(found, found[:1].expand(5, -1, -1), atol=1e-5)
     apart = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1))
@@ -208,10 +207,8 @@ def test_air_round_the_anatomy_is_not_looked_at():
     slices[:, 30:50, 41:60] = torch.rand(6, 20, 19)
     nll = torch.rand(6, 10, 10)
     evidence = NormalisedEvidence.of(slices, slices * 0.9, slices * 0.9, nll, torch.rand(6, 1))
-    assert (evidence.box.rows, evidence.box.columns) == (
-        slice(16, 64),
-        slice(32, 72),
-    )  # codes are 8 pixels wide
+    # Codes are 8 pixels wide.
+    assert (evidence.box.rows, evidence.box.columns) == (slice(16, 64), slice(32, 72))
     detector = Detector(TINY).eval()
     with torch.no_grad():
         logits = detector_logits(detector, evidence, torch.arange(6))

@@ -191,11 +191,8 @@ def test_a_resumed_run_keeps_the_revision_of_the_code_that_took_its_steps(cache,
         stored | {"about": json.dumps(json.loads(stored["about"]) | {"revision": "older"})},
         tmp_path / "vqvae.pt",
     )
-    for steps, expected in (
-        (2, "older"),
-        (3, f"older, {own}"),
-        (3, f"older, {own}"),
-    ):  # only a step adds a revision
+    # Only a step adds a revision.
+    for steps, expected in ((2, "older"), (3, f"older, {own}"), (3, f"older, {own}")):
         assert mood("train", *words, "--steps", steps).returncode == 0
         assert json.loads(torch.load(tmp_path / "vqvae.pt", weights_only=True)["about"])["revision"] == expected
 

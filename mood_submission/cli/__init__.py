@@ -18,7 +18,7 @@ COMMANDS = {
     "report": "make a page to look at: ranking, pictures, findings, a viewer",
     "view": "serve such a page on this machine alone",
     "evaluate": "judge predictions as the challenge does",
-    "show": "draw volumes beside their scores",
+    "show": "make a picture of volumes beside their scores",
     "train": "train the networks on healthy volumes",
     "grand-challenge": "run as an algorithm of grand-challenge.org",
     "export": "make a model file of a training run",

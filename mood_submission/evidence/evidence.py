@@ -131,6 +131,8 @@ class Evidence:
                 raise ValueError(f"expected a description that differs in its calibration, found another {name}")
         other = copy.copy(self)
         other.about = about
+        # What is strange, and what the detector reads, depends on what is usual.
+        other.__dict__.pop("strangeness", None)
         if about.usual != self.about.usual:
             other._shared = self._shared.with_ranges(about)
             other.__dict__.pop("logits", None)

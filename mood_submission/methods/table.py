@@ -13,6 +13,9 @@ METHODS: dict[str, Method] = {}
 def register(method: Method) -> Method:
     """Make a method known: to `Predictor`, to every command, and to model files. Returns it.
 
+    It is known to this process. The processes that `predict --processes` starts import the package anew, and know the methods of
+    this file alone.
+
     Raises ValueError where the name is taken, or where the method has no scores of any task.
     """
     if method.name in METHODS:

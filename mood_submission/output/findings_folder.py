@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..findings.objects import EXPECTED
 from ..predictor import LabelledObjects
-from ..runtime.files import LOCK, alone, write_text
+from ..runtime.files import LOCK, exclusive_lock, write_text
 from ..runtime.names import as_text, in_one_line, shown
 from ..volumes import Grid, Source, write_mask, write_volume
 from .dicom_seg import SUFFIX, write_dicom_seg
@@ -42,24 +42,24 @@ class FindingsFolder:
 
     folder: DIR, which is made where it is missing.
     dicom_seg: whether findings in a DICOM series are also written as DIR/NAME.seg.dcm.
-    found: the findings in the tables, by file name.
+    findings_by_file: the findings in the tables, by file name.
     Raises OSError where the folder cannot be written to, ValueError where its findings.json is no such table.
     """
 
     folder: Path
     dicom_seg: bool = False
-    found: dict[str, list[dict]] = field(default_factory=dict, init=False)
+    findings_by_file: dict[str, list[dict]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder / LOCK):
+        with exclusive_lock(self.folder / LOCK):
             self._read_table()
             self._write_tables()
 
     def _read_table(self) -> None:
         table = self.folder / "findings.json"
         if table.exists():
-            self.found |= read_findings(table)
+            self.findings_by_file |= read_findings(table)
 
     def add(self, source: Source, objects: LabelledObjects, grid: Grid) -> None:
         """Write a volume's objects, and add its findings to the tables. grid: the volume's."""
@@ -70,9 +70,9 @@ class FindingsFolder:
         write_mask(self.folder / name, objects.mask, grid)
         if self.dicom_seg:
             self._write_dicom_seg(source, objects, grid)
-        with alone(self.folder / LOCK):
+        with exclusive_lock(self.folder / LOCK):
             self._read_table()
-            self.found[as_text(name)] = [finding.to_dict() for finding in objects.findings]
+            self.findings_by_file[as_text(name)] = [finding.to_dict() for finding in objects.findings]
             self._write_tables()
 
     def segmentation_of(self, source: Source) -> Path:
@@ -95,14 +95,14 @@ class FindingsFolder:
 
     def has(self, name: str) -> bool:
         """Whether a volume's mask and findings are there already."""
-        return as_text(name) in self.found and (self.folder / name).exists()
+        return as_text(name) in self.findings_by_file and (self.folder / name).exists()
 
     def _write_tables(self) -> None:
-        names = sorted(self.found)
-        entries = [{"file": name, "findings": self.found[name]} for name in names]
+        names = sorted(self.findings_by_file)
+        entries = [{"file": name, "findings": self.findings_by_file[name]} for name in names]
         write_text(self.folder / "findings.json", json.dumps(entries, indent=1) + "\n")
         text = io.StringIO(newline="")
-        rows = [_row(name, finding) for name in names for finding in self.found[name]]
+        rows = [_row(name, finding) for name in names for finding in self.findings_by_file[name]]
         kinds = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
         table = csv.DictWriter(text, [*COLUMNS, *kinds], restval="")
         table.writeheader()

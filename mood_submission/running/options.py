@@ -8,9 +8,9 @@ from pathlib import Path
 from ..runtime.contract import BOTH, PRECISIONS, REGIONS, TASKS
 from ..runtime.option_types import (
     DEVICE_HELP,
+    at_least,
     json_option,
     positive,
-    restorations_option,
     seconds_option,
     shard_option,
     slices_option,
@@ -80,7 +80,7 @@ class PredictOptions:
     restorations: int | None = option(
         "restorations of each slice. 0 takes a tenth of the time, for pixel methods that need none "
         "(default: what the model file says; published: 15)",
-        type=restorations_option,
+        type=at_least(0),
         default=None,
         metavar="N",
     )

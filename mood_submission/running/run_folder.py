@@ -278,7 +278,7 @@ class FolderRun:
 
 
 def _outcome_of(source: Source | Path) -> Outcome:
-    """The outcome to be of a volume; that of a path that leads to none has failed already."""
+    """A new outcome of a volume. It has failed already where a path leads to none."""
     if isinstance(source, Source):
         return Outcome(source)
     try:

@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """While open, no other process on any machine has this open for the same file.
 
     The file is made, and stays. On a file system without locks, others are not kept out.

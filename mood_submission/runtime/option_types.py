@@ -8,17 +8,17 @@ DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """The type of a whole number from `low` on."""
+    """The type of a whole number from `low` on, which is 0 or more."""
 
     def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expected {low} or more, found {value}")
-        return value
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {low}, found {text!r}")
+        return int(text)
 
-    # argparse says this name where the text is no number.
-    parse.__name__ = "int"
     return parse
+
+
+positive = at_least(1)
 
 
 def shard_option(text: str) -> tuple[int, int]:
@@ -42,25 +42,9 @@ def share(text: str) -> float:
 
 def slices_option(text: str) -> int | str:
     """ "all", or a whole number of at least 1."""
-    if text == "all":
-        return text
-    if not text.isdigit() or int(text) < 1:
+    if text != "all" and (not text.isdecimal() or int(text) < 1):
         raise argparse.ArgumentTypeError(f"expected 'all' or a number of slices, found {text!r}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text!r}")
-    return int(text)
-
-
-def restorations_option(text: str) -> int:
-    """A whole number, 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a number of restorations, found {text!r}")
-    return int(text)
+    return text if text == "all" else int(text)
 
 
 def seconds_option(text: str) -> float:

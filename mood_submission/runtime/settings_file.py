@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import LOCK, alone, write_text
+from .files import LOCK, exclusive_lock, write_text
 
 
 def check_settings(file: Path, settings: Mapping[str, object], error: type[ValueError] = ValueError) -> None:
@@ -16,7 +16,7 @@ def check_settings(file: Path, settings: Mapping[str, object], error: type[Value
     """
     text = json.dumps(settings, indent=1, default=str) + "\n"
     if not file.exists():
-        with alone(file.with_name(LOCK)):
+        with exclusive_lock(file.with_name(LOCK)):
             # Another process may have been first.
             if not file.exists():
                 write_text(file, text)

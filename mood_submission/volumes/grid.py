@@ -47,11 +47,8 @@ class Grid:
 
     def to_file(self, ras: np.ndarray) -> np.ndarray:
         """A view of an (X, Y, Z) array in the file's axes, (I, J, K). Writing to the view writes to `ras`."""
-        return ras.transpose(self.ras_axes)[self._flips()]
-
-    def to_ras(self, data: np.ndarray) -> np.ndarray:
-        """A view of an (I, J, K) array in RAS axes, (X, Y, Z). The inverse of `to_file`."""
-        return data[self._flips()].transpose(np.argsort(self.ras_axes))
+        flips = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return ras.transpose(self.ras_axes)[flips]
 
     def file_index(self, place: np.ndarray) -> np.ndarray:
         """The file's indices (I, J, K) of a place given in RAS indices (X, Y, Z). Places may lie between voxels."""
@@ -62,9 +59,6 @@ class Grid:
         """RAS indices (X, Y, Z) of a place given in the file's indices (I, J, K). The inverse of `file_index`."""
         along = np.where(self.flipped, np.array(self.shape) - 1 - np.asarray(place, np.float64), place)
         return along[np.argsort(self.ras_axes)]
-
-    def _flips(self) -> tuple[slice, ...]:
-        return tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ...methods import table
 from ...model import Model
 from ...model_file import add_detector, load_model, networks_sha256
 from ...networks.detector import Detector, DetectorSettings
-from ...runtime.option_types import restorations_option, share
+from ...runtime.option_types import at_least, share
 from ...runtime.options import option
 from ...runtime.precision import DTYPES, STORED
 from ..training.checkpoints import RunError, load_detector
@@ -33,7 +33,7 @@ class ChosenSettings:
     )
     restorations: int | None = option(
         f"of a slice by default, 0 for scores without any (default: {DetectorSettings.restorations})",
-        type=restorations_option,
+        type=at_least(0),
         metavar="N",
         default=None,
     )

@@ -17,10 +17,10 @@ from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.contract import REGIONS
 from ...runtime.files import write_text
-from ...runtime.option_types import DEVICE_HELP, positive, restorations_option, slices_option
+from ...runtime.option_types import DEVICE_HELP, at_least, positive, slices_option
 from ...runtime.options import option
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
-from ..measuring.profile import matrix_speed, profile, table
+from ..measuring.profile import matrix_speed, profile, stage_table
 from .options import precision_option, weights_option
 
 # Voxels a side of the challenge's volumes.
@@ -45,7 +45,7 @@ class BenchmarkOptions:
         default=False,
     )
     slices: int | str | None = option("a volume (default: 32)", type=slices_option, metavar="all|N", default=None)
-    restorations: int | None = option("a slice (default: 15)", type=restorations_option, metavar="N", default=None)
+    restorations: int | None = option("a slice (default: 15)", type=at_least(0), metavar="N", default=None)
     weights: Path | None = weights_option()
     size: int | None = option(
         "voxels a side of the toy (default: 256 brain, 512 abdom)", type=positive, metavar="N", default=None
@@ -100,7 +100,7 @@ def measure(options: BenchmarkOptions) -> list[str]:
         if options.profile:
             speed = matrix_speed(predictor.model.device)
             stages = profile(predictor, volume, out)
-            lines = [*table(stages, speed), ""]
+            lines = [*stage_table(stages, speed), ""]
             measured["matrix_gflops"] = speed
             measured |= {f"{stage.name}_s": stage.seconds for stage in stages}
             measured |= {f"{stage.name}_gflop": stage.gflop for stage in stages if stage.gflop}

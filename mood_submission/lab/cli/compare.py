@@ -30,10 +30,10 @@ from ..evaluation.comparison import (
     Case,
     Scoring,
     compared_methods,
+    comparison_table,
     model_scores,
     plan,
     run_case,
-    table,
     telling_apart,
     to_markdown,
     vae_scores,
@@ -175,7 +175,7 @@ def write_tables(
     groups = {"all volumes": cases} | {
         f"{name} volumes": [case for case in cases if case.volume in volumes] for name, volumes in members.items()
     }
-    results = {name: table(group, folders) for name, group in groups.items()}
+    results = {name: comparison_table(group, folders) for name, group in groups.items()}
     write_text(out / "table.json", json.dumps(results, indent=1) + "\n")
     text = "\n".join(
         f"## {name}: {sum(case.kind is None for case in groups[name])} healthy, "

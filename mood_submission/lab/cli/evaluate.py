@@ -36,9 +36,13 @@ class EvaluateOptions:
     )
     json: Path | None = option("write all figures here as well", metavar="FILE", default=None)
     cases: Path | None = option("write a row for every case here", metavar="FILE.csv", default=None)
-    curves: Path | None = option("draw precision-recall and ROC curves here", metavar="FILE.png", default=None)
+    curves: Path | None = option(
+        "write a picture of the precision-recall and ROC curves here", metavar="FILE.png", default=None
+    )
     size_curves: Path | None = option(
-        "draw figures by radius here, for cases of make-toy --sizes or --gross", metavar="FILE.png", default=None
+        "write a picture of figures by radius here, for cases of make-toy --sizes or --gross",
+        metavar="FILE.png",
+        default=None,
     )
 
 
@@ -48,16 +52,16 @@ def evaluate(args: EvaluateOptions) -> tuple[Evaluation, Details]:
     if args.task == "sample":
         result = evaluate_sample(args.pred, args.label, args.bootstrap, args.seed, details.add_sample)
         return result, details
-    result = evaluate_pixel(args.pred, args.label, args.bootstrap, args.seed, each=details.add_pixel)
+    result = evaluate_pixel(args.pred, args.label, args.bootstrap, args.seed, on_case=details.add_pixel)
     if args.objects:
         levels = details.object_levels()
 
         def count(name: str, scores: np.ndarray, label: np.ndarray, _: np.ndarray) -> None:
             details.add_objects(name, scores, label, levels)
 
-        evaluate_pixel(args.pred, args.label, 0, each=count)
+        evaluate_pixel(args.pred, args.label, 0, on_case=count)
     if args.findings is not None:
-        evaluate_pixel(args.pred, args.label, 0, each=counting_findings(args.findings, details))
+        evaluate_pixel(args.pred, args.label, 0, on_case=counting_findings(args.findings, details))
     return result, details
 
 

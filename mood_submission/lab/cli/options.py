@@ -8,7 +8,7 @@ from ...methods import table
 from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.contract import PRECISIONS, TASKS
-from ...runtime.option_types import DEVICE_HELP, restorations_option, slices_option
+from ...runtime.option_types import DEVICE_HELP, at_least, slices_option
 from ...runtime.options import option
 
 
@@ -36,7 +36,7 @@ class ScoringOptions:
     )
     restorations: int | None = option(
         "of a slice; 0: only what needs none is measured, such as a detector's scores (default: what the model file says)",
-        type=restorations_option,
+        type=at_least(0),
         metavar="N",
         default=None,
     )

@@ -1,4 +1,4 @@
-"""Draw volumes beside their pixel scores (and labels, where given): one row a volume, at its most telling slice."""
+"""Make a picture of volumes beside their pixel scores and labels: a row for each volume, at its most telling slice."""
 
 import argparse
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class ShowOptions:
     volumes: Path = option("folder with the volumes", "volumes", metavar="IN")
     predicted: Path = option("folder with their pixel scores", "predicted", metavar="PRED")
     label: Path | None = option("folder with pixel labels, or a toy_label folder", metavar="DIR", default=None)
-    out: Path = option("picture to draw", "-o", "--out", metavar="PICTURE.png")
-    most: int = option("draw at most so many volumes", type=positive, default=8)
+    out: Path = option("picture to write", "-o", "--out", metavar="PICTURE.png")
+    most: int = option("how many volumes to show, at most", type=positive, default=8)
 
 
 def telling_slice(scores: np.ndarray, label: np.ndarray | None) -> int:
@@ -76,7 +76,7 @@ def plot(rows: dict[str, Row], out: Path) -> None:
 
 
 def show(options: ShowOptions) -> list[str]:
-    """Draw the picture. Returns its name. Raises VolumeError, OSError."""
+    """Write the picture. Returns its name. Raises VolumeError, OSError."""
     inner = options.label and options.label / "pixel"
     labels = inner if inner and inner.is_dir() else options.label
     sources = find_volumes(options.volumes)[: options.most]

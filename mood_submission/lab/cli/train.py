@@ -53,8 +53,10 @@ def _plant(options: PlantOptions) -> None:
 class Command:
     """A stage of training.
 
-    help: a line on it. options: a dataclass of options. run: trains with these options. defaults: by a field's name, where
-    this stage has another default.
+    help: a line on it.
+    options: a dataclass of options.
+    run: trains with these options.
+    defaults: by field, where this stage has another default.
     """
 
     help: str

@@ -20,10 +20,12 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, nib.filebased
 class Evaluation:
     """One task's outcome.
 
-    `ap`: average precision, 0 .. 1. `low`, `high`: its 95% interval over resampled volumes (both `ap` where the
-    bootstrap is off). `chance`: the share of positive voxels (volumes), which is what random scores reach.
-    `cases`: labelled volumes. `positives`: positive voxels (volumes). `missing`: "NAME: what was wrong" for each
-    prediction that counted as all zeros.
+    ap: average precision, 0 .. 1.
+    low, high: its 95% interval over resampled volumes. Both are `ap` where nothing was resampled.
+    chance: the share of positive voxels or volumes. Random scores reach this average precision.
+    cases: how many volumes are labelled.
+    positives: how many voxels or volumes are positive.
+    missing: "NAME: what was wrong" for each prediction that counted as all zeros.
     """
 
     task: str
@@ -115,7 +117,8 @@ def _read_prediction(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
         image = _load(path)
         if image.shape != shape:
             return f"shape {image.shape}, expected {shape}"
-        with np.errstate(all="ignore"):  # beyond float16 is infinity and is clipped
+        # Values beyond float16 become infinite, and are clipped.
+        with np.errstate(all="ignore"):
             return image.get_fdata(dtype=np.float16, caching="unchanged")
     except UNREADABLE as error:
         return f"unreadable, {_say(error)}"
@@ -138,14 +141,17 @@ def evaluate_pixel(
     seed: int = 0,
     *,
     progress: bool | None = None,
-    each: Callable[[str, np.ndarray, np.ndarray, np.ndarray], object] = lambda *_: None,
+    on_case: Callable[[str, np.ndarray, np.ndarray, np.ndarray], object] = lambda *_: None,
 ) -> Evaluation:
     """Average precision over all voxels of all cases together, by the challenge's rules.
 
-    `label_dir`: NAME.nii.gz with 0/1, or the `toy_label` folder that has them in `pixel`. `pred_dir`: NAME.nii.gz of
-    the same shape, read as float16 and clipped to [0, 1]; NaN is 0; a missing, unreadable or differently shaped one is
-    all zeros. `bootstrap` resamples of the volumes give the interval (0: none). `progress`: a bar on stderr (None: on
-    terminals). each: called with every case's name, scores (float16), label (bool) and counts by score.
+    pred_dir: NAME.nii.gz of the label's shape, read as float16 and clipped to [0, 1]. NaN is 0. A file that is missing,
+        unreadable or of another shape counts as all zeros.
+    label_dir: NAME.nii.gz with 0 and 1, or the toy_label folder that has them in its subfolder pixel.
+    bootstrap: how many resamples of the volumes give the interval. 0 for none.
+    seed: of the resampling.
+    progress: whether to show a bar on stderr. None for a bar on terminals.
+    on_case: is called with each case's name, scores (float16), label (bool) and counts by score.
     Raises ValueError for missing folders, unreadable labels and labels without a positive.
     """
     pred_dir, label_dir = Path(pred_dir), Path(label_dir)
@@ -159,7 +165,7 @@ def evaluate_pixel(
             missing.append(shown(f"{pred_path.name}: {scores}"))
             scores = np.zeros(labels.shape, np.float16)
         counts[i] = score_counts(scores, labels)
-        each(label_path.name, scores, labels, counts[i])
+        on_case(label_path.name, scores, labels, counts[i])
     return _result("pixel", counts, missing, resamples=bootstrap, seed=seed, where=label_dir)
 
 
@@ -168,13 +174,15 @@ def evaluate_sample(
     label_dir: str | Path,
     bootstrap: int = 1000,
     seed: int = 0,
-    each: Callable[[str, int, float], object] = lambda *_: None,
+    on_case: Callable[[str, int, float], object] = lambda *_: None,
 ) -> Evaluation:
     """Average precision over all volumes, by the challenge's rules.
 
-    `label_dir`: NAME.nii.gz.txt with 0 or 1, or the `toy_label` folder that has them in `sample`. `pred_dir`:
-    NAME.nii.gz.txt whose first line is one float, clipped to [0, 1]; NaN, missing and unreadable count as 0.
-    each: called with every case's name, label and score.
+    pred_dir: NAME.nii.gz.txt, whose first line is one number. It is clipped to [0, 1]. NaN, and a file that is missing or
+        unreadable, count as 0.
+    label_dir: NAME.nii.gz.txt with 0 or 1, or the toy_label folder that has them in its subfolder sample.
+    bootstrap, seed: as for `evaluate_pixel`.
+    on_case: is called with each case's name, label and score.
     Raises ValueError for missing folders, labels that are not 0 or 1 and labels without a positive.
     """
     pred_dir, label_dir = Path(pred_dir), Path(label_dir)
@@ -188,7 +196,7 @@ def evaluate_sample(
             missing.append(shown(f"{pred_path.name}: {score}"))
             score = 0.0
         labels[i], scores[i] = label, np.clip(np.nan_to_num(score, posinf=1, neginf=0), 0, 1)
-        each(label_path.name.removesuffix(".txt"), int(label), float(scores[i]))
+        on_case(label_path.name.removesuffix(".txt"), int(label), float(scores[i]))
     values, place = np.unique(scores, return_inverse=True)
     counts = np.zeros((len(cases), 2, len(values)), np.int64)
     counts[np.arange(len(cases)), labels, place] = 1

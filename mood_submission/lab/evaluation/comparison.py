@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...evidence.evidence import Evidence
-from ...methods import table as table_of_methods
+from ...methods import table
 from ...methods.base import Method
 from ...methods.paper import smooth
 from ...networks.vae import VAE, divergence
@@ -115,7 +115,7 @@ def model_scores(predictor: Predictor, prepared: Prepared) -> Scores:
 
 def compared_methods() -> list[Method]:
     """All methods that `model_scores` knows."""
-    return [*table_of_methods.METHODS.values(), *FURTHER_METHODS]
+    return [*table.METHODS.values(), *FURTHER_METHODS]
 
 
 def _seen_by(method: Method, task: str, undrawn: Evidence, drawn: Evidence | None) -> dict[str, Evidence]:
@@ -155,7 +155,12 @@ def vae_scores(vae: VAE) -> Scoring:
 
 
 def measure(case: Case, source: Source | Path, predictor: Predictor, scoring: Scoring) -> dict[str, np.ndarray]:
-    """A case's outcome: `pixel` (methods, 2, values) counts of `score_counts`, `sample` (methods,), their names, `picture`."""
+    """A case's outcome: arrays by name.
+
+    pixel, pixel_methods: (methods, 2, values), the counts of `score_counts`, and the methods' names.
+    sample, sample_methods: (methods,), the scores, and the methods' names.
+    picture: see `_picture`. Only where there is an anomaly.
+    """
     volume, mask = make(case, source, predictor)
     prepared = predictor.prepare(volume)
     scores = scoring(predictor, prepared)
@@ -213,15 +218,17 @@ def load_case(case: Case, folders: Sequence[Path], names: Sequence[str]) -> list
     return outcomes
 
 
-# By task, method and figure; see `table`.
+# By task, method and figure; see `comparison_table`.
 Table = dict[str, dict[str, dict[str, Any]]]
 
 
-def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
-    """By task and method: `ap`, its 95% interval `low`, `high` over resampled volumes, `kinds` (AP of each kind's cases
-    alone; for samples, against all healthy volumes) and `sizes`, likewise. Methods from all `folders`.
+def comparison_table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000) -> Table:
+    """Figures by task and method, of the methods in all folders.
 
-    Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
+    ap: the average precision. Healthy volumes count as often as their planted copies, so that half of the cases are anomalous.
+    low, high: its 95% interval over resampled volumes.
+    kinds, sizes: the average precision of each kind's and each size's cases alone. For samples, beside all healthy volumes.
+    healthy: for samples, the lowest, the median and the highest score of healthy volumes.
     """
     stored = {case: load_case(case, folders, ("pixel", "pixel_methods", "sample", "sample_methods")) for case in cases}
     volumes = sorted({case.volume for case in cases})
@@ -248,8 +255,10 @@ def table(cases: Sequence[Case], folders: Sequence[Path], resamples: int = 1000)
 
 
 def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """By method of scoring samples, for each pair of sources: how well their healthy volumes can be told apart by score, as the
-    area under the curve of the better direction: 0.5 for not at all, 1 for entirely."""
+    """How well sample scores tell the healthy volumes of two sources apart, by method and pair of sources.
+
+    It is the area under the curve of the better direction: 0.5 for not at all, 1 for entirely.
+    """
     healthy = [case for case in cases if case.kind is None]
     sources = sorted({source_of(case.volume) for case in healthy})
     result: dict[str, dict[str, float]] = {}
@@ -264,7 +273,7 @@ def telling_apart(cases: Sequence[Case], folders: Sequence[Path]) -> dict[str, d
 
 
 def _counts_by_case(outcomes: dict[Case, np.ndarray]) -> dict[Case, np.ndarray]:
-    """One method's (2, values) counts of each case: voxels' as they are; samples' from each case's one score."""
+    """One method's counts of each case, (2, values). A sample score becomes one count."""
     if next(iter(outcomes.values())).ndim:
         return outcomes
     values, place = np.unique(list(outcomes.values()), return_inverse=True)
@@ -276,7 +285,7 @@ def _counts_by_case(outcomes: dict[Case, np.ndarray]) -> dict[Case, np.ndarray]:
 
 
 def _parts(counts: dict[Case, np.ndarray], field: str, task: str) -> dict[str, float]:
-    """AP by kind or size of anomaly: of these cases' voxels; of these cases and as many healthy ones."""
+    """Average precision by kind or size of anomaly. Samples are judged beside as many healthy volumes."""
     parts = {}
     for value in dict.fromkeys(getattr(case, field) for case in counts if case.kind is not None):
         chosen = [c for case, c in counts.items() if getattr(case, field) == value]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,9 @@ from .field_metrics import (
 )
 from .metrics import VALUES, average_precision, score_counts
 
-SIZES_ML = {"small": 1.0, "medium": 10.0, "large": np.inf}  # an anomaly is called so up to this volume
-# the score of each place in the counts
+# An anomaly is called so up to this volume.
+SIZES_ML = {"small": 1.0, "medium": 10.0, "large": np.inf}
+# The score of each place in the counts.
 SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64)
 
 
@@ -37,9 +39,18 @@ SCORE_OF = np.arange(VALUES, dtype=np.uint16).view(np.float16).astype(np.float64
 class Judged:
     """A case of either task with its prediction.
 
-    kind: of the anomaly, "healthy" without one, "" where it is not known. size: a name of SIZES_ML, or "". radius: of the
-    anomaly in mm where the record tells it. counts: of its scores, see `metrics.score_counts`. voxels: of the anomaly; in the sample task 1 or 0. regions: (R, K), of each connected
-    anomaly the counts of its voxels' scores. objects: by score that voxels must reach. findings: of a mask of findings.
+    name: of the volume, without its ending.
+    kind: of the anomaly; "healthy" without one, "" where it is not known.
+    size: a name of SIZES_ML, or "" where it is not known.
+    source: of the healthy volume, see `source_of`.
+    counts: (2, K), of its scores, see `metrics.score_counts`.
+    voxels: of the anomaly. In the sample task 1 or 0.
+    highest: the highest score.
+    ap: the average precision of its voxels. NaN without an anomaly, and in the sample task.
+    regions: (R, K), the counts of the scores in each connected anomaly.
+    objects: by the score that voxels must reach.
+    findings: of a mask of findings.
+    radius: of the anomaly in mm, where the record says it.
     """
 
     name: str
@@ -58,9 +69,10 @@ class Judged:
 
 @dataclass
 class Details:
-    """Takes in case after case, and then tells measures and tables. task: one of TASKS.
+    """Takes in case after case, and then gives measures and tables.
 
-    records: what is known of the cases by name (`as_text`), as toy_label/anomalies.json has it; may be empty.
+    task: one of TASKS.
+    records: what is known of the cases by name (`as_text`), as toy_label/anomalies.json has it. It may be empty.
     """
 
     task: str
@@ -120,7 +132,7 @@ class Details:
         self.cases.append(case)
         return case
 
-    # --- what is told --------------------------------------------------------------------------------------------------
+    # --- figures ------------------------------------------------------------------------------------------------------
 
     def object_levels(self) -> list[float]:
         """Scores at which objects are worth counting: those that OBJECT_RATES of the negative voxels reach."""
@@ -132,22 +144,22 @@ class Details:
     def measures(self) -> dict[str, float]:
         """The field's measures of all cases together."""
         negatives, positives = self._sum(self.cases)
-        told = {"auroc": auroc(negatives, positives)}
+        figures = {"auroc": auroc(negatives, positives)}
         if self.task == "sample":
-            return told | {
+            return figures | {
                 f"sensitivity at {rate:.0%} false alarms": sensitivity_at(negatives, positives, rate)
                 for rate in FALSE_ALARMS
             }
         healthy = [case for case in self.cases if not case.voxels] or self.cases
         clean = self._sum(healthy)[0]
-        told["best dice"] = best_dice(negatives, positives)
-        told |= {
+        figures["best dice"] = best_dice(negatives, positives)
+        figures |= {
             f"dice at {rate:.0%} healthy false positives": dice_at(negatives, positives, clean, rate)
             for rate in HEALTHY_RATES
         }
         regions = [case.regions for case in self.cases if case.regions is not None]
-        told["aupro up to 0.3"] = aupro(np.concatenate(regions), negatives) if regions else float("nan")
-        return told | self._object_measures() | self._finding_measures()
+        figures["aupro up to 0.3"] = aupro(np.concatenate(regions), negatives) if regions else float("nan")
+        return figures | self._object_measures() | self._finding_measures()
 
     def _finding_measures(self) -> dict[str, float]:
         counted = [(case, case.findings) for case in self.cases if case.findings is not None]
@@ -155,14 +167,14 @@ class Details:
             return {}
         total = sum((found for _, found in counted), ObjectCounts())
         healthy = [found.false for case, found in counted if not case.voxels]
-        told = {
+        figures = {
             "findings f1": total.f1,
             "findings recall": total.found / total.true if total.true else float("nan"),
             "findings false in a healthy volume": sum(healthy) / len(healthy) if healthy else float("nan"),
         }
         for kind in sorted({case.kind for case, _ in counted if case.voxels} - {""}):
-            told[f"findings f1 of {kind}"] = sum((f for c, f in counted if c.kind == kind), ObjectCounts()).f1
-        return told
+            figures[f"findings f1 of {kind}"] = sum((f for c, f in counted if c.kind == kind), ObjectCounts()).f1
+        return figures
 
     def _object_measures(self) -> dict[str, float]:
         counted = [case for case in self.cases if case.objects]
@@ -171,7 +183,7 @@ class Details:
         totals = {level: sum((case.objects[level] for case in counted), ObjectCounts()) for level in counted[0].objects}
         level, best = max(totals.items(), key=lambda item: np.nan_to_num(item[1].f1))
         healthy = [case.objects[level] for case in counted if not case.voxels]
-        told = {
+        figures = {
             "object f1": best.f1,
             "object f1 at score": level,
             "object recall": best.found / best.true if best.true else float("nan"),
@@ -181,31 +193,33 @@ class Details:
         for size in SIZES_ML:
             members = [case.objects[level] for case in counted if case.voxels and case.size == size]
             if sum(o.true for o in members):
-                told[f"object recall, {size}"] = sum(o.found for o in members) / sum(o.true for o in members)
-                told[f"false objects a volume, {size}"] = sum(o.false for o in members) / len(members)
-        return told
+                figures[f"object recall, {size}"] = sum(o.found for o in members) / sum(o.true for o in members)
+                figures[f"false objects a volume, {size}"] = sum(o.false for o in members) / len(members)
+        return figures
 
     def tables(self) -> dict[str, dict[str, float]]:
-        """Average precision of the cases of each kind, size and source alone, beside all healthy ones for samples; only where
-        there are several."""
-        told: dict[str, dict[str, float]] = {}
+        """Average precision by kind, size and source of the anomalies, each where there are several.
+
+        For samples, each group is judged beside all healthy volumes.
+        """
+        figures: dict[str, dict[str, float]] = {}
         healthy = [case for case in self.cases if not case.voxels]
         for name in ("kind", "size", "source"):
             values = sorted({getattr(case, name) for case in self.cases if case.voxels} - {""})
             if len(values) < 2:
                 continue
-            told[name] = {}
+            figures[name] = {}
             for value in values:
                 members = [case for case in self.cases if case.voxels and getattr(case, name) == value]
                 others = healthy if self.task == "sample" else []
                 negatives, positives = self._sum(members + others)
-                told[name][value] = float(average_precision(negatives, positives))
+                figures[name][value] = float(average_precision(negatives, positives))
                 if self.task == "sample" and name == "kind":
-                    told.setdefault("kind, area under the curve", {})[value] = auroc(negatives, positives)
+                    figures.setdefault("kind, area under the curve", {})[value] = auroc(negatives, positives)
                 found = sum((case.findings for case in members if case.findings is not None), ObjectCounts())
                 if name == "kind" and found.true:
-                    told.setdefault("kind, findings recall", {})[value] = found.found / found.true
-        return told
+                    figures.setdefault("kind, findings recall", {})[value] = found.found / found.true
+        return figures
 
     def curves_by_radius(self) -> dict[str, list[tuple[float, float]]]:
         """How well anomalies of one kind are found by their radius: rising (mm, figure) by kind, such as "ball".
@@ -242,11 +256,7 @@ class Details:
 
     def plot_curves(self, file: Path) -> None:
         """A picture of the precision-recall curve and the ROC curve of all cases together."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
+        plt = _pyplot()
         negatives, positives = self._sum(self.cases)
         false, true = rates(negatives, positives)
         found = np.cumsum(positives[::-1]) / np.maximum(np.cumsum((negatives + positives)[::-1]), 1)
@@ -260,18 +270,11 @@ class Details:
         axes[1].set_title(f"area under the curve {auroc(negatives, positives):.3f}", fontsize=10)
         for axis in axes:
             axis.grid(alpha=0.3)
-        figure.tight_layout()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=100)
-        plt.close(figure)
+        _save(figure, file)
 
     def plot_by_radius(self, file: Path) -> None:
         """A picture of `curves_by_radius`. Raises ValueError where no case's radius is known."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
+        plt = _pyplot()
         curves = self.curves_by_radius()
         if not curves:
             raise ValueError(f"{file}: expected cases of make-toy --sizes or --gross, found none with a radius in mm")
@@ -285,7 +288,21 @@ class Details:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend()
-        figure.tight_layout()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=100)
-        plt.close(figure)
+        _save(figure, file)
+
+
+def _pyplot() -> Any:
+    """matplotlib's pyplot, which is loaded only where a picture is made."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    _pyplot().close(figure)

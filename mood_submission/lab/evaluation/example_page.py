@@ -1,4 +1,4 @@
-"""Pictures of results, for people: needs matplotlib."""
+"""Makes a page of examples of a comparison, with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,11 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def examples(cases: Sequence[Case], folders: Sequence[Path], out: Path) -> None:
-    """A page with one row a kind of anomaly, its largest case: the slice, its restoration (the mean of them), and each
-    method's pixel scores, one scale a method; the anomaly is outlined."""
+    """Write a page with a row for each kind of anomaly, of its largest case.
+
+    A row shows the slice, the mean of its restorations, and each method's pixel scores, with the anomaly outlined. Scores of one
+    method have one scale in all rows.
+    """
     rows: dict[str, Case] = {}
     for size in SIZES:
         rows |= {case.kind: case for case in cases if case.kind is not None and case.size == size}
@@ -23,7 +26,8 @@ def examples(cases: Sequence[Case], folders: Sequence[Path], out: Path) -> None:
     for kind in (kind for kind in KINDS if kind in rows):
         pictures[kind] = {}
         outcomes = load_case(rows[kind], folders, ("pixel_methods", "picture"))
-        for stored in outcomes[::-1]:  # where two folders have one name, the first folder's picture stays
+        # Where two folders have one name, the first folder's picture stays.
+        for stored in outcomes[::-1]:
             pictures[kind] |= dict(
                 zip([*PICTURE, *stored["pixel_methods"].tolist()], stored["picture"].astype(np.float32))
             )

@@ -10,10 +10,13 @@ from scipy import ndimage
 
 from ...findings.thresholds import CHALLENGE_VOXELS, CORNERS
 
-SIZE_RATIO = (0.5, 2.0)  # that a component's size may have to the object's
-PRO_LIMIT = 0.3  # false positive rate up to which regions' overlap is integrated
-HEALTHY_RATES = (0.01, 0.05)  # false positive rates at which Dice is told
-# false positive rates of voxels at whose scores objects are counted
+# How many times as large as an object a component may be that finds it: at least, and at most.
+SIZE_RATIO = (0.5, 2.0)
+# The false positive rate up to which regions' overlap is integrated.
+PRO_LIMIT = 0.3
+# The false positive rates at which Dice is reported.
+HEALTHY_RATES = (0.01, 0.05)
+# Objects are counted at the scores that have these false positive rates of voxels.
 OBJECT_RATES = np.geomspace(1e-5, 3e-2, 20)
 
 
@@ -86,7 +89,7 @@ class ObjectCounts:
 
     @property
     def f1(self) -> float:
-        """2 x found / (2 x found + missed + made up); NaN where there is nothing to be found and nothing was."""
+        """2 x found / (2 x found + missed + made up). NaN where there was nothing to find, and nothing was found."""
         total = self.found + self.false + self.true
         return 2 * self.found / total if total else float("nan")
 
@@ -94,9 +97,11 @@ class ObjectCounts:
 def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     """Objects as the challenge has counted them since 2023, as far as participants' published code shows it.
 
-    label: bool (X, Y, Z). predicted: bool likewise, or numbers of objects as `predict --findings` writes them. Components
-    (voxels that touch at a corner are one) of more than 8 voxels count. A true object is found by a component whose centre of mass lies in it and whose size is between half and double its own; each
-    component finds one object at most, and each object is found once.
+    Voxels that touch at a corner are one component. Components of at least CHALLENGE_VOXELS voxels count. A component finds the
+    object that its centre of mass lies in, where its size is between half and double the object's. An object is found once.
+
+    predicted: (X, Y, Z) bool, or numbers of objects as `predict --findings` writes them.
+    label: (X, Y, Z) bool.
     """
     objects, sizes = components_of(label)
     if predicted.dtype == bool:
@@ -109,8 +114,9 @@ def count_objects(predicted: np.ndarray, label: np.ndarray) -> ObjectCounts:
     for number, centre in zip(numbers, ndimage.center_of_mass(components > 0, components, numbers)):
         object_ = int(objects[tuple(np.round(centre).astype(int))])
         size = found_sizes[number - 1]
+        # What lies in an object that is too small to count is neither right nor wrong.
         if object_ and sizes[object_ - 1] < CHALLENGE_VOXELS:
-            continue  # what lies in an object too small to count is neither right nor wrong
+            continue
         fits = object_ and SIZE_RATIO[0] <= size / sizes[object_ - 1] <= SIZE_RATIO[1]
         if fits and object_ not in found:
             found.add(object_)

@@ -21,7 +21,7 @@ def score_counts(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = np.zeros((2, VALUES), np.int64)
     for start in range(0, bits.size, CHUNK):
         part = bits[start : start + CHUNK]
-        # NaN, and all with the sign, are above infinity
+        # The patterns of NaN, and of all negative numbers, are above that of infinity.
         part = np.where(part > INFINITY, 0, np.minimum(part, ONE))
         positive = part[labels[start : start + CHUNK]]
         in_positive = np.bincount(positive, minlength=VALUES)
@@ -48,12 +48,13 @@ def bootstrap_interval(counts: np.ndarray, resamples: int, seed: int) -> tuple[f
     `counts`: (volumes, 2, K). Resamples without a positive, which have no average precision, are left out.
     """
     volumes = len(counts)
-    counts = counts[:, :, counts.any((0, 1))].astype(np.float64)  # empty bins only cost time
+    # Empty bins only cost time.
+    counts = counts[:, :, counts.any((0, 1))].astype(np.float64)
     rng = np.random.default_rng(seed)
     times = rng.multinomial(volumes, np.full(volumes, 1 / volumes), size=resamples).astype(np.float64)
-    drawn = []
+    resampled = []
     for start in range(0, resamples, 50):
         negatives, positives = (times[start : start + 50] @ counts[:, row] for row in (0, 1))
-        drawn.append(average_precision(negatives, positives))
-    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+        resampled.append(average_precision(negatives, positives))
+    low, high = np.nanpercentile(np.concatenate(resampled), [2.5, 97.5])
     return float(low), float(high)

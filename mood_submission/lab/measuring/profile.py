@@ -84,7 +84,7 @@ def slice_gflop(predictor: Predictor, evidence: Evidence) -> dict[str, float]:
     return counted
 
 
-def table(stages: list[StageCost], machine_speed: float) -> list[str]:
+def stage_table(stages: list[StageCost], machine_speed: float) -> list[str]:
     """Lines of text: the stages, the most expensive first, and all of them."""
     total = StageCost("all", sum(s.seconds for s in stages), sum(s.gflop for s in stages))
     lines = [f"{'stage':22}{'seconds':>9}{'share':>8}{'GFLOP':>9}{'GFLOP/s':>9}{'of matrices':>13}"]

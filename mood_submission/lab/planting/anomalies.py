@@ -1,7 +1,7 @@
 """Plant one anomaly of a known kind and shape in a healthy volume, so that there are labels to score against.
 
-Every function works on float32 arrays (X, Y, Z) in [0, 1] and draws only from the numpy Generator it is given, so equal
-input and an equal generator state give an equal result. Only the anomaly's bounding box is computed on.
+Every function works on float32 arrays (X, Y, Z) in [0, 1]. All random numbers come from the numpy Generator that it is given, so
+equal input and an equal state of the generator give an equal result. Only the anomaly's bounding box is computed on.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from ...preprocessing.body import body_mask
 from ...runtime.triples import three
 
 RADIUS_FRACTION = (0.07, 0.18)
-# A change a person sees: a voxel counts as changed above CHANGED, and an anomaly is taken as soon as its voxels
-# differ by VISIBLE on average and its mask covers COVERED of the shape that was drawn.
+# A person sees such a change. A voxel has changed where it differs by more than CHANGED. An anomaly is taken as soon as its
+# voxels differ by VISIBLE on average, and its mask covers COVERED of the shape that was drawn.
 CHANGED = 0.03
 VISIBLE = 0.08
 COVERED = 0.6
@@ -24,11 +24,16 @@ ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class Site:
-    """Where an anomaly goes. `box` are three slices into `volume` (X, Y, Z), the rest are arrays of the box's shape.
+    """Where an anomaly goes.
 
-    `offset`: three float32 arrays, voxels from the centre along each axis, open (they broadcast to the box).
-    `distance`: float32, 0 at the centre, 1 on the (irregular) outline. `inside`: bool, distance < 1 and in the body.
-    `radii`: the outline's mean radius along x, y, z in voxels.
+    volume: (X, Y, Z).
+    body: (X, Y, Z) bool.
+    centre: the voxel (x, y, z).
+    radii: the outline's mean radius along x, y, z in voxels.
+    box: three slices into the volume. All that follows has the box's shape.
+    offset: three float32 arrays that broadcast to the box: voxels from the centre along each axis.
+    distance: float32, 0 at the centre, 1 on the outline, which is irregular.
+    inside: bool, where the distance is below 1, in the body.
     """
 
     volume: np.ndarray
@@ -47,7 +52,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Planted:
-    """`volume` float32 (X, Y, Z) in [0, 1] with the anomaly, `mask` bool (X, Y, Z), centre and radii in voxels."""
+    """A volume with an anomaly.
+
+    volume: (X, Y, Z) float32 in [0, 1].
+    mask: (X, Y, Z) bool.
+    kind: one of KINDS.
+    centre, radii: of the anomaly, in voxels.
+    """
 
     volume: np.ndarray
     mask: np.ndarray
@@ -63,7 +74,8 @@ def places_of(body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     step = [max(1, side // 64) for side in body.shape]
     if not body[:: step[0], :: step[1], :: step[2]].any():
-        step = [1, 1, 1]  # a body so small that it falls between the grid's points
+        # The body is so small that it falls between the grid's points.
+        step = [1, 1, 1]
     coarse = body[:: step[0], :: step[1], :: step[2]]
     depth = np.stack(
         [
@@ -99,7 +111,9 @@ def choose_site(
 ) -> Site:
     """A site whose centre lies in the body, half a radius or more from its edge where the body is wide enough.
 
-    height: in slices, what radii along z are shares of; by default the stack's.
+    places: see `places_of`.
+    radius_fraction: the radius is drawn between these shares of the smaller in-plane side. Along z they are shares of `height`.
+    height: in slices. None for the stack's.
     """
     fraction = rng.uniform(*radius_fraction)
     side = min(volume.shape[:2])
@@ -115,7 +129,8 @@ def choose_site(
     centre = three(int(c) for c in deep[rng.integers(len(deep))])
     step = [max(1, n // 64) for n in volume.shape]
     beside = three(min(c + int(rng.integers(s)), n - 1) for c, s, n in zip(centre, step, volume.shape, strict=True))
-    centre = beside if body[beside] else centre  # off the coarse grid that `places` stand on
+    # Places stand on a coarse grid. Centres need not.
+    centre = beside if body[beside] else centre
     reach = [1.2 * max(radii[:2]), 1.2 * max(radii[:2]), 1.2 * radii[2]]
     box = three(
         slice(max(0, int(c - np.ceil(r))), min(n, int(c + np.ceil(r)) + 1))
@@ -173,12 +188,13 @@ def _blur(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shuffle(site: Site, rng: np.random.Generator) -> np.ndarray:
-    """Blocks a third of the radius wide, those that lie wholly inside, change places; none stays where it is."""
+    """Blocks that are a third of the radius wide and lie wholly inside change places. None stays where it is."""
     size = [max(1, round(r / 3)) for r in site.radii]
     count = [n // s for n, s in zip(site.patch.shape, size, strict=True)]
     crop = tuple(slice(0, c * s) for c, s in zip(count, size, strict=True))
 
-    def blocks(a: np.ndarray) -> np.ndarray:  # (X, Y, Z) -> (blocks, voxels of a block)
+    def blocks(a: np.ndarray) -> np.ndarray:
+        """(X, Y, Z) -> (blocks, voxels of a block)."""
         a = a[crop].reshape([side for pair in zip(count, size) for side in pair])
         return a.transpose([0, 2, 4, 1, 3, 5]).reshape(-1, size[0] * size[1] * size[2])
 
@@ -193,7 +209,7 @@ def _shuffle(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _foreign(site: Site, rng: np.random.Generator) -> np.ndarray:
-    """The same box from elsewhere in the same body, of 8 places the first that looks clearly different."""
+    """What lies in such a box elsewhere in the same body: of 8 places, the first that looks clearly different."""
     best, most = site.patch, -1.0
     shape = site.patch.shape
     for _ in range(8):
@@ -220,7 +236,7 @@ def _mirror(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _warp(site: Site, factor: np.ndarray) -> np.ndarray:
-    """The volume sampled (linearly) at centre + factor * offset; in-plane only, slices may be far apart."""
+    """The volume sampled linearly at centre + factor * offset, in-plane only, since slices may be far apart."""
     where = np.empty((3, *site.patch.shape), np.float32)
     for axis in range(2):
         where[axis] = site.centre[axis] - site.box[axis].start + factor * site.offset[axis]
@@ -235,7 +251,7 @@ def _bulge(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _shrink(site: Site, rng: np.random.Generator) -> np.ndarray:
-    """What is inside is drawn together at the centre: radius d shows what was at d ** (0.35 .. 0.5)."""
+    """What is inside is pulled together at the centre: radius d shows what was at d ** (0.35 .. 0.5)."""
     d = np.clip(site.distance, 0.05, 1)
     return _warp(site, d ** np.float32(rng.uniform(0.35, 0.5) - 1))
 
@@ -259,10 +275,10 @@ KINDS = tuple(MAKERS)
 
 
 def visible_part(site: Site, new: np.ndarray) -> np.ndarray:
-    """The part of the shape that really changed, bool of the box's shape: mostly changed neighbourhoods, no gaps.
+    """The part of the shape that really changed, bool of the box's shape.
 
-    A voxel belongs to it when at least 35% of the shape's voxels around it changed, so single voxels that keep their
-    value by chance stay in, and stretches where nothing is to be seen drop out.
+    A voxel belongs to it where at least 35% of the shape's voxels around it changed. So single voxels that keep their value by
+    chance belong to it, and stretches where nothing is to be seen do not.
     """
     changed = np.abs(new - site.patch) > CHANGED
     size = [2 * max(1, round(r / 6)) + 1 for r in site.radii[:2]] + [2 * round(site.radii[2] / 6) + 1]
@@ -273,7 +289,12 @@ def visible_part(site: Site, new: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An anomaly at one place: the box's new values, float32, the part that is seen, bool, and what it is worth: 1 for enough."""
+    """An anomaly at one place.
+
+    new: the box's new values, float32.
+    seen: the part of the box where it is seen, bool.
+    worth: how good an anomaly it is. 1 is good enough.
+    """
 
     site: Site
     new: np.ndarray
@@ -281,7 +302,10 @@ class Attempt:
     worth: float
 
     def put(self, volume: np.ndarray, everywhere: bool) -> tuple[np.ndarray, np.ndarray]:
-        """A copy of the volume with the new values, where they are seen or everywhere in the box; and the mask, bool."""
+        """A copy of the volume with the anomaly, and the mask, bool.
+
+        everywhere: whether the new values are put everywhere in the box, and not only where they are seen.
+        """
         result, mask = volume.copy(order="K"), np.zeros(volume.shape, bool)
         mask[self.site.box] = self.seen
         result[self.site.box] = self.new if everywhere else np.where(self.seen, self.new, self.site.patch)
@@ -289,7 +313,7 @@ class Attempt:
 
 
 def best_attempt(attempt: Callable[[], Attempt | None], most: int) -> Attempt | None:
-    """Of at most so many attempts the first that is worth 1, else the one worth most; None where all came to nothing."""
+    """Of at most `most` attempts, the first that is worth 1, or else the one that is worth most. None where all failed."""
     best: Attempt | None = None
     for _ in range(most):
         found = attempt()
@@ -351,14 +375,19 @@ def plant(
     radius_fraction: tuple[float, float] = RADIUS_FRACTION,
     body: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Plant one anomaly of `kind` (one of KINDS) in `volume`, float32 (X, Y, Z) in [0, 1], which stays as it is.
+    """Plant one anomaly in a volume.
 
-    `radius_fraction`: the radius is drawn between these shares of the smaller in-plane side (along z: of the stack's
-    height, one slice at least). `body`: bool (X, Y, Z) to plant in; default `body_mask(volume)`.
-    Returns the new volume, float32 in [0, 1], and the mask, bool (X, Y, Z): outside it every voxel is as before, inside
-    it most voxels changed. The mask lies in the body and is the drawn shape less the stretches where nothing changed.
-    Of 12 places tried the first with a clearly visible change is taken, else the most visible.
-    Raises ValueError for a wrong dtype, shape, kind or radius, an empty body, or when nothing at all can be changed.
+    Of 12 places the first with a clearly visible change is taken, or else the one where it is seen best.
+
+    volume: (X, Y, Z) float32 in [0, 1], which stays as it is.
+    kind: one of KINDS.
+    rng: gives all random numbers.
+    radius_fraction: the radius is drawn between these shares of the smaller in-plane side. Along z they are shares of the
+        stack's height, and the anomaly is a slice high at least.
+    body: (X, Y, Z) bool, where to plant. None for `body_mask(volume)`.
+    Returns the new volume, float32 in [0, 1], and the mask, (X, Y, Z) bool. Outside the mask all voxels are as before. Inside
+    it, which lies in the body, most voxels changed.
+    Raises ValueError for a wrong dtype, shape, kind or radius, for an empty body, and where nothing at all can be changed.
     """
     planted = plant_with_details(volume, kind, rng, radius_fraction, body)
     return planted.volume, planted.mask

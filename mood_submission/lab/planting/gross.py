@@ -64,7 +64,7 @@ class Subject:
         return np.array(ndimage.center_of_mass(self.body))
 
     def within(self, changed: np.ndarray) -> np.ndarray:
-        """`changed` (X, Y, Z) in the body, the volume itself outside; float32, cut to [0, 1]."""
+        """The volume with `changed` (X, Y, Z) in the body: float32, clipped to [0, 1]."""
         return np.where(self.body, np.clip(changed, 0, 1), self.data).astype(np.float32)
 
 
@@ -212,7 +212,7 @@ def cases_of_each_size(subject: Subject, sizes: tuple[float, ...] = SIZES) -> It
 
 
 def _place(subject: Subject, radius: float, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """A centre (3,), voxels, as deep in the body as the radius where it is deep enough; of a soft lesion in bright tissue."""
+    """A centre (3,) in voxels, as deep as the radius where the body is deep enough. A soft lesion's is in bright tissue."""
     where, depth = places_of(subject.body)
     depth = depth * subject.spacing[0]
     deep = where[depth >= min(radius, 0.8 * float(depth.max()))]

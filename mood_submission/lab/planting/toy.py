@@ -68,7 +68,7 @@ def _save(path: Path, data: np.ndarray, affine: np.ndarray, header: nib.Nifti1He
 
 
 def _pick(source: Path, names: Sequence[str] | None, volumes: int | None, seed: int) -> dict[str, Source]:
-    """Name to volume: the `names` or all of the volumes in `source`, and of these `volumes` drawn by seed and name."""
+    """Volumes of the folder `source` by name: those of `names`, or all, and of these `volumes`, chosen by seed and name."""
     files = named_volumes(source, names)
     chosen = sorted(files, key=lambda name: file_seed(seed, name))
     if volumes is not None and volumes > len(chosen):
@@ -199,13 +199,13 @@ def make_gross_toy(
 
 
 def case_name(name: str, kind: str | None) -> str:
-    """What a gross case of a volume is called; the healthy volume keeps its name."""
+    """The name of a volume's gross case. The healthy volume keeps its own."""
     return name if kind is None else f"{name}_{kind}"
 
 
 def _write_records(folder: Path, records: dict[str, dict[str, object]]) -> None:
-    told = {as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()}
-    write_text(folder / "toy_label" / "anomalies.json", json.dumps(told, indent=1) + "\n")
+    printable = {as_text(name): record | {"origin": as_text(str(record["origin"]))} for name, record in records.items()}
+    write_text(folder / "toy_label" / "anomalies.json", json.dumps(printable, indent=1) + "\n")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

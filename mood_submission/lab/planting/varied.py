@@ -28,12 +28,13 @@ RADII, SMALL, LARGE = (0.04, 0.2), (0.012, 0.04), (0.2, 0.28)
 BANDS = (RADII, RADII, RADII, RADII, RADII, RADII, SMALL, LARGE)
 # The fewest voxels of an anomaly.
 FEWEST_VOXELS = 6
-# Mean change of the voxels labelled, on the [0, 1] scale: a place where it is less is left for another.
+# The mean change of the labelled voxels, on the [0, 1] scale. Where it is less, another place is tried.
 LEAST_CHANGE = 0.06
-# Of the best place tried, in shares of LEAST_CHANGE and COVERED: what is less is not planted at all.
+# The least share of LEAST_CHANGE and of COVERED at the best place. Where it is less, nothing is planted.
 LEAST_WORTH = 0.6
 ATTEMPTS = 8
-LABEL = 0.35  # share of the full change from which a voxel counts as anomalous
+# The share of the full change from which on a voxel counts as anomalous.
+LABEL = 0.35
 
 Maker = Callable[[Site, np.random.Generator], np.ndarray]
 
@@ -94,7 +95,7 @@ def _lesion(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sampled(site: Site, where: Sequence[np.ndarray]) -> np.ndarray:
-    """The volume at other places, linear; `where`: three arrays that broadcast to the box, voxels from the centre."""
+    """The volume sampled linearly at other places. where: three arrays that broadcast to the box, voxels from the centre."""
     place = np.stack(np.broadcast_arrays(*(w + c for w, c in zip(where, site.centre)))).astype(np.float32)
     starts = [max(0, int(p.min()) - 1) for p in place]
     near = site.volume[tuple(slice(s, int(p.max()) + 2) for s, p in zip(starts, place))]
@@ -144,7 +145,7 @@ FURTHER: dict[str, Maker] = {
     "composed": lesions.composed,
     "replaced": lesions.replaced,
 }
-# what another volume has at about the same place: as it is, or with matched greys
+# What another volume has at about the same place: as it is, or with matched greys.
 PASTED = ("stranger", "seamless")
 # Small lesions, several at once.
 SPOTS = "spots"
@@ -159,7 +160,8 @@ def _pasted(site: Site, donor: np.ndarray, kind: str, rng: np.random.Generator) 
         index[int(rng.integers(2))] = index[0][::-1].copy() if rng.random() < 0.5 else index[0]
         index = [i if len(i) == n else np.resize(i, n) for i, n in zip(index, site.patch.shape)]
     new = donor[np.ix_(*index)]
-    if kind == "seamless":  # the low frequencies stay those of the place
+    # The low frequencies stay those of the place.
+    if kind == "seamless":
         wide = [0.5 * r for r in site.radii]
         new = new + ndimage.gaussian_filter(site.patch - new, wide, truncate=2)
     return new
@@ -213,9 +215,12 @@ SHAPES = (_ellipsoid, _ellipsoid, _sphere, _cuboid, _lobes, _ragged)
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A volume to plant in, float32 (X, Y, Z) in [0, 1], with its body, bool, and places for centres (`anomalies.places_of`).
+    """A volume to plant in.
 
-    height: of the field of view along z, in slices; radii along z are shares of that.
+    volume: (X, Y, Z) float32 in [0, 1].
+    body: (X, Y, Z) bool.
+    places: for centres, see `anomalies.places_of`.
+    height: of the field of view along z, in slices. Radii along z are shares of it.
     """
 
     volume: np.ndarray
@@ -231,11 +236,13 @@ class Host:
 def plant_varied(
     host: Host, kind: str, rng: np.random.Generator, donor: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Plant one anomaly of `kind`, one of TRAINING_KINDS, with a random shape, edge and strength.
+    """Plant one anomaly with a random shape, edge and strength.
 
-    donor: another volume on the same grid, for the kinds PASTED; without one they are "foreign".
-    Returns the new volume and the mask, bool: where the anomaly has at least LABEL of its strength, less the stretches where
-    nothing is to be seen of it. Raises ValueError for an unknown kind, and where nothing can be seen at any place tried.
+    kind: one of TRAINING_KINDS.
+    donor: another volume on the same grid, for the kinds PASTED. Without one they are "foreign".
+    Returns the new volume and the mask, bool. The mask is where the anomaly has at least LABEL of its strength, without the
+    stretches where nothing is seen of it.
+    Raises ValueError for an unknown kind, and where nothing would be seen at any place that was tried.
     """
     if kind not in TRAINING_KINDS:
         raise ValueError(f"kind: expected one of {', '.join(TRAINING_KINDS)}, found {kind!r}")
@@ -276,13 +283,8 @@ def _make(site: Site, kind: str, rng: np.random.Generator, donor: np.ndarray | N
 
 
 def _weight(site: Site, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """How much of the new values each voxel of the box takes: a hard or a soft edge, and in part all of it weaker."""
+    """How much of the new values each voxel of the box takes: 0 in the air. The edge is hard or soft. Some anomalies are weaker."""
     edge = rng.choice([0.05, rng.uniform(0.05, 0.6)])
-    weight = np.clip((1 - site.distance) / edge, 0, 1).astype(np.float32) * host_edge(site)
+    weight = np.clip((1 - site.distance) / edge, 0, 1).astype(np.float32) * site.body[site.box].astype(np.float32)
     strength = 1.0 if rng.random() < 0.6 else rng.uniform(0.35, 1)
     return weight * np.float32(strength)
-
-
-def host_edge(site: Site) -> np.ndarray:
-    """1 in the body and 0 outside: what lies in the air is not changed."""
-    return site.body[site.box].astype(np.float32)

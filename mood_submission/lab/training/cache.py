@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ...volumes import Source
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("position", "volume", "mean", "std", "filled")  # what is cached of each slice beside its pixels
+# What is cached of each slice beside its pixels.
+COLUMNS = ("position", "volume", "mean", "std", "filled")
 
 
 class CacheError(ValueError):
@@ -48,14 +49,20 @@ def build_cache(
     leave_out: Sequence[str] = (),
     hold_out: Sequence[str] = (),
 ) -> None:
-    """Read every volume right in `folders` and write its axial slices as uint8 to `file` (.npz) and the .npy beside it.
+    """Read the volumes of folders, and write their axial slices as uint8.
 
-    The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. `max_slices`: at
-    most so many, evenly spaced, a volume; None for those that prediction looks at by default. leave_out: patterns of names,
-    such as "ucla*", of volumes that are not to be read. hold_out: patterns of names of the volumes that
-    are for validation; where there are any, all others are trained on and none is kept for a test. One volume is in memory at a time; what is not a volume is named on
-    stderr and left out.
-    Raises VolumeError for a folder without volumes or of which none can be read, CacheError for two volumes of one name.
+    The slices have the network's size, or the volumes' own where that is smaller and the array is the frame. One volume is in
+    memory at a time. What cannot be read is named on stderr and left out.
+
+    folders: see `volumes.find_volumes`.
+    file: the cache, .npz. The slices themselves are written beside it, as .npy.
+    preprocessing: how volumes become slices.
+    max_slices: the most slices of a volume, evenly spaced. None for those that prediction looks at by default.
+    leave_out: patterns of names, such as "ucla*", of volumes that are not read.
+    hold_out: patterns of names of the volumes for validation. Where there are any, all others are trained on, and none is kept
+        for a test.
+    Raises VolumeError for a folder without volumes and where none can be read, CacheError for two volumes of one name and for
+    patterns in `hold_out` that no volume has.
     """
     from ...volumes import VolumeError
 
@@ -101,7 +108,8 @@ def _framing(preprocessing: Preprocessing, sources: "Sequence[Source]") -> Prepr
         for source in sources[:3]:
             try:
                 longest.append(max(read_volume(source).data.shape[:2]))
-            except VolumeError:  # it is named when its turn comes
+            # It is named when its turn comes.
+            except VolumeError:
                 pass
         side = min(side, max(longest, default=side))
     return dataclasses.replace(preprocessing, image_size=side)
@@ -136,7 +144,7 @@ def _filled(slices: Tensor, preprocessing: Preprocessing) -> Tensor:
 def _write(file: Path, arrays: dict[str, Any], raw: Path, side: int) -> None:
     """The arrays to `file`, and the slices, whose bytes `raw` holds, to the .npy beside it.
 
-    An older cache of that name goes first, so that a kill never leaves the columns of one beside the slices of another.
+    An older cache of that name is deleted first. So a kill never leaves the columns of one beside the slices of another.
     """
     slices = np.memmap(raw, np.uint8, "r", shape=(len(arrays["volume"]), side, side))
     file.unlink(missing_ok=True)
@@ -175,10 +183,13 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def split_names(names: list[str], validation: float, test: float, held_out: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Volumes' names by split. Where `held_out` names any, these are for validation and all others are trained on.
+    """Volumes' names by split, which the names alone decide.
 
-    Else the split is fixed by the names alone, and by source: names are grouped by source (`source_of`), ordered by hash
-    within a group, and the first share of each group is held out (at least one, where asked for any).
+    Names are grouped by source (`source_of`). The first of each group by hash are held out.
+
+    names: of all volumes.
+    validation, test: shares of each group. Of a large enough group at least one volume is held out where a share is above 0.
+    held_out: where it names any, these are for validation instead, and all others are trained on.
     """
     if held_out:
         rest = sorted(set(names) - set(held_out))
@@ -199,8 +210,16 @@ def split_names(names: list[str], validation: float, test: float, held_out: Sequ
 
 @dataclass
 class SliceData:
-    """Cached slices on a device: position (N, 1), mean and std (N, 1, 1), volume (N,), filled (N,) bool: whether there is
-    anatomy in it. Slice i is number rows[i] of slices (M, S, S) uint8."""
+    """N cached slices on a device.
+
+    slices: (M, S, S) uint8, these slices and perhaps others.
+    rows: (N,) int64, where each slice stands in `slices`.
+    position: (N, 1), -0.5 .. 0.5.
+    mean, std: (N, 1, 1), the statistics of each slice's volume.
+    volume: (N,), the number of each slice's volume.
+    filled: (N,) bool, whether a slice shows anatomy.
+    preprocessing: how volumes became slices.
+    """
 
     slices: Tensor
     rows: Tensor
@@ -250,12 +269,13 @@ def load_cache(
         with np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             arrays = {name: torch.from_numpy(stored[name]) for name in COLUMNS if name in stored}
-            # older caches have their slices in the same file
+            # Older caches have their slices in the same file.
             pixels = stored["slices"] if "slices" in stored else np.load(pixels_of(file), mmap_mode="c")
         slices = torch.from_numpy(pixels)
     except FileNotFoundError as error:
         raise CacheError(f"{error.filename}: expected a slice cache, found no such file") from None
-    except Exception as error:  # zip, key, JSON: whatever a file of another kind gives
+    # A file of another kind fails in many ways: as zip, by its keys, as JSON.
+    except Exception as error:
         raise CacheError(
             f"{file}: expected a slice cache (.npz of mood-submission train cache), found {error!r}"
         ) from None
@@ -272,7 +292,8 @@ def load_cache(
         numbers = torch.tensor([about["names"].index(name) for name in members], dtype=torch.int32)
         rows = torch.isin(arrays["volume"], numbers).nonzero()[:, 0]
         chosen = {name: value[rows].to(device) for name, value in arrays.items()}
-        moved = device.type != "cpu"  # a split's slices all at once; on the CPU all splits share one array
+        # A GPU is given a split's slices all at once. On the CPU all splits share one array.
+        moved = device.type != "cpu"
         splits[split] = SliceData(
             slices=slices[rows].to(device) if moved else slices,
             rows=torch.arange(len(rows), device=device) if moved else rows,

@@ -1,4 +1,4 @@
-"""What training leaves of a stage: its checkpoint and the network in it; and how another training starts from it."""
+"""Reads and writes the checkpoints that training leaves, and starts other training from them."""
 
 import dataclasses
 import json

@@ -77,9 +77,12 @@ class DetectorOptions:
 
 
 def train_detector(options: DetectorOptions) -> None:
-    """Train a detector on a store, which may go on growing; leaves detector.pt, detector.csv and detector_curves.png in the
-    run's folder. Validated on the benchmark's anomalies in the held-out volumes, planted in the store's folder "validation"
-    where they are not yet. Raises RunError where validation shows none of the unseen kinds."""
+    """Train a detector on a store, which may go on growing.
+
+    Leaves detector.pt, detector.csv and detector_curves.png in the run's folder. The detector is validated on the benchmark's
+    anomalies in the held-out volumes. These are planted in the store's folder "validation" where they are not there yet.
+    Raises RunError where validation shows none of the unseen kinds.
+    """
     from . import plots
 
     if options.unseen and not set(options.unseen) & set(VALIDATION.kinds):
@@ -103,7 +106,7 @@ def train_detector(options: DetectorOptions) -> None:
 
 
 def _planted_with(options: DetectorOptions, run: Run) -> dict:
-    """Plant what the detector is validated on, and tell what the store was planted with, without the unseen kinds.
+    """Plant what the detector is validated on. Returns what the store was planted with, without the unseen kinds.
 
     Raises RunError where the store is empty, or was planted with other networks than the model's, or in other volumes.
     """
@@ -132,8 +135,18 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
 
 
 class DetectorStage(Stage[Store, Detector]):
-    """Where anomalies were planted, over patches of a store that is filled meanwhile: cross-entropy, and the Dice of the whole
-    batch, which is not content with "rare everywhere"."""
+    """Learns where anomalies were planted, of patches of a store that is filled meanwhile.
+
+    The loss is the cross-entropy and the Dice of the whole batch. Cross-entropy alone is low for "rare everywhere".
+
+    settings: the detector's.
+    precision: of `autocast`.
+    patches: how they are cut.
+    dice: what the Dice counts beside the cross-entropy.
+    refresh_every: after so many steps, what has come into the store is read.
+    workers: processes that draw batches ahead, see `patches.BatchesAhead`.
+    unseen: kinds of anomaly that are not trained on. Where there are any, the best detector is the one that finds these best.
+    """
 
     name = "detector"
     channels_last_on_cpu = True
@@ -150,11 +163,10 @@ class DetectorStage(Stage[Store, Detector]):
         workers: int = 0,
         unseen: Collection[str] = (),
     ):
-        """workers: processes that draw batches ahead, the same ones that this process would draw; 0 for none.
-        unseen: kinds of anomaly that are not trained on; the detector is then judged by these."""
         self.model, self.precision = Detector(settings), precision
         self.patches, self.dice, self.refresh_every = patches or PatchSettings(), dice, refresh_every
-        self.store: Store | None = None  # what the last batch was drawn from
+        # What the last batch was drawn from.
+        self.store: Store | None = None
         self.ahead: BatchesAhead | None = None
         self.workers, self.unseen = workers, unseen
         if unseen:
@@ -224,11 +236,11 @@ class DetectorStage(Stage[Store, Detector]):
 
 
 def dice(probability: Tensor, label: Tensor) -> Tensor:
-    """Twice the overlap by the sum of both, over all places together; 1 more in either, so that nothing and nothing agree."""
+    """The Dice of all places together: (2 x overlap + 1) / (sum of both + 1). So it is 1 where both are empty."""
     return (2 * (probability * label).sum() + 1) / (probability.sum() + label.sum() + 1)
 
 
 def places_ap(logits: Tensor, label: Tensor) -> float:
-    """Average precision over all places, labelled above 0.5; 0 where none is. As float16, as the challenge's evaluation."""
+    """Average precision over all places, of float16 as the challenge's evaluation has them. 0 where no label is above 0.5."""
     ap = average_precision(*score_counts(soften_logits(logits).half().cpu().numpy(), (label > 0.5).cpu().numpy()))
     return float(ap) if math.isfinite(ap) else 0.0

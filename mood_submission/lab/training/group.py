@@ -27,10 +27,10 @@ class Group(Process):
 
     @classmethod
     def from_environment(cls) -> "Group":
-        """What torchrun says of this process, or ALONE without torchrun. The first call waits for all processes."""
+        """What torchrun says of this process, or SINGLE_PROCESS without torchrun. The first call waits for all processes."""
         group = cls.from_torchrun()
         if group is None:
-            return ALONE
+            return SINGLE_PROCESS
         if group.device is not None:
             torch.cuda.set_device(group.device)
         if not dist.is_initialized():
@@ -57,7 +57,7 @@ class Group(Process):
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that validates, writes and draws pictures."""
+        """Whether this is the process that validates, and writes files and pictures."""
         return self.rank == 0
 
     def wait(self) -> None:
@@ -94,4 +94,4 @@ class Group(Process):
         return float(shared)
 
 
-ALONE = Group(rank=0, local=0, count=1)
+SINGLE_PROCESS = Group(rank=0, local=0, count=1)

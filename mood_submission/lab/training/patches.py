@@ -17,19 +17,24 @@ from ...runtime.option_types import share
 from ...runtime.options import option
 from .store import Store, StoredVolume
 
-REACH = 4  # slices from an anomaly that lie near it
-AIR = (0.0, -1.0)  # what air is in the network's intensities, round a brain and in a CT
+# So many slices from an anomaly lie near it.
+REACH = 4
+# What air is in the network's intensities, round a brain and in a CT.
+AIR = (0.0, -1.0)
 
 
 @dataclass(frozen=True)
 class PatchSettings:
     """How a batch of patches is cut from a store.
 
-    patch: side of the patches, a share of the slices'. healthy: share of slices of volumes without any anomaly. near: of the
-    others, share that show an anomaly or lie within REACH slices of one. strides: how far apart a slice's neighbours are taken.
+    patch: side of the patches, as a share of the slices'.
+    healthy: share of slices that come from volumes without any anomaly.
+    near: share of the others that show an anomaly, or lie within REACH slices of one.
+    strides: how far apart a slice's neighbours are taken. One is drawn.
     warped: share of patches that are turned, stretched and bent a little, all of their maps alike.
-    weaker_evidence, other_tones: shares of patches that are changed so. On volumes that the VQ-VAE and the prior were trained
-    on residuals and NLL are smaller than on new ones, so a detector would trust them too much.
+    weaker_evidence: share of patches whose residuals and NLL are made less telling. They are smaller on volumes that the VQ-VAE
+        and the prior were trained on than on new ones. So a detector would trust them too much.
+    other_tones: share of patches that are shown in other greys and with more grain.
     """
 
     patch: float = 0.65
@@ -50,8 +55,13 @@ class PatchSettings:
 
 
 class Batch(NamedTuple):
-    """Patches: maps, NLL (see `NormalisedEvidence.inputs`) and where they lie (`places`), labels (B, H, W), and what counts: 0
-    where an anomaly changed the slice too little to be labelled, else 1."""
+    """B patches of H x W pixels.
+
+    maps, nll: see `NormalisedEvidence.inputs`.
+    place: where they lie, see `evidence.normalised.places`.
+    label: (B, H, W), 1 where an anomaly is, else 0.
+    counts: (B, H, W), 0 where an anomaly changed the slice too little to be labelled, else 1.
+    """
 
     maps: Tensor
     nll: Tensor
@@ -69,7 +79,7 @@ def cut_patches(
     *,
     mirror: bool = False,
 ) -> Batch:
-    """`count` random patches of random slices, half of them turned left to right. mirror: with their mirror images."""
+    """`count` random patches of random slices. Half of them are turned left to right. mirror: whether to add mirror images."""
     members, columns = list(store.volumes.values()), []
     for _ in range(count):
         stored = members[_below(len(members), generator)]
@@ -95,8 +105,13 @@ class PatchBatches:
 
 
 class BatchesAhead:
-    """Batches by seed, drawn by `workers` processes while the one before is trained on: a seed that follows one that was asked
-    for is had without waiting. Without workers each is drawn when it is asked for. The batches are the same."""
+    """Batches by seed, drawn by other processes while the batch before is trained on.
+
+    A batch whose seed follows the one that was last asked for is there without waiting.
+
+    batches: what is drawn.
+    workers: how many processes draw. With 0 each batch is drawn when it is asked for. The batches are the same.
+    """
 
     def __init__(self, batches: PatchBatches, workers: int):
         self.batches, self.workers = batches, workers
@@ -115,7 +130,8 @@ class BatchesAhead:
                 num_workers=self.workers,
                 prefetch_factor=4,
                 pin_memory=torch.cuda.is_available(),
-                multiprocessing_context="fork",  # the store is not copied
+                # The store is not copied.
+                multiprocessing_context="fork",
             )
             batches = iter(loader)
         batch = next(batches)
@@ -123,7 +139,7 @@ class BatchesAhead:
         return batch
 
     def begin_again(self) -> None:
-        """The store holds other volumes now: what was drawn ahead is not wanted any more."""
+        """Forget what was drawn ahead, since the store holds other volumes now."""
         self.following.clear()
 
 
@@ -157,7 +173,7 @@ def _patch(
         maps, nll = _weaker_evidence(maps, nll, context, generator)
     if how.other_tones and _share(generator) < how.other_tones:
         maps = _other_tones(maps, context, generator)
-    # a slice's rows differ from the healthy variant's where, and only where, something was planted
+    # A slice's rows differ from the healthy variant's only where something was planted.
     own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
     shown = label[index]
     counts = shown | (own == healthy)
@@ -178,9 +194,10 @@ def _patch(
 def _weaker_evidence(
     maps: Tensor, nll: Tensor, context: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Residuals up to about twice as large or small, NLL up to about one higher or lower, smoothly over the patch; and in
-    part no NLL at all: as usual everywhere. All neighbours alike."""
+    """Maps with residuals up to about twice as large or small, and NLL up to about one higher or lower, smoothly over the patch.
 
+    A quarter of the patches gets an NLL that is as usual everywhere. All neighbours are changed alike.
+    """
     louder = _smooth(maps.shape[-2:], 0.6, generator).exp()
     channels = residual_channels(context)
     maps = maps.clone()
@@ -197,8 +214,11 @@ def _smooth(size: torch.Size, most: float, generator: torch.Generator) -> Tensor
 
 
 def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Slices and what they are decoded to with other contrast and brightness, smoothly over the patch, and grain, which stays
-    in the residuals too; these stay relative to what is usual. Air stays as it is. All neighbours alike but for their grain."""
+    """Maps with slices and reconstructions of another contrast and brightness, smoothly over the patch, and with grain in slices.
+
+    The grain is in the residuals too, which stay relative to what is usual. Air stays as it is. Each neighbour has its own
+    grain. All else is changed alike.
+    """
     count, own = len(context), context.index(0)
     slices = maps[:, :count]
     tissue = ~torch.isin(slices, torch.tensor(AIR))
@@ -207,7 +227,8 @@ def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generato
     maps, size, middle = maps.clone(), maps.shape[-2:], slices[tissue].mean()
     mirrored = maps.shape[1] > input_channels(tuple(context))
     contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
-    shown = [*range(count), 2 * count]  # the slices and the reconstruction
+    # The slices and the reconstruction.
+    shown = [*range(count), 2 * count]
     tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
     greys = middle + (maps[:, shown] - middle) * contrast + _smooth(size, 0.15, generator)
     maps[:, shown] = torch.where(tissue, greys, maps[:, shown])
@@ -233,7 +254,8 @@ def _warped(batch: Batch, generator: torch.Generator) -> Batch:
     shape, codes = batch.label.shape[-2:], batch.nll.shape[-2:]
     affine = torch.tensor([[c * across, -s * across, 0.0], [s * down, c * down, 0.0]])
     grid = F.affine_grid(affine[None], [1, 1, *shape], align_corners=False)
-    bent = 0.04 * torch.randn(1, 2, 4, 4, generator=generator)  # in halves of the side
+    # In halves of the side.
+    bent = 0.04 * torch.randn(1, 2, 4, 4, generator=generator)
     grid = grid + F.interpolate(bent, shape, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     coarse = F.interpolate(grid.permute(0, 3, 1, 2), codes, mode="area").permute(0, 2, 3, 1)
 
@@ -251,7 +273,7 @@ def _warped(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def _box(evidence: NormalisedEvidence, label: Tensor, share: float, generator: torch.Generator) -> Box:
-    """A random patch within the box round the anatomy; mostly one with some of the slice's anomaly where it has one."""
+    """A random patch within the box round the anatomy. Where the slice has an anomaly, most patches show some of it."""
     cells, sides = evidence.nll.shape[-2:], label.shape
     if any(side % places for side, places in zip(sides, cells)):
         return evidence.whole
@@ -260,7 +282,8 @@ def _box(evidence: NormalisedEvidence, label: Tensor, share: float, generator: t
     parts = []
     for axis, (side, cell_count) in enumerate(zip(sides, cells)):
         cell = side // cell_count
-        long = max(1, round(share * cell_count))  # codes
+        # In codes.
+        long = max(1, round(share * cell_count))
         around = (evidence.box.rows, evidence.box.columns)[axis]
         low, high = sorted((around.start // cell, around.stop // cell - long))
         low, high = min(max(low, 0), cell_count - long), min(max(high, 0), cell_count - long)

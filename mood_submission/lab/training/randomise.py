@@ -17,19 +17,27 @@ from .resample import affine_of, blur, warp
 
 @dataclass(frozen=True)
 class Randomisation:
-    """Ranges of the random changes; lengths in shares of the slice's side, grey values on the [0, 1] scale.
+    """Ranges of the random changes. Lengths are shares of the slice's side, grey values are on the [0, 1] scale.
 
     scale, proportions: a slice is enlarged by up to this share, or made smaller, on the whole and along each axis.
-    degrees, shift: of rotation and of translation. elastic: standard deviation of a control point's displacement.
-    gamma: the exponent of the tone curve lies between 1 / gamma and gamma. tone: how far a random monotone curve bends.
-    bias: of the bias field's logarithm at a control point, at most. noise: largest standard deviation, white or smooth.
-    blur: largest standard deviation in pixels. sharpen: how much of the difference to a blurred copy is added at most.
-    lines: largest amplitude of the ripples along an axis that stand for Gibbs ringing and motion.
-    rim: probability of a bright rim round the anatomy, as bad skull-stripping leaves it. cut: probability that some of the
-    anatomy's border is missing. flip: probability of left-right. share: of slices that get each of the other changes.
-    window: probability of another clinical window, in which fat may be black. phase: how far organs that take up contrast
-    get brighter or darker at most. filled: probability that gas in the bowel is bright contrast instead. floor: whether what
-    is no air stays above the threshold that tells air.
+    degrees: the largest rotation.
+    shift: the longest translation.
+    elastic: standard deviation of a control point's displacement.
+    gamma: the exponent of the tone curve lies between 1 / gamma and gamma.
+    tone: how far a random monotone curve bends.
+    bias: the largest logarithm of the bias field at a control point.
+    noise: the largest standard deviation, white or smooth.
+    blur: the largest standard deviation in pixels.
+    sharpen: how much of the difference to a blurred copy is added at most.
+    lines: the largest amplitude of the ripples along an axis that stand for Gibbs ringing and motion.
+    rim: probability of a bright rim round the anatomy, as bad skull-stripping leaves it.
+    cut: probability that some of the anatomy's border is missing.
+    flip: probability of left-right.
+    share: of the slices that get each of the other changes.
+    window: probability of another clinical window, in which fat may be black.
+    phase: how far organs that take up contrast get brighter or darker at most.
+    filled: probability that gas in the bowel is bright contrast instead.
+    floor: whether what is no air stays above the threshold of air.
     """
 
     scale: float = 0.12
@@ -129,7 +137,7 @@ class RandomNumbers:
         return self.uniform(0, 1) < share
 
     def field(self, size: int, points: int) -> Tensor:
-        """A smooth random field of standard deviation about 1, (count, size, size); in a volume smooth across slices too."""
+        """A smooth random field of standard deviation about 1, (count, size, size). In a volume it changes smoothly along z."""
         if self.together:
             deep = max(2, round(points * self.count / size))
             knots = torch.randn(1, 1, deep, points, points, generator=self.generator, device=self.device)
@@ -142,7 +150,7 @@ class RandomNumbers:
 
 
 def deform(slices: Tensor, size: int, r: Randomisation, numbers: RandomNumbers) -> Tensor:
-    """Slices (B, S, S) -> (B, size, size) after an affine map and a smooth displacement; zeros come in from outside."""
+    """Slices (B, S, S) -> (B, size, size) after an affine map and a smooth displacement. Zeros come in from outside."""
     zoom = 1 / (1 + numbers.uniform(-r.scale, r.scale)[:, 0, 0])
     stretch = 1 + numbers.uniform(-r.proportions, r.proportions)[:, 0, 0]
     angle = numbers.uniform(-r.degrees, r.degrees)[:, 0, 0] * (math.pi / 180)
@@ -153,14 +161,14 @@ def deform(slices: Tensor, size: int, r: Randomisation, numbers: RandomNumbers) 
 
 
 def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold: float) -> Tensor:
-    """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise; air stays air, and the rest above it."""
+    """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise. Air stays air, and the rest stays above it."""
     air, size = open_air(slices < threshold), slices.shape[-1]
     x, air = _borders(slices, air, r, numbers)
     x = _ct(x, air, r, numbers, threshold)
     x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
     x = torch.where(numbers.often(r.share), x * (numbers.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
     soft = blur(x, numbers.uniform(0.3, max(r.blur, 0.3)))
-    # -1: as soft as `soft`
+    # -1 makes slices as soft as `soft`.
     amount = torch.where(numbers.often(0.5), numbers.uniform(-1, 0), numbers.uniform(0, r.sharpen))
     x = torch.where(numbers.often(r.share), x + amount * (x - soft), x)
     if r.lines:
@@ -186,9 +194,10 @@ def randomise(
 
 
 def _bent(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
-    """A tone curve that rises: a power, and two soft bends; 0 stays 0."""
+    """Slices after a tone curve that rises: a power, and two soft bends. 0 stays 0."""
     exponent = torch.exp2(numbers.uniform(-1, 1) * math.log2(r.gamma))
-    curve = 0.6 * (x / 0.6) ** exponent  # the bright tissue stays where harmonisation puts it
+    # The bright tissue stays where harmonisation puts it.
+    curve = 0.6 * (x / 0.6) ** exponent
     for turns in (1, 2):
         curve = curve + numbers.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
     return curve * numbers.uniform(0.92, 1.08)
@@ -199,7 +208,8 @@ def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, thresh
     if r.filled:
         gas = (x < threshold) & ~air
         share = lambda mask: mask.float().mean((1, 2), keepdim=True)  # noqa: E731
-        few = share(gas) < 0.03 * share(~air)  # else it is fat
+        # More of it would be fat.
+        few = share(gas) < 0.03 * share(~air)
         bright = (numbers.uniform(0.7, 1.1) + 0.05 * numbers.field(x.shape[-1], 20)).clamp(0, 1)
         x = torch.where(gas & few & numbers.often(r.filled), bright, x)
     if r.phase:
@@ -207,13 +217,14 @@ def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, thresh
         x = x + numbers.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * numbers.field(x.shape[-1], 4)).clamp(0, 2)
     if r.window:
         low = numbers.uniform(-0.08, 0.22)
-        other = 0.5 * (x - low) / (0.5 - low) * numbers.uniform(0.9, 1.1)  # soft tissue stays where it is
+        # Soft tissue stays where it is.
+        other = 0.5 * (x - low) / (0.5 - low) * numbers.uniform(0.9, 1.1)
         x = torch.where(numbers.often(r.window), other.clamp_min(0), x)
     return x
 
 
 def _borders(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers) -> tuple[Tensor, Tensor]:
-    """What skull-stripping may leave on, a bright rim outside the anatomy, and what it may take off."""
+    """Slices and air after bad skull-stripping, which leaves a bright rim round the anatomy, or takes some of the border off."""
     size, solid = x.shape[-1], (~air).float()
     reach = max(1, round(size * 0.02))
     if r.rim:

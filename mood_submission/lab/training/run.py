@@ -15,7 +15,7 @@ from ...runtime.options import option
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, load_cache
 from .checkpoints import RunError, start_from
-from .group import ALONE, Group
+from .group import SINGLE_PROCESS, Group
 from .randomise import RANDOMISATIONS, Randomisation
 from .stage import Data, Network, Stage
 from .trainer import Budget, Schedule, Trainer
@@ -89,7 +89,7 @@ class RunOptions:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; without a name the GPU, where there is one. Raises RunError for what is no device."""
+    """The device of that name. None for the GPU, or the CPU where there is no GPU. Raises RunError for what is no device."""
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -105,7 +105,9 @@ class Slices:
     Raises CacheError where the cache is another region's, or where there is nothing to train on or to validate with.
     """
 
-    def __init__(self, data: DataOptions, split: SplitOptions, out: Path, device: torch.device, group: Group = ALONE):
+    def __init__(
+        self, data: DataOptions, split: SplitOptions, out: Path, device: torch.device, group: Group = SINGLE_PROCESS
+    ):
         out.mkdir(parents=True, exist_ok=True)
         self.file = data.data[0] if data.data[0].suffix == ".npz" else out / "slices.npz"
         if not self.file.exists() and group.first:

@@ -18,27 +18,20 @@ class SliceStage(Stage[SliceData, Network]):
         self.model, self.augmentation, self.precision = model, augmentation, precision
 
     def batch(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """See `augmented_batch`."""
-        return augmented_batch(data, index, self.augmentation, generator)
+        """The slices `index` (B,), augmented, (B, S, S) as the network takes them, and their positions (B, 1)."""
+        prep, ranges = data.preprocessing, self.augmentation
+        if isinstance(ranges, Randomisation):
+            x = randomise(data.raw(index), prep.image_size, ranges, prep.foreground_threshold, generator)
+            return data.normalised(index, x), data.position[index]
+        warped = augment_geometry(data.raw(index), prep.image_size, ranges, generator)
+        x = data.normalised(index, warped)
+        # What is air stays exactly air.
+        background = warped < prep.foreground_threshold
+        return augment_intensity(x, background, ranges, generator), data.position[index]
 
     def autocast(self, tensor: Tensor) -> torch.autocast:
         """The stage's precision, on the tensor's device."""
         return autocast(tensor, self.precision)
-
-
-def augmented_batch(
-    data: SliceData, index: Tensor, ranges: Augmentation | Randomisation, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The slices `index` (B,), augmented, (B, S, S) as the network takes them, and their positions (B, 1)."""
-    prep = data.preprocessing
-    if isinstance(ranges, Randomisation):
-        x = randomise(data.raw(index), prep.image_size, ranges, prep.foreground_threshold, generator)
-        return data.normalised(index, x), data.position[index]
-    warped = augment_geometry(data.raw(index), prep.image_size, ranges, generator)
-    x = data.normalised(index, warped)
-    # What is air stays exactly air.
-    background = warped < prep.foreground_threshold
-    return augment_intensity(x, background, ranges, generator), data.position[index]
 
 
 def evenly(data: SliceData, count: int) -> list[Tensor]:

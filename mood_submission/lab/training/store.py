@@ -1,7 +1,7 @@
 """A store of planted volumes and what a finished model makes of them, renewed while a detector trains on it.
 
 One process plants (`Planter`), another trains (`Store`). A file holds one healthy volume, randomised as a whole, and a few
-variants of it with anomalies: the networks work slice by slice, so of a variant only the slices that changed are new.
+variants of it with anomalies. The networks work slice by slice. So a file holds only those slices of a variant that changed.
 """
 
 import json
@@ -35,19 +35,27 @@ from ..planting.varied import PASTED, TRAINING_KINDS, Host, plant_varied
 from .cache import CacheError, SliceData
 from .randomise import RANDOMISATIONS, randomise
 
-MIXTURE = {None: 0.15, "mild": 0.35, "medium": 0.3, "bold": 0.2}  # how volumes are randomised, and how often
-COUNTS = (1, 1, 1, 2, 3)  # anomalies in a variant, drawn from these
-CHANGED = 2e-3  # on the [0, 1] scale: a slice whose pixels differ by less is as it was
+# How volumes are randomised, and how often.
+MIXTURE = {None: 0.15, "mild": 0.35, "medium": 0.3, "bold": 0.2}
+# The number of anomalies in a variant is drawn from these.
+COUNTS = (1, 1, 1, 2, 3)
+# A slice whose pixels all differ by less, on the [0, 1] scale, is as it was.
+CHANGED = 2e-3
 
 
 @dataclass(frozen=True)
 class PlantingSettings:
-    """What is planted: `variants` of each volume, with anomalies of `kinds` (of `varied.TRAINING_KINDS`).
+    """What is planted.
 
-    benchmark: plant as `anomalies.plant` does, one anomaly a variant, in volumes that are not randomised: for validation.
-    restored: share of volumes that are also restored, `restorations` times; these are `short` slices high.
+    variants: how many of each volume, with anomalies.
+    kinds: of anomaly, of `varied.TRAINING_KINDS`.
+    benchmark: plant one anomaly a variant as `anomalies.plant` does, in volumes that are not randomised. It is for validation.
+    restored: share of volumes that are also restored. These are `short` slices high.
+    restorations: of each slice of these.
+    short: the fewest slices of a part of a volume.
     partial: share of volumes of which only some slices are taken, `short` or more that follow each other, or every second one
         of these. Relative positions are then those of a scan that holds no other slices.
+    seed: of what is planted where.
     """
 
     variants: int = option("of each volume, with anomalies", type=positive, default=3)
@@ -77,9 +85,11 @@ class _Chosen:
 class Planter:
     """Makes the store's files, each from its number alone.
 
-    data: on the CPU, wherever the model is. model: in the precision "bf16", which is precise enough here and the fastest.
-    names: of all volumes, by their numbers; volumes of small sources are then drawn more often (`source_shares`). Without,
-    all are drawn alike.
+    data: on the CPU, wherever the model is.
+    model: see `plant.planting_model`.
+    settings: what is planted.
+    names: of all volumes, by their numbers. With them volumes of small sources are drawn more often (`source_shares`). Without
+        them all are drawn alike.
     """
 
     def __init__(self, data: SliceData, model: Model, settings: PlantingSettings, names: Sequence[str] = ()):
@@ -125,7 +135,7 @@ class Planter:
         return {"midline": np.array(astuple(find_midline(healthy, position)))}
 
     def _chosen(self, number: int, rng: np.random.Generator) -> tuple[Tensor, bool]:
-        """The slices of the healthy volume of file `number`, and whether they are restored: then these are few."""
+        """The slices of the healthy volume of file `number`, and whether they are restored. Those that are restored are few."""
         s = self.settings
         in_turn = self.numbers[number % len(self.numbers)]
         members = self._members(in_turn if s.benchmark else int(rng.choice(self.numbers, p=self.shares)))
@@ -136,7 +146,7 @@ class Planter:
         return members, restored
 
     def _positioned(self, members: Tensor, rng: np.random.Generator) -> "_Chosen":
-        """The slices with their positions, or some of them with those of a scan that holds no others."""
+        """The slices with their positions. Or some of the slices, with the positions in a scan that holds no others."""
         short, count = self.settings.short, len(members)
         # Nothing is drawn without partial volumes, so that stores made before keep their random numbers.
         if not self.settings.partial or count <= short or rng.random() >= self.settings.partial:
@@ -166,9 +176,10 @@ class Planter:
     def _variants(
         self, slices: Tensor, number: int, rng: np.random.Generator
     ) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
-        """(planted slices, mask, kinds) of each variant, (Z, S, S) as the slices are; as many as could be planted."""
+        """Planted slices (Z, S, S), mask (Z, S, S) and kinds of each variant. Variants without a place for any are left out."""
         s = self.settings
-        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))  # (X, Y, Z)
+        # (X, Y, Z).
+        volume = np.ascontiguousarray(slices.numpy()[:, ::-1].transpose(2, 1, 0))
         host = Host.of(volume, body_mask(volume), self._height())
         for v in range(s.variants):
             planted, mask = host.volume, np.zeros(volume.shape, bool)
@@ -179,7 +190,8 @@ class Planter:
                 try:
                     planted, new = self._planted(replace(host, volume=planted), kind, rng)
                     mask, names = mask | new, [*names, kind]
-                except ValueError:  # no place for this one
+                # There was no place for this one.
+                except ValueError:
                     pass
             if names:
                 planted, mask = (np.ascontiguousarray(a.transpose(2, 1, 0)[:, ::-1]) for a in (planted, mask))
@@ -203,7 +215,7 @@ class Planter:
         return len(self.data) / len(self.numbers)
 
     def _donor(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """Another volume, as high: its slices beyond the top or bottom repeated."""
+        """Another volume of the same height. Beyond its top and bottom, its last slices are repeated."""
         raw = self._raw(self._members(int(rng.choice(self.numbers)))).numpy()
         start = (len(raw) - shape[2]) // 2
         raw = raw[np.clip(np.arange(shape[2]) + start, 0, len(raw) - 1)]
@@ -244,9 +256,12 @@ def fill_store(
     keep: int | None = None,
     shard: tuple[int, int] = (1, 1),
 ) -> int:
-    """Add files to the store until it has `count`, or for so many minutes; with `keep`, the oldest make room.
+    """Add files to the store.
 
-    shard: (I, N): this process, one of N that fill the store together, makes every N-th file from the I-th on.
+    count: of files that the store is to have had in all. None for no limit.
+    minutes: how long to go on. None for no limit.
+    keep: of the newest files, how many are kept. None for all.
+    shard: (I, N). This process, one of N that fill the store together, makes every N-th file from the I-th on.
     Returns how many were made. Raises CacheError for a store that was made with other networks or settings.
     """
     first, step = shard[0] - 1, shard[1]
@@ -267,7 +282,8 @@ def fill_store(
             bar.update(step)
             if keep:
                 for old in stored_files(folder)[:-keep]:
-                    old.unlink(missing_ok=True)  # another process may have been first
+                    # Another process may have been first.
+                    old.unlink(missing_ok=True)
     return made
 
 
@@ -287,7 +303,13 @@ def _number(file: Path) -> int:
 
 @dataclass(frozen=True, eq=False)
 class StoredVolume:
-    """A file of the store in memory: evidence of each variant, the healthy volume first, and labels (R, S, S) bool by row."""
+    """A file of the store in memory.
+
+    variants: evidence of each, the healthy volume first.
+    kinds: of the anomalies in each variant, joined by "+". "" for the healthy volume.
+    label: (R, S, S) bool, by row of the evidence.
+    volume: the healthy volume's number.
+    """
 
     variants: list[NormalisedEvidence]
     kinds: list[str]
@@ -331,8 +353,12 @@ class StoredVolume:
 
 
 class Store:
-    """The newest `most` files of a folder, in memory, without variants that show one of the kinds `without`; `refresh` reads
-    what has come since."""
+    """The newest files of a folder, in memory. `refresh` reads what has come since.
+
+    folder: of the store.
+    most: how many files are held.
+    without: kinds of anomaly. Variants that show one of them are left out.
+    """
 
     def __init__(self, folder: Path, most: int = 400, without: Collection[str] = ()):
         self.folder, self.most, self.without = folder, most, without
@@ -343,7 +369,7 @@ class Store:
         return len(self.volumes)
 
     def order(self, batch: int, seed: int) -> Callable[[int], Tensor]:
-        """A batch's numbers say only how many slices it has: they are drawn from what the store holds at that step."""
+        """Indices that say only how many slices a batch has. The slices are drawn from what the store holds at that step."""
         return lambda step: torch.arange(batch)
 
     def refresh(self) -> bool:
@@ -354,10 +380,10 @@ class Store:
             if file.name not in self.volumes:
                 try:
                     self.volumes[file.name] = StoredVolume.read(file).without(self.without)
+                # A planter that keeps few may have taken the file away meanwhile.
                 except OSError:
                     if file.exists():
                         raise
-                    # else a planter that keeps few has taken it away meanwhile
         for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
             del self.volumes[name]
         return list(self.volumes) != before

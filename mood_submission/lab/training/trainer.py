@@ -22,7 +22,7 @@ from ...runtime.files import write_text
 from ...runtime.option_types import positive
 from ...runtime.options import option
 from .checkpoints import load_checkpoint, save_checkpoint
-from .group import ALONE, Group
+from .group import SINGLE_PROCESS, Group
 from .stage import Data, Network, Stage
 
 # How far apart the seeds of two parts of a batch are.
@@ -123,7 +123,7 @@ class Trainer(Generic[Data, Network]):
         schedule: Schedule,
         device: torch.device,
         about: dict,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ):
         self.parts = group.count * schedule.accumulate
         if schedule.batch % self.parts:

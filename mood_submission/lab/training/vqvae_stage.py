@@ -10,7 +10,7 @@ from ...networks.vqvae import VQVAE, VQVAESettings
 from ...runtime.options import option
 from .augment import Augmentation
 from .cache import SliceData
-from .group import ALONE, Group
+from .group import SINGLE_PROCESS, Group
 from .randomise import Randomisation
 from .run import Run, RunOptions
 from .slice_stage import SliceStage, held_out
@@ -71,7 +71,7 @@ class VQVAEStage(SliceStage[VQVAE]):
         augmentation: Augmentation | Randomisation,
         precision: str,
         restart_every: int = 50,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ):
         super().__init__(VQVAE(settings), augmentation, precision)
         self.restart_every, self.group = restart_every, group
