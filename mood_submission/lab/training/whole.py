@@ -204,10 +204,10 @@ class WholeRun:
         words = ["--data", *self.options.data, "-o", self.slices]
         words += ["--leave-out", *self.options.leave_out] if self.options.leave_out else []
         words += ["--hold-out", *self.options.hold_out] if self.options.hold_out else []
-        self._command("train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache"))
+        self._command(["train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache")])
 
     def _train(self, stage: str) -> None:
-        self._command(*self._stage(stage), "--out", self.folder, "--resume", *self.recipe.words(stage))
+        self._command([*self._stage(stage), "--out", self.folder, "--resume", *self.recipe.words(stage)])
 
     def _stage(self, stage: str) -> list[object]:
         """The words that every command of `train` takes."""
@@ -215,7 +215,7 @@ class WholeRun:
         return ["train", stage, "--region", self.options.region, "--data", self.slices, *device]
 
     def _export(self) -> None:
-        self._command("export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export"))
+        self._command(["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
 
     def _detector(self) -> None:
         """Planters fill the store while the detector trains, and end with it."""
@@ -223,12 +223,14 @@ class WholeRun:
         budget = [] if "count" in self.recipe.options["plant"] else ["--minutes", 10**6]
         planters = [
             self._start(
-                *self._stage("plant"),
-                *networks,
-                *self.recipe.words("plant"),
-                *budget,
-                "--shard",
-                f"{number}/{self.options.processes}",
+                [
+                    *self._stage("plant"),
+                    *networks,
+                    *self.recipe.words("plant"),
+                    *budget,
+                    "--shard",
+                    f"{number}/{self.options.processes}",
+                ],
                 threads=1,
             )
             for number in range(1, self.options.processes + 1)
@@ -241,25 +243,25 @@ class WholeRun:
                     break
                 time.sleep(0.2)
             words = [*networks, "--out", self.folder, "--resume", *self.recipe.words("detector")]
-            self._command(*self._stage("detector"), *words)
+            self._command([*self._stage("detector"), *words])
         finally:
             _end(planters)
 
     def _add_detector(self) -> None:
         shutil.copyfile(self.folder / NETWORKS, self.folder / MODEL)
-        self._command("add-detector", self.folder, self.folder / MODEL, *self.recipe.words("add_detector"))
+        self._command(["add-detector", self.folder, self.folder / MODEL, *self.recipe.words("add_detector")])
 
     def _calibrate(self) -> None:
         words: list[object] = [self.folder / MODEL, "--data", *self.options.data, "--names-file", self._held_out()]
         device = ["--device", self.options.device] if self.options.device else []
-        self._command("calibrate", *words, *device, *self.recipe.words("calibrate"))
-        self._command("calibrate", *words, *device, "--restorations", 0)
+        self._command(["calibrate", *words, *device, *self.recipe.words("calibrate")])
+        self._command(["calibrate", *words, *device, "--restorations", 0])
 
     def _compare(self) -> None:
         words: list[object] = ["--data", *self.options.data, "--names-file", self._held_out()]
         device = ["--device", self.options.device] if self.options.device else []
         words += ["--weights", self.folder / MODEL, "-o", self.folder / "results", *device]
-        self._command("compare", "--region", self.options.region, *words, *self.recipe.words("compare"))
+        self._command(["compare", "--region", self.options.region, *words, *self.recipe.words("compare")])
 
     def _try(self) -> None:
         source = self.volumes[self._held_out().read_text("utf-8").splitlines()[0]]
@@ -270,7 +272,7 @@ class WholeRun:
             shutil.copyfile(file, alone / file.name)
         words: list[object] = ["--region", self.options.region, "--task", "both", "-i", alone]
         words += ["-o", self.folder / "tried" / "scores", "--weights", self.folder / MODEL, "--restorations", 0]
-        self._command("predict", *words, *(["--slices", 4] if self.options.quick else []))
+        self._command(["predict", *words, *(["--slices", 4] if self.options.quick else [])])
         self.options.out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / MODEL, self.options.out)
 
@@ -294,7 +296,7 @@ class WholeRun:
             write_text(file, "".join(f"{name}\n" for name in names["validation"]))
         return file
 
-    def _start(self, *words: object, threads: int | None = None) -> subprocess.Popen:
+    def _start(self, words: Sequence[object], threads: int | None = None) -> subprocess.Popen:
         """Start a command of this package."""
         environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         command = [sys.executable, "-m", "mood_submission", *map(str, words)]
@@ -302,9 +304,9 @@ class WholeRun:
             command, env=environment, preexec_fn=_end_with_parent if sys.platform == "linux" else None
         )
 
-    def _command(self, *words: object) -> None:
+    def _command(self, words: Sequence[object]) -> None:
         """Run a command of this package. Raises RunError where it fails; it has said why."""
-        process = self._start(*words)
+        process = self._start(words)
         try:
             code = process.wait()
         except BaseException:
