@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 VQVAE_SIZES = VQVAESettings((4, 4, 4, 8), 12, 1)
 PRIOR_SIZES = PixelSNAILSettings(12, 8, 1, 1, 7, 2)
-NAMES = [f"{source}{number:02}" for source in ("ixi", "novo", "ucla") for number in range(5)]
+NAMES = [f"{source}{number:02}" for source in ("ixi", "novo", "ucla") for number in range(5)] + ["ucla07"]
 SPLIT = split_names(NAMES[:10], 0.1, 0.1)  # as training has it: ucla* is never trained on
 SMALLER = {
     "train vqvae": "--channels 4 4 4 8 --codebook-size 12 --res-blocks 1 --batch 2 --device cpu",
@@ -118,6 +118,8 @@ def smaller(words: list[str]) -> list[str]:
     for i, word in enumerate(words[:-1]):
         if word == "--minutes" or word == "--steps":
             words[i : i + 2] = ["--count", "2"] if command == "train plant" else ["--steps", "1"]
+        elif word == "--hours":
+            words[i : i + 2] = ["--quick", "--device=cpu"]
         elif word in NUMBERS and words[i + 1] not in ("0", "all"):
             words[i + 1] = NUMBERS[word]
     if command in ("predict", "compare", "benchmark") and "--weights" not in words:

@@ -30,6 +30,8 @@ from .checkpoints import RunError
 from .recipe import Recipe, default_recipe, quick_recipe
 from .store import stored_files
 
+# The package's folder.
+PACKAGE = Path(__file__).parents[2]
 # Bytes of a planted volume on disk and in memory, and of all checkpoints together.
 STORED_BYTES, CHECKPOINT_BYTES = 40 << 20, 2 << 30
 # The slices of a volume that are cached by default, about.
@@ -298,7 +300,10 @@ class WholeRun:
 
     def _start(self, words: Sequence[object], threads: int | None = None) -> subprocess.Popen:
         """Start a command of this package."""
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        # The package may lie in a checkout that is not installed.
+        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
         command = [sys.executable, "-m", "mood_submission", *map(str, words)]
         return subprocess.Popen(
             command, env=environment, preexec_fn=_end_with_parent if sys.platform == "linux" else None
