@@ -361,10 +361,10 @@ class Predictor:
             uniforms = self.uniforms(name, indices, grid, EXPECTED_RESTORATIONS)
             position = prepared.position[chosen]
             drawn = self.model.restore(codes, position, uniforms, thresholds)
-            decoded = self.model.decode(drawn.flatten(0, 1), position.repeat_interleave(EXPECTED_RESTORATIONS, 0))
-            mean = decoded.unflatten(0, drawn.shape[:2]).mean(1)
+            mean = Evidence(self.model, prepared.slices[chosen], position, drawn).restored
+            assert mean is not None
             at = chosen.to(restored.device)
-            restored[at] = blended(mean, restored[at], where.to(restored.device))
+            restored[at] = blended(mean.to(restored), restored[at], where.to(restored.device))
         return _expected(evidence.slices, restored)
 
     def uniforms_of(self, prepared: Prepared, codes: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, mood
+from conftest import ROOT, mood, write_nifti
 
 from mood_submission import load_model
 from mood_submission.lab.cli.train import parser
@@ -73,13 +74,20 @@ def test_what_is_no_recipe_is_one_line(text, found, tmp_path):
         Recipe.read(tmp_path / "none.toml")
 
 
+def little_volumes(folder: Path, count: int) -> Path:
+    """A folder of so many volumes, of a few voxels each."""
+    for number in range(count):
+        write_nifti(folder / f"toy_{number}.nii.gz", np.ones((4, 4, 4), np.float32))
+    return folder
+
+
 def options_for(*words: object) -> AllOptions:
     return options_of(AllOptions, parser().parse_args(["all", *map(str, words)]))
 
 
 def test_a_run_does_not_go_on_with_another_recipe(tmp_path):
-    make_toy("brain", tmp_path, 3, 16, healthy_fraction=1.0)
-    data = ("--region", "brain", "--data", tmp_path / "brain" / "toy", "-o", tmp_path / "m.safetensors")
+    volumes = little_volumes(tmp_path / "in", 3)
+    data = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*data, "--quick"))
     assert run.recipe == quick_recipe("brain") and run.folder == tmp_path / "m.run"
     assert re.match(
@@ -91,11 +99,56 @@ def test_a_run_does_not_go_on_with_another_recipe(tmp_path):
     with pytest.raises(RunError, match="recipe for brain, found one for abdom"):
         quick_recipe("abdom").write(tmp_path / "other.toml")
         WholeRun(options_for(*data, "--recipe", tmp_path / "other.toml"))
+    for change in ({"detector": {"steps": 7}}, {"plant": {"count": 4}}):
+        Recipe("brain", dict(run.recipe.options) | change).write(tmp_path / "other.toml")
+        with pytest.raises(RunError, match="expected the recipe of before, found another"):
+            WholeRun(options_for(*data, "--recipe", tmp_path / "other.toml"))
+
+
+def test_a_run_goes_on_where_other_memory_is_free(tmp_path, monkeypatch):
+    volumes = little_volumes(tmp_path / "in", 3)
+    words = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors", "--hours", 2)
+    kept = []
+    for free in (10 << 30, 5 << 30):
+        monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device, free=free: free)
+        run = WholeRun(options_for(*words))
+        kept.append(run.recipe.options["plant"]["keep"])
+    assert kept[0] == kept[1] > run.stored
+
+
+def test_a_run_does_not_go_on_with_other_volumes(tmp_path):
+    """Else the model of the first ones would be taken for theirs."""
+    first, other = (("--data", little_volumes(tmp_path / str(count), count)) for count in (3, 4))
+    rest = ("--region", "brain", "-o", tmp_path / "m.safetensors", "--quick")
+    WholeRun(options_for(*first, *rest))
+    WholeRun(options_for(*first, *rest))
+    for changed in (other, (*first, "--hold-out", "toy_0")):
+        with pytest.raises(RunError, match="volumes.json: expected files made with .* choose another folder"):
+            WholeRun(options_for(*changed, *rest))
+
+
+def test_a_model_file_that_is_gone_is_written_again(tmp_path):
+    volumes = little_volumes(tmp_path / "in", 3)
+    words = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors", "--quick")
+    run = WholeRun(options_for(*words))
+    for step in run.steps():
+        run.note(step.name, 1.0)
+    again = WholeRun(options_for(*words))
+    assert [step.name for step in again.steps() if not again.has_finished(step.name)] == ["try"]
+    (tmp_path / "m.safetensors").touch()
+    assert all(again.has_finished(step.name) for step in again.steps())
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "soon"])
+def test_hours_that_are_none_are_wrong_usage(hours, capsys):
+    with pytest.raises(SystemExit):
+        options_for("--region", "brain", "--data", "d", "-o", "m.safetensors", "--hours", hours)
+    assert "expected a number of hours above 0" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, monkeypatch):
-    make_toy("brain", tmp_path, 3, 16, healthy_fraction=1.0)
-    data = ("--region", "brain", "--data", tmp_path / "brain" / "toy", "-o", tmp_path / "m.safetensors")
+    volumes = little_volumes(tmp_path / "in", 3)
+    data = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*data, "--hours", 2))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
     with pytest.raises(RunError, match="GB of free disk, found 0.0 GB; choose another --run"):

@@ -47,15 +47,22 @@ def slices_option(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def seconds_option(text: str) -> float:
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
-    return value
+def above_zero(unit: str) -> Callable[[str], float]:
+    """The type of a finite number above 0. unit: what it counts, for the message."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number of {unit} above 0, found {text!r}")
+        return value
+
+    return parse
+
+
+seconds_option = above_zero("seconds")
 
 
 def ending_in(ending: str) -> Callable[[str], Path]:

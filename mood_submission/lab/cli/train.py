@@ -3,6 +3,7 @@ on both, with anomalies planted in these volumes. Or train the VAE that they are
 starts train one network together."""
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ def _cache(options: CacheOptions) -> None:
 
 
 def _all(options: AllOptions) -> None:
+    # A polite kill ends the step that runs, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     page = train_all(options, say)
     tell(f"{options.out}: ready; how well it went is told in {page}")
 

@@ -4,7 +4,7 @@ Every function works on float32 arrays (X, Y, Z) in [0, 1]. All random numbers c
 equal input and an equal state of the generator give an equal result. Only the anomaly's bounding box is computed on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,25 @@ def choose_site(
     distance = outline(offset, radii, rng)
     inside = (distance < 1) & body[box]
     return Site(volume, body, centre, radii, box, offset=offset, distance=distance, inside=inside)
+
+
+def sampled(site: Site, where: Sequence[np.ndarray]) -> np.ndarray:
+    """The volume sampled linearly at other places. where: three arrays that broadcast to the box, voxels from the centre."""
+    place = np.stack(np.broadcast_arrays(*(w + c for w, c in zip(where, site.centre)))).astype(np.float32)
+    starts = [max(0, int(p.min()) - 1) for p in place]
+    near = site.volume[tuple(slice(s, int(p.max()) + 2) for s, p in zip(starts, place))]
+    return ndimage.map_coordinates(near, [p - s for p, s in zip(place, starts)], order=1, mode="nearest")
+
+
+def tissue_class(site: Site, rng: np.random.Generator, *, width: float, softness: float) -> tuple[float, np.ndarray]:
+    """A tissue of the site, a random range of grey values: its middle, and how far each voxel belongs to it, float32 0 .. 1.
+
+    width: the least of the range. softness: how softly the range ends. Both are on the [0, 1] scale.
+    """
+    low, high = np.quantile(site.patch[site.inside], sorted(rng.uniform(0, 1, 2)))
+    low, high = low - 0.02, max(high, low + width)
+    weight = 1 / (1 + np.exp(-np.minimum(site.patch - low, high - site.patch) / softness))
+    return float(low + high) / 2, weight.astype(np.float32)
 
 
 # --- the kinds: each returns the box's new values, float32, not yet clipped and not yet cut to the shape -------------

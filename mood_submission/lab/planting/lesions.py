@@ -8,7 +8,7 @@ composed with foreign texture). Works on volumes (X, Y, Z), float32 in [0, 1], o
 import numpy as np
 from scipy import ndimage
 
-from .anomalies import Site, choose_site
+from .anomalies import Site, choose_site, sampled, tissue_class
 
 # The radii of small lesions, as shares of the field of view: 1 to 8 mm of 200 mm.
 SPOT_RADII = (0.005, 0.04)
@@ -47,13 +47,7 @@ def mass(site: Site, rng: np.random.Generator) -> np.ndarray:
     d = np.clip(site.distance, 1e-3, 1)
     # What lay between the centre and the outline now lies between the core and the outline.
     factor = np.maximum(d - core, 0) / (1 - core) / d
-    where = [
-        np.clip(centre + factor * offset, 0, side - 1)
-        for centre, offset, side in zip(site.centre, site.offset, site.volume.shape)
-    ]
-    starts = [max(0, int(places.min()) - 1) for places in where]
-    near = site.volume[tuple(slice(s, int(places.max()) + 2) for s, places in zip(starts, where))]
-    pushed = ndimage.map_coordinates(near, [p - s for p, s in zip(where, starts)], order=1, mode="nearest")
+    pushed = sampled(site, [factor * offset for offset in site.offset])
     old = site.patch[site.inside]
     step = contrast_of(old)
     halo = np.float32(rng.choice([-1, 1]) * rng.uniform(0, 1) * step) * np.clip((1 - d) / (1 - core), 0, 1)
@@ -67,25 +61,20 @@ def mass(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 def composed(site: Site, rng: np.random.Generator) -> np.ndarray:
     """One tissue becomes brighter or darker, with the fine texture of another place."""
-    low, high = np.quantile(site.patch[site.inside], sorted(rng.uniform(0, 1, 2)))
-    low, high = low - 0.02, max(high, low + 0.08)
-    weight = 1 / (1 + np.exp(-np.minimum(site.patch - low, high - site.patch) / 0.02))
+    _, weight = tissue_class(site, rng, width=0.08, softness=0.02)
     start = [int(rng.integers(n - s + 1)) for n, s in zip(site.volume.shape, site.patch.shape, strict=True)]
     other = site.volume[tuple(slice(a, a + s) for a, s in zip(start, site.patch.shape, strict=True))]
     texture = other - ndimage.gaussian_filter(other, 2.0)
     step = rng.choice([-1, 1]) * rng.uniform(0.07, 0.3)
-    return site.patch + np.float32(step) * weight.astype(np.float32) + np.float32(rng.uniform(0, 1.5)) * texture
+    return site.patch + np.float32(step) * weight + np.float32(rng.uniform(0, 1.5)) * texture
 
 
 def replaced(site: Site, rng: np.random.Generator) -> np.ndarray:
     """One tissue, a range of grey values, gives way to one grey, as fat does to fluid or lung to blood."""
-    low, high = np.quantile(site.patch[site.inside], sorted(rng.uniform(0, 1, 2)))
-    low, high = low - 0.02, max(high, low + 0.1)
-    weight = 1 / (1 + np.exp(-np.minimum(site.patch - low, high - site.patch) / 0.015))
-    middle = (low + high) / 2
+    middle, weight = tissue_class(site, rng, width=0.1, softness=0.015)
     greys = np.array([grey for grey in np.linspace(0, 1, 41) if abs(grey - middle) > 0.1])
     grey = np.float32(rng.choice(greys)) + _mottled(site, rng, rng.uniform(0, 0.04))
-    return site.patch + weight.astype(np.float32) * (grey - site.patch)
+    return site.patch + weight * (grey - site.patch)
 
 
 def plant_spots(
@@ -106,7 +95,7 @@ def plant_spots(
     bright = values >= np.quantile(values, 0.5) if rng.random() < 0.7 else np.ones(len(values), bool)
     near = tuple(part[bright] for part in (where, depth))
     step = float(rng.choice([-1, -1, -1, 1]) * rng.uniform(0.5, 2)) * contrast_of(values)
-    # Half of all look like calcifications or clips: far brighter than what they cover.
+    # Half of the bright ones look like calcifications or clips: far brighter than what they cover.
     step = float(rng.uniform(0.3, 0.8)) if step > 0 and rng.random() < 0.5 else step
     largest = rng.uniform(0.012, SPOT_RADII[1])
     count = int(np.exp(rng.uniform(0, np.log(MOST_SPOTS + 1))))

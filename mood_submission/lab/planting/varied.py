@@ -4,7 +4,7 @@ The ten kinds of `anomalies` are among them, so that a share of them can be left
 it was never shown. Works on volumes (X, Y, Z), float32 in [0, 1], on the grid that the networks see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ from .anomalies import (
     choose_site,
     outline,
     places_of,
+    sampled,
+    tissue_class,
     visible_part,
 )
 
@@ -51,10 +53,8 @@ def _ball(site: Site, rng: np.random.Generator) -> np.ndarray:
 
 def _tissue(site: Site, rng: np.random.Generator) -> np.ndarray:
     """One class of tissue, a range of grey values, becomes brighter or darker."""
-    low, high = np.quantile(site.patch[site.inside], sorted(rng.uniform(0, 1, 2)))
-    low, high = low - 0.02, max(high, low + 0.08)
-    weight = 1 / (1 + np.exp(-np.minimum(site.patch - low, high - site.patch) / 0.015))
-    return site.patch + np.float32(rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)) * weight.astype(np.float32)
+    _, weight = tissue_class(site, rng, width=0.08, softness=0.015)
+    return site.patch + np.float32(rng.choice([-1, 1]) * rng.uniform(0.1, 0.35)) * weight
 
 
 def _tone(site: Site, rng: np.random.Generator) -> np.ndarray:
@@ -94,33 +94,25 @@ def _lesion(site: Site, rng: np.random.Generator) -> np.ndarray:
     return np.where(site.distance < width, np.float32(core), site.patch + np.float32(rim)) + mottled
 
 
-def _sampled(site: Site, where: Sequence[np.ndarray]) -> np.ndarray:
-    """The volume sampled linearly at other places. where: three arrays that broadcast to the box, voxels from the centre."""
-    place = np.stack(np.broadcast_arrays(*(w + c for w, c in zip(where, site.centre)))).astype(np.float32)
-    starts = [max(0, int(p.min()) - 1) for p in place]
-    near = site.volume[tuple(slice(s, int(p.max()) + 2) for s, p in zip(starts, place))]
-    return ndimage.map_coordinates(near, [p - s for p, s in zip(place, starts)], order=1, mode="nearest")
-
-
 def _shift(site: Site, rng: np.random.Generator) -> np.ndarray:
     """The content moved along a direction by up to 8% of the side."""
     step = rng.normal(size=3) * [1, 1, 0.5]
     step *= rng.uniform(0.02, 0.08) * site.volume.shape[0] / np.linalg.norm(step)
-    return _sampled(site, [o + s for o, s in zip(site.offset, step)])
+    return sampled(site, [o + s for o, s in zip(site.offset, step)])
 
 
 def _pulled(site: Site, rng: np.random.Generator) -> np.ndarray:
     """A deformation in 3D towards the centre or away from it, none at the outline."""
     d = np.clip(site.distance, 0.05, 1)
     factor = d ** np.float32(rng.choice([rng.uniform(-0.6, -0.25), rng.uniform(0.4, 1.5)]))
-    return _sampled(site, [o * factor for o in site.offset])
+    return sampled(site, [o * factor for o in site.offset])
 
 
 def _swirl(site: Site, rng: np.random.Generator) -> np.ndarray:
     """Turned about the centre in the plane, most in the middle."""
     angle = rng.choice([-1, 1]) * rng.uniform(0.6, 2.5) * (1 - np.clip(site.distance, 0, 1)) ** rng.uniform(0.5, 1.5)
     x, y, z = site.offset
-    return _sampled(site, [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle), z])
+    return sampled(site, [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle), z])
 
 
 def _sharp(site: Site, rng: np.random.Generator) -> np.ndarray:

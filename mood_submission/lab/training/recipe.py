@@ -1,7 +1,7 @@
 """How a model is made from beginning to end: the options of each command, in one readable TOML file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,14 @@ class Recipe:
             lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in self.options[name].items())]
         return "\n".join(lines) + "\n"
 
+    def without(self, names: Collection[str]) -> "Recipe":
+        """The recipe without the options of these names, whatever command they are of."""
+        kept = {
+            stage: {key: value for key, value in options.items() if key not in names}
+            for stage, options in self.options.items()
+        }
+        return Recipe(self.region, kept)
+
     def words(self, stage: str) -> list[str]:
         """The options of a command as it takes them."""
         words: list[str] = []
@@ -77,7 +85,7 @@ def _toml(value: Value) -> str:
 
 
 def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Recipe:
-    """The recipe that the shipped weights were made by, as far as the machine allows.
+    """Sizes and rates of the shipped weights, which were made in several parts (see the model card), in one go.
 
     hours: of training in all, shared by SHARES; the rest is for what follows. gpu: whether there is one, for larger batches.
     stored: how many planted volumes memory and disk hold.
@@ -87,7 +95,7 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
     batch: Options = {"batch": 64 if gpu else 16}
     vary: Options = {"augment": "mild" if brain else "bold", "dropout": 0.05}
     prior: Options = {"first_kernel": 7, "downsample": 2, "rate": 5e-4}
-    patches: Options = {"mirror": True} if brain else {"weaker_evidence": 0.3, "other_tones": 0.4}
+    patches: Options = {} if brain else {"weaker_evidence": 0.3, "other_tones": 0.4}
     scored: Options = {"along": 0.02 if brain else 0.0, "in_plane": 0.005, "restorations": 0}
     ordinary: Options = {"ordinary_quantile": 0.95 if brain else 0.9}
     spread: Options = {"ordinary_spread_quantile": 0.76} if brain else {}

@@ -22,8 +22,10 @@ from ...preprocessing import Preprocessing
 from ...runtime.contract import REGIONS
 from ...runtime.files import write_text
 from ...runtime.memory import free_memory
-from ...runtime.option_types import ending_in, positive
+from ...runtime.names import as_text
+from ...runtime.option_types import DEVICE_HELP, above_zero, ending_in, positive
 from ...runtime.options import option
+from ...runtime.settings_file import check_settings
 from ...volumes import named_volumes
 from .cache import load_cache
 from .checkpoints import RunError
@@ -43,7 +45,10 @@ FIRST_PLANTED = 3
 # A number of Linux: what a process is sent when its parent ends.
 PR_SET_PDEATHSIG = 1
 # Names of files in the run's folder.
-FINISHED, RECIPE, NETWORKS, MODEL = "finished.json", "recipe.toml", "networks.safetensors", "model.safetensors"
+FINISHED, RECIPE, VOLUMES = "finished.json", "recipe.toml", "volumes.json"
+NETWORKS, MODEL = "networks.safetensors", "model.safetensors"
+# Options that follow from the memory that is free, which another start may find otherwise.
+BY_MEMORY = ("keep", "most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class AllOptions:
     run: Path | None = option(
         "folder for what is made on the way (default: FILE.run beside the model file)", metavar="RUN_DIR", default=None
     )
-    hours: float | None = option("train so long", default=None, one_of="time")
+    hours: float | None = option("train so long", type=above_zero("hours"), default=None, one_of="time")
     quick: bool = option("tiny networks and a few steps, to see whether all works", default=False, one_of="time")
     recipe: Path | None = option(
         "a recipe of your own, such as RUN_DIR/recipe.toml of another run",
@@ -76,7 +81,7 @@ class AllOptions:
         metavar="N",
         default=lambda: max(1, (os.cpu_count() or 1) // 2),
     )
-    device: str | None = option("cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)", default=None)
+    device: str | None = option(DEVICE_HELP, default=None)
 
     @property
     def folder(self) -> Path:
@@ -97,15 +102,14 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     """Make a model. Returns the page that tells how well that went.
 
     say: prints a line.
-    Raises RunError where a step fails, where disk or memory do not suffice, and for a folder with another recipe's run.
+    Raises RunError where a step fails, where disk or memory do not suffice, and for a folder with the run of another recipe or
+    of other volumes.
     """
-    # A polite kill ends the step that runs, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = WholeRun(options)
     say(run.needs())
     steps = run.steps()
     for number, step in enumerate(steps):
-        if step.name in run.finished:
+        if run.has_finished(step.name):
             continue
         then = f", then {steps[number + 1].name}" if number + 1 < len(steps) else ""
         say(f"{number + 1}/{len(steps)} {step.name}: {step.what}{then}")
@@ -122,6 +126,13 @@ class WholeRun:
         self.options, self.folder = options, options.folder
         self.volumes = named_volumes(options.data)
         self.folder.mkdir(parents=True, exist_ok=True)
+        volumes = {
+            "region": options.region,
+            "volumes": [as_text(name) for name in sorted(self.volumes)],
+            "leave_out": options.leave_out,
+            "hold_out": options.hold_out,
+        }
+        check_settings(self.folder / VOLUMES, volumes, RunError)
         self.stored = self._stored()
         self.recipe = self._recipe()
         file = self.folder / FINISHED
@@ -143,11 +154,7 @@ class WholeRun:
             wanted.write(file)
             return wanted
         found = Recipe.read(file)
-        same = dict(found.options) | {"plant": {}, "detector": {}} == dict(wanted.options) | {
-            "plant": {},
-            "detector": {},
-        }
-        if found.region != wanted.region or not same:
+        if found.without(BY_MEMORY) != wanted.without(BY_MEMORY):
             raise RunError(
                 f"{file}: expected the recipe of before, found another; choose another --run, or give it as --recipe"
             )
@@ -166,7 +173,8 @@ class WholeRun:
         quick = self.options.quick
         disk = cache + planted * STORED_BYTES + (0 if quick else CHECKPOINT_BYTES)
         free, memory = shutil.disk_usage(self.folder).free, free_memory(torch.device("cpu"))
-        if free < disk and not self.folder_has_store():
+        # Once planting has begun its disk is taken already.
+        if free < disk and not (self.folder / "store").exists():
             raise RunError(f"{self.folder}: expected {_gb(disk)} of free disk, found {_gb(free)}; choose another --run")
         if memory < LEAST_MEMORY and not quick:
             raise RunError(f"expected {_gb(LEAST_MEMORY)} of free memory, found {_gb(memory)}")
@@ -176,9 +184,9 @@ class WholeRun:
             f"{_gb(planted * STORED_BYTES + (1 << 30))} of memory{hours}; the recipe is {self.folder / RECIPE}"
         )
 
-    def folder_has_store(self) -> bool:
-        """Whether planting has begun, so that its disk is taken already."""
-        return (self.folder / "store").exists()
+    def has_finished(self, step: str) -> bool:
+        """Whether a step is finished. Trying the model, which writes its file, is not where that file is gone."""
+        return step in self.finished and (step != "try" or self.options.out.exists())
 
     def note(self, step: str, seconds: float) -> None:
         """Note that a step is finished."""
@@ -213,8 +221,16 @@ class WholeRun:
 
     def _stage(self, stage: str) -> list[object]:
         """The words that every command of `train` takes."""
-        device = ["--device", self.options.device] if self.options.device else []
-        return ["train", stage, "--region", self.options.region, "--data", self.slices, *device]
+        return ["train", stage, "--region", self.options.region, "--data", self.slices, *self._device]
+
+    @property
+    def _device(self) -> list[str]:
+        return ["--device", self.options.device] if self.options.device else []
+
+    @property
+    def _measured_on(self) -> list[object]:
+        """The words of commands that score the held-out volumes."""
+        return ["--data", *self.options.data, "--names-file", self._held_out(), *self._device]
 
     def _export(self) -> None:
         self._command(["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
@@ -254,16 +270,14 @@ class WholeRun:
         self._command(["add-detector", self.folder, self.folder / MODEL, *self.recipe.words("add_detector")])
 
     def _calibrate(self) -> None:
-        words: list[object] = [self.folder / MODEL, "--data", *self.options.data, "--names-file", self._held_out()]
-        device = ["--device", self.options.device] if self.options.device else []
-        self._command(["calibrate", *words, *device, *self.recipe.words("calibrate")])
-        self._command(["calibrate", *words, *device, "--restorations", 0])
+        words = ["calibrate", self.folder / MODEL, *self._measured_on]
+        self._command([*words, *self.recipe.words("calibrate")])
+        self._command([*words, "--restorations", 0])
 
     def _compare(self) -> None:
-        words: list[object] = ["--data", *self.options.data, "--names-file", self._held_out()]
-        device = ["--device", self.options.device] if self.options.device else []
-        words += ["--weights", self.folder / MODEL, "-o", self.folder / "results", *device]
-        self._command(["compare", "--region", self.options.region, *words, *self.recipe.words("compare")])
+        words = ["compare", "--region", self.options.region, *self._measured_on]
+        words += ["--weights", self.folder / MODEL, "-o", self.folder / "results"]
+        self._command([*words, *self.recipe.words("compare")])
 
     def _try(self) -> None:
         source = self.volumes[self._held_out().read_text("utf-8").splitlines()[0]]
