@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 VQVAE_SIZES = VQVAESettings((4, 4, 4, 8), 12, 1)
 PRIOR_SIZES = PixelSNAILSettings(12, 8, 1, 1, 7, 2)
-NAMES = [f"{source}{number:02}" for source in ("ixi", "novo", "ucla") for number in range(5)] + ["ucla07"]
+NAMES = [f"{source}{number:02}" for source in ("ixi", "novo", "ucla") for number in range(5)] + ["ucla07", "novo15"]
 SPLIT = split_names(NAMES[:10], 0.1, 0.1)  # as training has it: ucla* is never trained on
 SMALLER = {
     "train vqvae": "--channels 4 4 4 8 --codebook-size 12 --res-blocks 1 --batch 2 --device cpu",

@@ -17,6 +17,7 @@ from mood_submission.volumes import read_volume
 
 def test_each_object_is_suspected_down_to_half_its_own_height():
     scores = torch.full((6, 20, 20), 0.1)
+    scores[1:3, 1:11, 1:11] = 0.45  # above the threshold, and less than half-way up
     scores[1:3, 2:10, 2:10] = 0.5
     scores[1:3, 4:8, 4:8] = 0.9  # half-way up from 0.1 is 0.5
     scores[4:, 12:18, 12:18] = 0.4
