@@ -292,6 +292,7 @@ def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(pla
         assert (np.abs(arrays["slices"][rows[new]] - arrays["slices"][np.flatnonzero(new)]).max((1, 2)) > 0).any()
 
 
+@pytest.mark.slow
 def test_a_part_of_a_scan_is_placed_as_a_scan_that_holds_no_more(cache, tiny_weights):
     """A brain's anatomy tells where a slice lies, a part or not; an abdomen's slices lie relative to the scan's ends."""
     data, model = load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu")
@@ -299,8 +300,8 @@ def test_a_part_of_a_scan_is_placed_as_a_scan_that_holds_no_more(cache, tiny_wei
     whole = Planter(data, model, dataclasses.replace(settings, partial=0.0))
     seen = set()
     for number in range(6):
-        position = Planter(data, model, settings).volume(number)["position"]
-        members = whole._members(int(Planter(data, model, settings).volume(number)["volume"]))
+        arrays = Planter(data, model, settings).volume(number)
+        position, members = arrays["position"], whole._members(int(arrays["volume"]))
         assert 8 // 2 <= len(position) <= len(members)
         known = data.position[members].numpy()
         start = int(np.abs(known - position[0]).argmin())
@@ -351,6 +352,7 @@ def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
     assert (arrays["restoration"] != arrays["reconstruction"]).any()
 
 
+@pytest.mark.slow
 def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     assert fill_store(planter, tmp_path, 3) == 3
     store = Store(tmp_path, most=4)
@@ -431,6 +433,7 @@ def test_processes_that_fill_a_store_together_make_what_one_makes(planter, tmp_p
         assert one.name == other.name and one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_whoever_draws_them(planter, tmp_path):
     fill_store(planter, tmp_path, 2)
     store = Store(tmp_path)

@@ -110,6 +110,7 @@ def test_the_image_and_the_difference_follow_the_other_maps():
     assert torch.equal(shuffled.inputs(index, PLAIN.context, mirror=True)[0], maps)
 
 
+@pytest.mark.slow
 def test_a_detector_answers_as_before_when_it_is_given_mirror_images():
     torch.manual_seed(0)
     evidence, detector = evidence_of(brain(Midline())), Detector(PLAIN).eval()
