@@ -24,7 +24,7 @@ from mood_submission.lab.training.mean import mean_detector
 from mood_submission.lab.training.store import Planter, PlantingSettings, Store, fill_store
 from mood_submission.methods.learned import LOGIT_SCALE, ordinary_logit, sample_of, soften_logits
 from mood_submission.model_file import add_detector, networks_sha256
-from mood_submission.networks.detector import Detector, DetectorSettings
+from mood_submission.networks.detector import Detector, DetectorSettings, fitted_to
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.running.time_budget import compute_within
 from mood_submission.volumes import read_volume
@@ -123,6 +123,46 @@ def test_dice_is_the_overlap_of_all_places_together():
     label = torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 1]])
     assert float(dice(label, label)) == 1 and float(dice(torch.zeros(2, 4), torch.zeros(2, 4))) == 1
     assert float(dice(torch.full((2, 4), 0.5), label)) == pytest.approx((2 * 1.5 + 1) / (4 + 3 + 1))
+
+
+def test_weights_of_the_dice_stand_for_places_seen_so_often():
+    probability, label = torch.tensor([0.2, 0.9, 0.4]), torch.tensor([0.0, 1.0, 1.0])
+    twice = dice(torch.tensor([0.2, 0.9, 0.9, 0.4]), torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    assert float(dice(probability, label, torch.tensor([1.0, 2.0, 1.0]))) == pytest.approx(float(twice))
+
+
+def test_a_detector_that_restores_learns_the_slice_before_planting(store):
+    torch.manual_seed(0)
+    stage = DetectorStage(dataclasses.replace(TINY, restores=True), "float32", restoring=1.0)
+    optimiser = torch.optim.Adam(stage.model.parameters(), 1e-2)
+    changes = []
+    for _ in range(40):
+        # The same patches each time.
+        loss, told = stage.loss(store, torch.arange(4), torch.Generator().manual_seed(1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        changes.append(float(told["change"]))
+    assert changes[-1] < 0.7 * changes[0]
+    assert stage.model.joined.item() != 0
+
+
+def test_a_detector_that_begins_to_restore_answers_as_before():
+    torch.manual_seed(0)
+    plain, restoring = Detector(TINY).eval(), Detector(dataclasses.replace(TINY, restores=True)).eval()
+    restoring.load_state_dict(fitted_to(plain.state_dict(), restoring.settings))
+    maps, place = torch.randn(2, 9, 40, 40), torch.randn(2, 2, 40, 40)
+    nll = torch.randn(2, 3, 5, 5)
+    logits, change = restoring.logits_and_change(maps, nll, place)
+    assert torch.equal(logits, plain(maps, nll, place)) and change is not None and not change.any()
+    assert torch.equal(restoring(maps, nll, place), logits) and plain.logits_and_change(maps, nll, place)[1] is None
+    # How far the slice lies from the restored one counts as far as `joined` says.
+    restoring.joined.data.fill_(2)
+    restoring.change.bias.data.fill_(-3)
+    assert torch.allclose(restoring(maps, nll, place), logits + 6, atol=1e-5)
+    mean = mean_detector([plain, restoring])
+    assert mean.settings == restoring.settings
+    assert torch.allclose(mean(maps, nll, place), logits + 1.5, atol=1e-5)
 
 
 # --- from training to prediction -------------------------------------------------------------------------------------

@@ -27,12 +27,15 @@ from mood_submission.lab.training.cache import CacheError, build_cache, load_cac
 from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorStage
 from mood_submission.lab.training.patches import (
+    MOST_WEIGHT,
+    SMALL_AREA,
     BatchesAhead,
     PatchBatches,
     PatchSettings,
     _other_tones,
     _weaker_evidence,
     cut_patches,
+    small_weights,
 )
 from mood_submission.lab.training.plant import check_volumes
 from mood_submission.lab.training.randomise import BOLD, RANDOMISATIONS, Randomisation, randomise
@@ -506,8 +509,11 @@ def test_a_patch_with_other_tones_shows_the_same_in_other_greys(planter, tmp_pat
     maps, _ = evidence.inputs(torch.tensor([3]), CONTEXT)
     count, own, changes = len(CONTEXT), CONTEXT.index(0), []
     air = maps[:, :count] == 0
+    none = torch.zeros_like(maps[:, own])
     for seed in range(20):
-        toned = _other_tones(maps, CONTEXT, torch.Generator().manual_seed(seed))
+        toned, change = _other_tones(maps, none, CONTEXT, torch.Generator().manual_seed(seed))
+        # The grain is no change, and nothing else was planted.
+        assert change.abs().max() < 1e-5
         assert torch.equal(toned[:, -1], maps[:, -1])  # where the slice lies
         assert torch.equal(toned[:, :count] == 0, air)
         assert toned[:, residual_channels(CONTEXT)].abs().max() <= 8
@@ -515,6 +521,46 @@ def test_a_patch_with_other_tones_shows_the_same_in_other_greys(planter, tmp_pat
         assert np.corrcoef(shown, before)[0, 1] > 0.7
         changes.append(float((shown - before).abs().mean()))
     assert max(changes) > 5 * min(changes) > 0
+
+
+def test_a_patch_knows_the_slice_before_planting(planter, tmp_path):
+    fill_store(planter, tmp_path, 2)
+    store, changed = Store(tmp_path), 0
+    for seed in range(10):
+        settings = PatchSettings(strides=(1,), warped=0, healthy=0)
+        patch = cut_patches(store, 1, (0,), settings, torch.Generator().manual_seed(seed))
+        before = patch.maps[0, 0] + patch.change[0]
+        healthy = [stored.variants[0].slices.float() for stored in store.volumes.values()]
+        boxes = [
+            part.unfold(1, before.shape[0], 1).unfold(2, before.shape[1], 1)
+            for part in (*healthy, *(whole.flip(-1) for whole in healthy))
+        ]
+        assert min(float((box - before).abs().amax((-1, -2)).min()) for box in boxes) < 1e-3
+        # Nothing changes in healthy pixels that count.
+        untouched = (patch.label == 0) & (patch.counts > 0)
+        assert not patch.change[untouched].any()
+        changed += int((patch.change[patch.label > 0] != 0).sum())
+    assert changed
+
+
+def test_small_anomalies_weigh_as_much_as_larger_ones():
+    label = torch.zeros(2, 40, 40)
+    # One of 4 pixels, one of 25, one of 400.
+    label[0, 2:4, 2:4] = label[0, 10:15, 2:7] = label[1, 5:25, 5:25] = 1
+    weights = small_weights(label)
+    assert (weights[label == 0] == 1).all() and (weights[1] == 1).all()
+    assert (weights[0, 2:4, 2:4] == MOST_WEIGHT).all() and (weights[0, 10:15, 2:7] == SMALL_AREA / 25).all()
+
+
+def test_small_anomalies_weigh_more_in_patches_only_when_asked(planter, tmp_path):
+    fill_store(planter, tmp_path, 2)
+    plain, heavier = (
+        cut_patches(Store(tmp_path), 8, (0,), PatchSettings(small=small), torch.Generator().manual_seed(3))
+        for small in (False, True)
+    )
+    assert set(plain.counts.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(heavier.label, plain.label)
+    assert torch.equal(heavier.counts, plain.counts * small_weights(plain.label))
 
 
 def test_a_warped_patch_is_warped_alike(planter, tmp_path):

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from mood_submission.evidence.normalised import Box, NormalisedEvidence, detector_logits
 from mood_submission.evidence.symmetry import Midline, find_midline, mirrored_slice
-from mood_submission.networks.detector import Detector, DetectorSettings, input_channels, with_mirror_channels
+from mood_submission.networks.detector import Detector, DetectorSettings, fitted_to, input_channels
 
 SIDE, COUNT = 64, 40
 POSITION = torch.linspace(-0.35, 0.35, COUNT)[:, None]
@@ -115,10 +115,10 @@ def test_a_detector_answers_as_before_when_it_is_given_mirror_images():
     torch.manual_seed(0)
     evidence, detector = evidence_of(brain(Midline())), Detector(PLAIN).eval()
     mirroring = Detector(dataclasses.replace(PLAIN, mirror=True)).eval()
-    mirroring.load_state_dict(with_mirror_channels(detector.state_dict(), mirroring.settings))
+    mirroring.load_state_dict(fitted_to(detector.state_dict(), mirroring.settings))
     index = torch.arange(0, COUNT, 13)
     with torch.inference_mode():
         before, after = (detector_logits(network, evidence, index) for network in (detector, mirroring))
     assert torch.allclose(after, before, atol=1e-5)
-    again = with_mirror_channels(mirroring.state_dict(), mirroring.settings)
+    again = fitted_to(mirroring.state_dict(), mirroring.settings)
     assert all(torch.equal(again[name], value) for name, value in mirroring.state_dict().items())

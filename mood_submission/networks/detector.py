@@ -62,6 +62,8 @@ class DetectorSettings:
         sample score then tells how far the highest logits lie above the ordinary quantile plus this spread. So scans whose
         logits vary much do not score high either. 0 to leave the spread out.
     mirror: whether each slice is read with its mirror image, left for right, as brains allow it (see `evidence.symmetry`).
+    restores: whether the detector also says how the slice would look without the anomaly. How far that lies from the slice joins
+        the logits.
     Raises ValueError for an ordinary_spread_quantile that is not below the ordinary_quantile, and for a context without 0.
     """
 
@@ -74,6 +76,7 @@ class DetectorSettings:
     ordinary_quantile: float = 0.0
     ordinary_spread_quantile: float = 0.0
     mirror: bool = False
+    restores: bool = False
 
     def __post_init__(self) -> None:
         # JSON gives lists.
@@ -132,12 +135,22 @@ class Detector(nn.Module):
         self.up = nn.ModuleList(convolution(w, w) for w in widths[:-1])
         self.last = convolution(widths[0], 2 * FINE, 1)
         self.head = nn.Sequential(convolution(3 * FINE, 2 * FINE), nn.Conv2d(2 * FINE, 1, 1))
+        if settings.restores:
+            self.change = nn.Conv2d(2 * FINE, 1, 1)
+            self.joined = nn.Parameter(torch.zeros(1))
 
     def forward(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
         """Logits (B, H, W), above 0 where a planted anomaly is likelier than not.
 
         maps, nll: (B, C, H, W) and (B, K, h, w), see `NormalisedEvidence.inputs`.
         place: (B, 2, H, W), see `evidence.normalised.places`.
+        """
+        return self.logits_and_change(maps, nll, place)[0]
+
+    def logits_and_change(self, maps: Tensor, nll: Tensor, place: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits as of `forward`, and what would have to be added to the slices so that they look healthy, (B, H, W).
+
+        The change is None without the setting `restores`.
         """
         maps = torch.cat([maps, place.to(maps.dtype)], 1)
         x, kept = self.stem(maps), []
@@ -150,14 +163,18 @@ class Detector(nn.Module):
         x = self.drop(x)
         for across, beside, up in zip(kept[::-1], self.beside[::-1], self.up[::-1]):
             x = up(beside(torch.cat([across, at_size(x, across.shape[-2:])], 1)))
-        logits: Tensor = self.head(torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))
-        return logits[:, 0]
+        features = self.head[0](torch.cat([self.fine(maps), at_size(self.last(x), maps.shape[-2:])], 1))
+        logits: Tensor = self.head[1](features)[:, 0]
+        if not self.settings.restores:
+            return logits, None
+        change: Tensor = self.change(features)[:, 0]
+        return logits + self.joined * change.abs(), change
 
 
-def with_mirror_channels(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
-    """The parameters of a detector that reads no mirror image, for one with `settings`, which does. It answers as before.
+def fitted_to(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
+    """A detector's parameters, for one with `settings` that reads mirror images or restores slices too. It answers as before.
 
-    The weights of the new channels are 0. Parameters of a detector that reads mirror images come back as they are.
+    The new weights are 0. Parameters that are there come back as they are.
     """
     before, wanted = input_channels(settings.context), input_channels(settings.context, mirror=True) + 2
     result = dict(parameters)
@@ -166,4 +183,11 @@ def with_mirror_channels(parameters: Mapping[str, Tensor], settings: DetectorSet
         if settings.mirror and weight.shape[1] == wanted - MIRROR_CHANNELS:
             new = weight.new_zeros(weight.shape[0], MIRROR_CHANNELS, *weight.shape[2:])
             result[name] = torch.cat([weight[:, :before], new, weight[:, before:]], 1)
+    if settings.restores and "joined" not in result:
+        last = result["head.1.weight"]
+        result |= {
+            "change.weight": torch.zeros_like(last),
+            "change.bias": last.new_zeros(1),
+            "joined": last.new_zeros(1),
+        }
     return result

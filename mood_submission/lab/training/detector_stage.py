@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
 from ...model_file import networks_sha256
-from ...networks.detector import CONTEXT, Detector, DetectorSettings, with_mirror_channels
+from ...networks.detector import CONTEXT, Detector, DetectorSettings, fitted_to
 from ...runtime.option_types import positive
 from ...runtime.options import option
 from ..evaluation.metrics import average_precision, score_counts
@@ -27,6 +27,8 @@ from .store import VALIDATION, Planter, Store, fill_store, store_settings, store
 # Detectors are validated on at least so many planted volumes, so that every kind of the benchmark is there. Few healthy volumes
 # are planted in several times.
 LEAST_VALIDATION = 10
+# How much more an anomalous pixel counts where slices are restored.
+CHANGED_WEIGHT = 20.0
 
 
 @torch.no_grad()
@@ -53,6 +55,10 @@ class DetectorOptions:
     context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
     mirror: bool = option(
         "let the detector read each slice's mirror image too, left for right; for brains, of stores planted with midlines",
+        default=False,
+    )
+    restores: bool = option(
+        "let the detector say, too, how each slice would look without the anomaly, as evidence for its logits",
         default=False,
     )
     most: int = option("newest volumes that are held in memory", type=positive, default=400)
@@ -95,7 +101,13 @@ def train_detector(options: DetectorOptions) -> None:
         "train": Store(options.store, options.most, options.unseen),
         "validation": Store(options.store / "validation"),
     }
-    settings = DetectorSettings(options.widths, options.run.dropout, context=options.context, mirror=options.mirror)
+    settings = DetectorSettings(
+        options.widths,
+        options.run.dropout,
+        context=options.context,
+        mirror=options.mirror,
+        restores=options.restores,
+    )
     stage = DetectorStage(settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen)
     about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
     trainer = run.trainer(stage, about, data)
@@ -143,6 +155,7 @@ class DetectorStage(Stage[Store, Detector]):
     precision: of `autocast`.
     patches: how they are cut.
     dice: what the Dice counts beside the cross-entropy.
+    restoring: what `change_loss` counts beside it, for a detector that restores.
     refresh_every: after so many steps, what has come into the store is read.
     workers: processes that draw batches ahead, see `patches.BatchesAhead`.
     unseen: kinds of anomaly that are not trained on. Where there are any, the best detector is the one that finds these best.
@@ -159,12 +172,14 @@ class DetectorStage(Stage[Store, Detector]):
         patches: PatchSettings | None = None,
         *,
         dice: float = 0.5,
+        restoring: float = 0.2,
         refresh_every: int = 50,
         workers: int = 0,
         unseen: Collection[str] = (),
     ):
         self.model, self.precision = Detector(settings), precision
-        self.patches, self.dice, self.refresh_every = patches or PatchSettings(), dice, refresh_every
+        self.patches, self.refresh_every = patches or PatchSettings(), refresh_every
+        self.dice, self.restoring = dice, restoring
         # What the last batch was drawn from.
         self.store: Store | None = None
         self.ahead: BatchesAhead | None = None
@@ -182,21 +197,26 @@ class DetectorStage(Stage[Store, Detector]):
         assert self.ahead is not None
         device = next(self.model.parameters()).device
         batch = self.ahead.batch(generator.initial_seed())
-        maps, nll, place, label, counts = (part.to(device, non_blocking=True) for part in batch)
+        maps, nll, place, label, counts, change = (part.to(device, non_blocking=True) for part in batch)
         if self.channels_last_on_cpu or device.type != "cpu":
             maps = maps.to(memory_format=torch.channels_last)
         with autocast(maps, self.precision):
-            logits = self.model(maps, nll, place).float()
+            logits, restored = self.model.logits_and_change(maps, nll, place)
+        logits = logits.float()
         entropy = (F.binary_cross_entropy_with_logits(logits, label, reduction="none") * counts).mean()
-        overlap = dice(logits.sigmoid() * counts, label)
-        return entropy + self.dice * (1 - overlap), {
+        overlap = dice(logits.sigmoid(), label, counts)
+        loss, measured = entropy + self.dice * (1 - overlap), {}
+        if restored is not None:
+            amiss = change_loss(restored.float(), change, label * counts)
+            loss, measured = loss + self.restoring * amiss, {"change": amiss.detach()}
+        return loss, measured | {
             "cross_entropy": entropy.detach(),
             "dice": overlap.detach(),
             "volumes": torch.tensor(float(len(data))),
         }
 
     def begin_from(self, parameters: Mapping[str, Tensor]) -> None:
-        super().begin_from(with_mirror_channels(parameters, self.model.settings))
+        super().begin_from(fitted_to(parameters, self.model.settings))
 
     def after_step(self, step: int, progress: float) -> None:
         if step % self.refresh_every == 0 and self.store is not None:
@@ -235,9 +255,21 @@ class DetectorStage(Stage[Store, Detector]):
         return found
 
 
-def dice(probability: Tensor, label: Tensor) -> Tensor:
-    """The Dice of all places together: (2 x overlap + 1) / (sum of both + 1). So it is 1 where both are empty."""
-    return (2 * (probability * label).sum() + 1) / (probability.sum() + label.sum() + 1)
+def dice(probability: Tensor, label: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """The Dice of all places together: (2 x overlap + 1) / (sum of both + 1). So it is 1 where both are empty.
+
+    weight: how much each place counts, of the others' shape.
+    """
+    weighted = weight * probability
+    return (2 * (weighted * label).sum() + 1) / (weighted.sum() + (weight * label).sum() + 1)
+
+
+def change_loss(restored: Tensor, change: Tensor, anomalous: Tensor) -> Tensor:
+    """How far a detector's change lies from the one wanted: the mean absolute difference, (B, H, W) each.
+
+    Anomalous pixels are few. So they count CHANGED_WEIGHT times as much. anomalous: 0 elsewhere, there how much a pixel weighs.
+    """
+    return ((restored - change).abs() * (1 + CHANGED_WEIGHT * anomalous)).mean()
 
 
 def places_ap(logits: Tensor, label: Tensor) -> float:

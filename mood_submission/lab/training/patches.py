@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +21,10 @@ from .store import Store, StoredVolume
 
 # So many slices from an anomaly lie near it.
 REACH = 4
+# The pixels of a smaller anomaly may weigh more: a disc of 8 mm radius at 1.25 mm.
+SMALL_AREA = 130
+# The most that a pixel of a small anomaly weighs.
+MOST_WEIGHT = 8.0
 # What air is in the network's intensities, round a brain and in a CT.
 AIR = (0.0, -1.0)
 
@@ -35,6 +41,7 @@ class PatchSettings:
     weaker_evidence: share of patches whose residuals and NLL are made less telling. They are smaller on volumes that the VQ-VAE
         and the prior were trained on than on new ones. So a detector would trust them too much.
     other_tones: share of patches that are shown in other greys and with more grain.
+    small: whether an anomaly with fewer than SMALL_AREA pixels in a slice weighs as much as one of that size.
     """
 
     patch: float = 0.65
@@ -52,6 +59,9 @@ class PatchSettings:
         type=share,
         default=0.0,
     )
+    small: bool = option(
+        "let an anomaly that is small in a slice weigh as much as a larger one; finds smaller lesions", default=False
+    )
 
 
 class Batch(NamedTuple):
@@ -60,7 +70,9 @@ class Batch(NamedTuple):
     maps, nll: see `NormalisedEvidence.inputs`.
     place: where they lie, see `evidence.normalised.places`.
     label: (B, H, W), 1 where an anomaly is, else 0.
-    counts: (B, H, W), 0 where an anomaly changed the slice too little to be labelled, else 1.
+    counts: (B, H, W), how much a pixel weighs: 0 where an anomaly changed the slice too little to be labelled, else 1. Small
+        anomalies may weigh more, see `PatchSettings.small`.
+    change: (B, H, W), the slice before planting less the slice, in the networks' intensities.
     """
 
     maps: Tensor
@@ -68,6 +80,7 @@ class Batch(NamedTuple):
     place: Tensor
     label: Tensor
     counts: Tensor
+    change: Tensor
 
 
 def cut_patches(
@@ -169,26 +182,41 @@ def _patch(
     box = _box(evidence, label[index], how.patch, generator)
     stride = how.strides[_below(len(how.strides), generator)]
     maps, nll = evidence.inputs(torch.tensor([index]), context, stride, box, mirror=mirror)
+    # A slice's rows differ from the healthy variant's only where something was planted.
+    own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
+    change = (healthy.float() - own.float())[None, box.rows, box.columns]
     if how.weaker_evidence and _share(generator) < how.weaker_evidence:
         maps, nll = _weaker_evidence(maps, nll, context, generator)
     if how.other_tones and _share(generator) < how.other_tones:
-        maps = _other_tones(maps, context, generator)
-    # A slice's rows differ from the healthy variant's only where something was planted.
-    own, healthy = (evidence.slices[stored.variants[v].rows[index]] for v in (variant, 0))  # type: ignore[index]
+        maps, change = _other_tones(maps, change, context, generator)
     shown = label[index]
     counts = shown | (own == healthy)
-    batch = Batch(
-        maps,
-        nll,
-        places(box, label.shape[1:])[None],
-        *(part[None, box.rows, box.columns].float() for part in (shown, counts)),
-    )
+    shown, counts = (part[None, box.rows, box.columns].float() for part in (shown, counts))
+    place = places(box, label.shape[1:])[None]
+    batch = Batch(maps=maps, nll=nll, place=place, label=shown, counts=counts, change=change)
     if _share(generator) < how.warped:
         batch = _warped(batch, generator)
+    if how.small:
+        batch = batch._replace(counts=batch.counts * small_weights(batch.label))
     if _below(2, generator):
         return batch
     turned = Batch(*(part.flip(-1) for part in batch))
     return turned._replace(place=turned.place * torch.tensor([1.0, -1.0])[:, None, None])
+
+
+def small_weights(label: Tensor) -> Tensor:
+    """How much each pixel weighs so that every anomaly of a slice weighs as much as SMALL_AREA pixels, or more.
+
+    label: (B, H, W), 1 where an anomaly is, else 0. Returns float32 of that shape: 1 to MOST_WEIGHT in anomalies, 1 elsewhere.
+    """
+    weights = torch.ones_like(label)
+    for weight, marked in zip(weights, label.numpy() > 0.5, strict=True):
+        parts, count = ndimage.label(marked)
+        if count:
+            areas = torch.from_numpy(np.bincount(parts.ravel()).astype(np.float32))
+            areas[0] = SMALL_AREA
+            weight.copy_((SMALL_AREA / areas).clamp(1, MOST_WEIGHT)[torch.from_numpy(parts).long()])
+    return weights
 
 
 def _weaker_evidence(
@@ -213,28 +241,36 @@ def _smooth(size: torch.Size, most: float, generator: torch.Generator) -> Tensor
     return F.interpolate(field, tuple(size), mode="bicubic", align_corners=True)
 
 
-def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generator) -> Tensor:
+def _other_tones(
+    maps: Tensor, change: Tensor, context: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Maps with slices and reconstructions of another contrast and brightness, smoothly over the patch, and with grain in slices.
 
     The grain is in the residuals too, which stay relative to what is usual. Air stays as it is. Each neighbour has its own
-    grain. All else is changed alike.
+    grain. All else is changed alike, the slice before planting too, of which `change` tells.
     """
     count, own = len(context), context.index(0)
-    slices = maps[:, :count]
-    tissue = ~torch.isin(slices, torch.tensor(AIR))
+    air = torch.tensor(AIR)
+    tissue = ~torch.isin(maps[:, :count], air)
     if not tissue.any():
-        return maps
-    maps, size, middle = maps.clone(), maps.shape[-2:], slices[tissue].mean()
+        return maps, change
+    maps, size, middle = maps.clone(), maps.shape[-2:], maps[:, :count][tissue].mean()
     mirrored = maps.shape[1] > input_channels(tuple(context))
     contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
+    brighter = _smooth(size, 0.15, generator)
+
+    def toned(greys: Tensor, tissue: Tensor) -> Tensor:
+        return torch.where(tissue, middle + (greys - middle) * contrast + brighter, greys)
+
     # The slices and the reconstruction.
     shown = [*range(count), 2 * count]
     tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
-    greys = middle + (maps[:, shown] - middle) * contrast + _smooth(size, 0.15, generator)
-    maps[:, shown] = torch.where(tissue, greys, maps[:, shown])
+    healthy = (maps[:, own] + change)[:, None]
+    maps[:, shown] = toned(maps[:, shown], tissue)
+    change = (toned(healthy, ~torch.isin(healthy, air)) - maps[:, own : own + 1])[:, 0]
     if mirrored:
         image = maps[:, -2]
-        maps[:, -2] = torch.where(torch.isin(image, torch.tensor(AIR)), image, middle + (image - middle) * contrast)
+        maps[:, -2] = torch.where(torch.isin(image, air), image, middle + (image - middle) * contrast)
     noise = torch.randn(1, count, *size, generator=generator)
     noise = torch.cat([noise, noise[:, own : own + 1]], 1) * tissue
     maps[:, :count] += 0.1 * grain * noise[:, :count]
@@ -242,7 +278,7 @@ def _other_tones(maps: Tensor, context: Sequence[int], generator: torch.Generato
         maps[:, -1] = maps[:, own] - maps[:, -2]
     residuals = residual_channels(context)
     maps[:, residuals] = ((maps[:, residuals] + grain * noise) / math.sqrt(1 + grain**2)).clamp(-8, 8)
-    return maps
+    return maps, change
 
 
 def _warped(batch: Batch, generator: torch.Generator) -> Batch:
@@ -263,12 +299,14 @@ def _warped(batch: Batch, generator: torch.Generator) -> Batch:
         return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
 
     label = (take(batch.label[None], grid)[0] > 0.5).float()
+    counts = (take(batch.counts[None], grid)[0] > 0.99).float()
     return Batch(
-        take(batch.maps, grid),
-        take(batch.nll, coarse),
-        take(batch.place, grid),
-        label,
-        torch.maximum(label, (take(batch.counts[None], grid)[0] > 0.99).float()),
+        maps=take(batch.maps, grid),
+        nll=take(batch.nll, coarse),
+        place=take(batch.place, grid),
+        label=label,
+        counts=torch.maximum(label, counts),
+        change=take(batch.change[None], grid)[0],
     )
 
 
