@@ -49,7 +49,7 @@ from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)
 TINY = DetectorSettings((4, 6, 8, 8), context=CONTEXT)
-STILL = Randomisation(*[0] * 5, 1, *[0] * 13)
+STILL = Randomisation(*[0] * 5, 1, *[0] * 17)
 
 
 def brain_slices(count: int = 12, size: int = 40) -> torch.Tensor:
@@ -645,6 +645,44 @@ def test_gas_may_become_contrast_and_fat_black():
         for s in range(12)
     ]
     assert all(abs(float(x[14, 14]) - 0.5) < 0.06 for x in seen) and min(float(x[7, 7]) for x in seen) == 0
+
+
+def test_contrast_medium_comes_and_goes_and_bone_stays():
+    body = torch.full((1, 40, 40), 0.5)
+    body[:, 10:20, 10:20], body[:, 25:32, 25:32] = 0.7, 0.9
+    r = dataclasses.replace(STILL, enhanced=1.0, share=1.0)
+    seen = [randomise(body, 40, r, 0.05, torch.Generator().manual_seed(s))[0] for s in range(20)]
+    # Relative to organs, since the whole slice gets brighter or darker too.
+    vessels, bones = ([float(x[at, at] / x[35, 5]) for x in seen] for at in (14, 28))
+    assert min(vessels) < 1.2 and max(vessels) > 1.6
+    assert all(1.6 < bone < 2 for bone in bones)
+
+
+def test_a_thick_slice_shows_its_neighbours():
+    slices = torch.zeros(9, 40, 40)
+    slices[4, 10:30, 10:30] = 1
+    r = dataclasses.replace(STILL, thick=1.2, share=1.0)
+    found = randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(2), together=True)
+    expected = ndimage.gaussian_filter1d(slices.numpy(), 1, axis=0, mode="nearest")
+    assert 0 < found[3, 20, 20] < found[4, 20, 20] < 1 and float(found[:, 20, 20].sum()) == pytest.approx(1, abs=0.1)
+    assert np.corrcoef(found[:, 20, 20], expected[:, 20, 20])[0, 1] > 0.9
+    # Slices of no volume have no neighbours.
+    apart = randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(2))
+    assert not apart[[0, 1, 2, 3, 5, 6, 7, 8]].any() and apart[4, 20, 20] > 0.9
+
+
+def test_a_narrow_field_of_view_and_streaks():
+    body = torch.full((6, 40, 40), 0.5)
+    narrow = randomise(
+        body, 40, dataclasses.replace(STILL, truncated=1.0), 0.05, torch.Generator().manual_seed(0), together=True
+    )
+    # Whole columns of all slices are gone, at the sides only.
+    gone = (narrow == 0).all(0).all(0)
+    assert gone.any() and not gone[10:30].any() and torch.allclose(narrow[:, :, ~gone], body[:, :, ~gone])
+    streaks = dataclasses.replace(STILL, streaks=0.3, share=2.0)
+    found = randomise(body, 40, streaks, 0.05, torch.Generator().manual_seed(0), together=True)
+    differs = (found - body).abs()
+    assert differs.amax() > 0.02 and float(differs[0, 20].mean()) != pytest.approx(float(differs[1, 20].mean()))
 
 
 def test_small_sources_are_drawn_more_often_than_their_share():

@@ -37,6 +37,10 @@ class Randomisation:
     window: probability of another clinical window, in which fat may be black.
     phase: how far organs that take up contrast get brighter or darker at most.
     filled: probability that gas in the bowel is bright contrast instead.
+    enhanced: how far bright tissue, where contrast medium shows, gets brighter or loses its contrast at most: 1 for all of it.
+    thick: in a volume, the largest standard deviation of a blur along z, in slices, as thicker slices have it.
+    streaks: the largest amplitude of the streaks that metal, arms or too few photons leave.
+    truncated: probability that the field of view ends within the body at the sides.
     floor: whether what is no air stays above the threshold of air.
     """
 
@@ -59,6 +63,10 @@ class Randomisation:
     window: float = 0.0
     phase: float = 0.0
     filled: float = 0.0
+    enhanced: float = 0.0
+    thick: float = 0.0
+    streaks: float = 0.0
+    truncated: float = 0.0
     floor: bool = True
 
 
@@ -89,6 +97,8 @@ CT_MILD = replace(
     window=0.3,
     phase=0.06,
     filled=0.1,
+    enhanced=0.3,
+    thick=0.5,
     floor=False,
 )
 CT_MEDIUM = replace(
@@ -103,6 +113,10 @@ CT_MEDIUM = replace(
     lines=0.01,
     phase=0.1,
     filled=0.2,
+    enhanced=0.7,
+    thick=0.8,
+    streaks=0.06,
+    truncated=0.1,
 )
 CT_BOLD = replace(
     CT_MEDIUM,
@@ -114,6 +128,10 @@ CT_BOLD = replace(
     window=0.5,
     phase=0.15,
     filled=0.3,
+    enhanced=1.0,
+    thick=1.2,
+    streaks=0.12,
+    truncated=0.2,
 )
 RANDOMISATIONS = {
     "brain": {"mild": MILD, "medium": Randomisation(), "bold": BOLD},
@@ -164,6 +182,7 @@ def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold
     """Slices (B, S, S) in [0, 1] with other borders, tones, sharpness and noise. Air stays air, and the rest stays above it."""
     air, size = open_air(slices < threshold), slices.shape[-1]
     x, air = _borders(slices, air, r, numbers)
+    x, air = _truncated(x, air, r, numbers)
     x = _ct(x, air, r, numbers, threshold)
     x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
     x = torch.where(numbers.often(r.share), x * (numbers.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
@@ -174,6 +193,8 @@ def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold
     if r.lines:
         x = torch.where(numbers.often(r.share / 2), x + _ripples(size, r, numbers), x)
     white = numbers.white(size)
+    if r.streaks:
+        x = torch.where(numbers.often(r.share / 2), x + _streaks(size, r, numbers), x)
     grain = torch.where(numbers.often(0.5), white, 2.2 * blur(white, numbers.uniform(0.5, 1.0)))
     x = torch.where(numbers.often(r.share), x + grain * numbers.uniform(0, r.noise), x)
     return torch.where(air, 0, x.clamp(threshold if r.floor else 0, 1))
@@ -190,6 +211,8 @@ def randomise(
 ) -> Tensor:
     """Slices (B, S, S) in [0, 1] -> (B, size, size) in [0, 1], deformed and with other greys. together: all alike."""
     numbers = RandomNumbers(len(slices), together, generator)
+    if together and r.thick:
+        slices = torch.where(numbers.often(r.share), _thicker(slices, float(numbers.uniform(0.3, r.thick))), slices)
     return recolour(deform(slices, size, r, numbers), r, numbers, threshold)
 
 
@@ -215,6 +238,10 @@ def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, thresh
     if r.phase:
         organs = torch.exp(-(((x - 0.55) / 0.07) ** 2))
         x = x + numbers.uniform(-1, 1) * r.phase * organs * (1 + 0.5 * numbers.field(x.shape[-1], 4)).clamp(0, 2)
+    if r.enhanced:
+        # Bone is brighter still, and keeps its greys.
+        bright = (x - 0.55).clamp_min(0) * torch.sigmoid((0.85 - x) / 0.03)
+        x = torch.where(numbers.often(r.share), x + numbers.uniform(-1, 1) * r.enhanced * bright, x)
     if r.window:
         low = numbers.uniform(-0.08, 0.22)
         # Soft tissue stays where it is.
@@ -240,6 +267,39 @@ def _borders(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers) -
         off = numbers.often(r.cut) & (near > 0.5) & (numbers.field(size, 9) > numbers.uniform(0, 1.5))
         x, air = torch.where(off, 0, x), air | off
     return x, air
+
+
+def _truncated(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers) -> tuple[Tensor, Tensor]:
+    """Slices and air where the field of view ends within the body, at one side or at both."""
+    if not r.truncated:
+        return x, air
+    across = torch.linspace(0, 1, x.shape[-1], device=x.device).expand(1, 1, -1)
+    left, right = (numbers.uniform(0.08, 0.22) * numbers.often(0.7) for _ in range(2))
+    off = numbers.often(r.truncated) & ((across < left) | (across > 1 - right))
+    return torch.where(off, 0, x), air | off
+
+
+def _thicker(slices: Tensor, sigma: float) -> Tensor:
+    """A volume's slices (N, S, S), each mixed with its neighbours as a Gaussian along z weighs them. sigma: in slices."""
+    reach = math.ceil(2 * sigma)
+    weights = torch.exp(-(torch.arange(-reach, reach + 1, dtype=slices.dtype) ** 2) / (2 * sigma**2))
+    padded = torch.cat([slices[:1].expand(reach, -1, -1), slices, slices[-1:].expand(reach, -1, -1)])
+    mixed = sum(w * padded[i : i + len(slices)] for i, w in enumerate((weights / weights.sum()).tolist()))
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def _streaks(size: int, r: Randomisation, numbers: RandomNumbers) -> Tensor:
+    """Dark and bright lines of one direction, strongest along one of them. Each slice has lines of its own."""
+    axis = torch.linspace(-1, 1, size, device=numbers.device)
+    angle = numbers.uniform(0, math.pi)
+    # How far each pixel lies from the strongest line.
+    far = axis[None, :, None] * angle.cos() + axis[None, None, :] * angle.sin() - numbers.uniform(-0.4, 0.4)
+    lines = torch.randn(numbers.count, 2 * size, generator=numbers.generator, device=numbers.device)
+    at = ((far + 2) * (size / 2)).long().clamp(0, 2 * size - 1).expand(numbers.count, -1, -1)
+    drawn = lines.gather(1, at.flatten(1)).view(at.shape)
+    hill = torch.exp(-((far / numbers.uniform(0.1, 0.4)) ** 2))
+    return drawn * hill * numbers.uniform(0, r.streaks)
 
 
 def _ripples(size: int, r: Randomisation, numbers: RandomNumbers) -> Tensor:
