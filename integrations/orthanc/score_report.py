@@ -25,7 +25,7 @@ def score_report(
 ) -> Dataset:
     """A report on a series, which belongs to the series' study.
 
-    images: the headers of the series, CT or MR.
+    images: the headers of the series, CT or MR, as `dicom_seg.read_headers` gives them.
     score: of the sample task, 0 .. 1.
     findings: as in findings.json. The n-th is the n-th segment.
     segmentation: of the findings. None where there are none.
@@ -43,7 +43,10 @@ def score_report(
         regions = [sr.ReferencedSegment(*file, one.SegmentNumber, source_series=series) for one in segments]
         groups += [_of_a_finding(*one) for one in zip(findings, segments, regions)]
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=highdicom.UID(), name=MANUFACTURER, manufacturer_name=MANUFACTURER, model_name=__version__
+        uid=highdicom.UID(),
+        name=MANUFACTURER,
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{MANUFACTURER} {__version__}",
     )
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(

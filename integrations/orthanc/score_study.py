@@ -169,11 +169,12 @@ def read_results(work: Path) -> Results:
 
 def _files(work: Path, results: Results) -> list[bytes]:
     """The DICOM files to store: the segmentation, where there is one, and the report."""
-    import pydicom
     from score_report import score_report
 
-    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in sorted((work / "in" / NAME).iterdir())]
-    segmentation = None if results.segmentation is None else pydicom.dcmread(results.segmentation)
+    from mood_submission.output.dicom_seg import read_headers
+
+    images = read_headers(sorted((work / "in" / NAME).iterdir()))
+    segmentation = None if results.segmentation is None else read_headers([results.segmentation])[0]
     report = io.BytesIO()
     score_report(images, results.score, results.findings, segmentation).save_as(report)
     return [*([results.segmentation.read_bytes()] if results.segmentation else []), report.getvalue()]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,13 +11,40 @@ from ..findings.objects import Finding
 from ..runtime.files import write_whole_by_name
 from ..volumes import Grid, Source
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 MISSING = "highdicom (pip install 'mood-submission[dicom]')"
 SUFFIX = ".seg.dcm"
+# What each DICOM image must tell, if only that it is not known. Files of which names were taken out may lack them.
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 
 
 def can_write() -> bool:
     """Whether highdicom is installed."""
     return find_spec("highdicom") is not None
+
+
+def read_headers(files: Sequence[Path]) -> list["Dataset"]:
+    """The headers of DICOM images as pydicom reads them. What they lack of TYPE_2 is added, and empty."""
+    import pydicom
+
+    headers: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    for header in headers:
+        for name in TYPE_2:
+            if name not in header:
+                setattr(header, name, None)
+    return headers
 
 
 def write_dicom_seg(file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]) -> None:
@@ -30,12 +58,11 @@ def write_dicom_seg(file: Path, source: Source, mask: np.ndarray, grid: Grid, fi
     Raises OSError where the series is gone, ValueError where its files cannot be referred to.
     """
     import highdicom
-    import pydicom
     from pydicom.sr.codedict import codes
 
     from ..version import __version__
 
-    images = [pydicom.dcmread(one) for one in source.files]
+    images = read_headers(source.files)
     for image in images:
         # Not all files have it, and highdicom needs it.
         if not image.get("SliceThickness"):
