@@ -1,0 +1,1 @@
+"""What the Slicer module does without Slicer. Nothing here imports slicer, qt or mood_submission."""
