@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -420,3 +421,24 @@ def test_a_prediction_that_fails_stores_nothing(server, tmp_path, capsys, monkey
         "score_study: expected a prediction, found status 1 of mood-submission predict: see above",
     ]
     assert len(server.series_of(study)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_script_that_is_stopped_leaves_no_files_of_the_patient(server, tmp_path, number, status):
+    study = stored(server, write_series(tmp_path / "in", head(), affine_of(ORDERS[0]), 7))
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "ORTHANC_PASSWORD": server.password}
+    words = ["--url", server.url, "--user", server.user, "--region", "abdom", study]
+    command = [sys.executable, ROOT / "integrations" / "orthanc" / "score_study.py", *words]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for _ in range(300):
+            if len(list(tmp_path.glob("temporary/*/in/series/*.dcm"))) == 8:
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status and out == "" and "Traceback" not in err, err
+    assert list((tmp_path / "temporary").iterdir()) == [] and len(server.series_of(study)) == 1
