@@ -12,17 +12,17 @@ fi
 PYTHON=${VENV:-$root/.venv}/bin/python
 export PYTHON
 "$PYTHON" "$root/scripts/make_toy.py" --region brain --size 100 --volumes 4 --seed 1 -o "$out"
-"$root/run_sample_brain.sh" "$out/brain/toy" "$out/predicted/sample"
-"$root/run_pixel_brain.sh" "$out/brain/toy" "$out/predicted/pixel" --findings "$out/predicted/findings" --report "$out/predicted/run.json"
-for score in "$out"/predicted/sample/*.txt; do
+PYTHONPATH=$root "$PYTHON" -m mood_submission predict --region brain --task both -i "$out/brain/toy" -o "$out/predicted" \
+    --findings "$out/findings" --report "$out/run.json"
+for score in "$out"/predicted/*.txt; do
     name=$(basename "$score" .txt)
     echo "$name: score $(cat "$score"), anomalous: $(cat "$out/brain/toy_label/sample/$name.txt")"
 done
 for task in sample pixel; do
-    "$PYTHON" "$root/scripts/evaluate.py" --pred "$out/predicted/$task" --label "$out/brain/toy_label" --task "$task"
+    "$PYTHON" "$root/scripts/evaluate.py" --pred "$out/predicted" --label "$out/brain/toy_label" --task "$task"
 done
-"$PYTHON" "$root/scripts/show.py" "$out/brain/toy" "$out/predicted/pixel" --label "$out/brain/toy_label" -o "$out/scores.png"
-PYTHONPATH=$root "$PYTHON" -m mood_submission report -i "$out/brain/toy" -p "$out/predicted/pixel" --samples "$out/predicted/sample" \
-    --findings "$out/predicted/findings" --label "$out/brain/toy_label" --run "$out/predicted/run.json" --region brain -o "$out/report"
-echo "Look at $out/report/index.html in a browser: the brains with something planted stand first, each with what was found in it,"
-echo "pictures through it, and a viewer that opens where it lies."
+"$PYTHON" "$root/scripts/show.py" "$out/brain/toy" "$out/predicted" --label "$out/brain/toy_label" -o "$out/scores.png"
+PYTHONPATH=$root "$PYTHON" -m mood_submission report -i "$out/brain/toy" -p "$out/predicted" --findings "$out/findings" \
+    --label "$out/brain/toy_label" --run "$out/run.json" --region brain -o "$out/report"
+echo "The brains with something planted stand first, each with what was found in it, pictures through it, and a viewer."
+exec "$root/scripts/open_page.sh" "$out/report/index.html"

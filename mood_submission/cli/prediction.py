@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..about import ModelError
-from ..running.options import PredictOptions
+from ..running.options import AUTO, PredictOptions
 from ..running.preparation import Run, prepare_run
 from ..running.processes import launch
+from ..running.region import region_for
 from ..running.report import Report, merge_reports
 from ..running.run_folder import Outcome, predict_files
 from ..running.work_sharing import Ranks
@@ -26,7 +27,13 @@ def predict(options: PredictOptions, words: Sequence[str]) -> int:
                 say(note)
             found = f"only {names(content.others)}" if content.others else "none"
             raise VolumeError(f"{options.input}: expected {FORMATS}, found {found}")
+        recognised = options.region == AUTO
+        if recognised:
+            options = dataclasses.replace(options, region=region_for(options, content.volumes))
+            words = [*words, "--region", options.region]
         run = prepare_run(options, content.volumes)
+        if recognised and run.is_first and not options.quiet:
+            say(f"{options.input}: region {options.region}, as {'the model file' if options.weights else 'it looks'}")
         check_stopped()
         # Each process would find the same to be wrong. So it is found here, and told once.
         if run.processes > 1:

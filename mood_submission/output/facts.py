@@ -14,6 +14,7 @@ from ..predictor import Predictor
 from ..preprocessing import Preprocessing, View, harmonise
 from ..preprocessing.anatomy import block_means, coarse_steps
 from ..preprocessing.hounsfield import find_scaling
+from ..preprocessing.region import region_of
 from ..runtime.contract import REGIONS
 from ..runtime.names import as_text, shown
 from ..volumes import Volume, VolumeError, read_volume
@@ -80,6 +81,7 @@ def of_volume(volume: Volume, region: str | None) -> dict[str, Any]:
         "voxels that are no numbers": volume.missing,
         "notes": [shown(note) for note in volume.notes],
     }
+    facts["looks like"] = region_of(volume.data, volume.spacing) or f"neither {' nor '.join(REGIONS)} for sure"
     if region is None:
         return facts
     prep = Preprocessing.harmonised(region)

@@ -17,7 +17,7 @@ from ..runtime.option_types import (
 )
 from ..runtime.options import option
 
-# As many processes as there are GPUs.
+# As many processes as there are GPUs; the region that the volumes look like.
 AUTO = "auto"
 # This variable of the environment says how many processes to start where --processes does not.
 PROCESSES_VARIABLE = "MOOD_PROCESSES"
@@ -56,12 +56,16 @@ def _described(task: str) -> Callable[[], str]:
 class PredictOptions:
     """What `predict` is asked for. `None` leaves a choice to the model file, or does without."""
 
-    region: str = option(None, choices=REGIONS)
+    region: str = option(
+        "what the volumes show (default: auto: what the model file is for, or what all volumes look like)",
+        choices=(*REGIONS, AUTO),
+        default=AUTO,
+    )
     task: str = option(
         "sample: one score a volume, NAME.nii.gz.txt; pixel: one score a voxel, NAME.nii.gz; both: in one go",
         choices=(*TASKS, BOTH),
     )
-    input: Path = option("folder with the volumes", "-i", "--input", metavar="IN")
+    input: Path = option("folder with the volumes, or one volume", "-i", "--input", metavar="IN")
     output: Path = option("folder for the predictions", "-o", "--output", metavar="OUT")
     weights: Path | None = option("model file (default: the region's shipped one)", default=None, metavar="FILE")
     device: str | None = option(DEVICE_HELP, default=None)

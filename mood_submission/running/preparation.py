@@ -109,10 +109,15 @@ def _make_folder(folder: Path) -> None:
         pass
 
 
+def _volumes_folder(options: PredictOptions) -> Path:
+    """The folder that the volumes lie in."""
+    return options.input if options.input.is_dir() else options.input.parent
+
+
 def _make_predictions_folder(options: PredictOptions) -> None:
     folder = options.output
     with _writing("--output", folder, "a folder to write to"):
-        if folder.exists() and folder.samefile(options.input):
+        if folder.exists() and folder.samefile(_volumes_folder(options)):
             raise VolumeError(f"{folder}: expected another folder for the predictions, found the one with the volumes")
         _make_folder(folder)
 
@@ -161,7 +166,7 @@ def _findings(options: PredictOptions, predictor: Predictor) -> FindingsFolder |
         with _writing("--html", options.html, "a folder to write to"):
             _make_folder(options.html)
     with _writing("--findings", folder, "a folder to write to"):
-        for other, what in ((options.input, "the volumes"), (options.output, "the predictions")):
+        for other, what in ((_volumes_folder(options), "the volumes"), (options.output, "the predictions")):
             if folder.exists() and folder.samefile(other):
                 raise VolumeError(f"{folder}: expected a folder of its own, found the one with {what}")
         try:

@@ -66,7 +66,7 @@ def scan(folder: Path, deep: bool = True) -> Scanned:
     A single series has the folder's name. Of several, each has the folder's name and its own number. A folder given as `.` or
     `..` goes by its own name. Localisers, secondary captures and whatever else is no stack of slices are skipped.
 
-    folder: where to look.
+    folder: where to look. It may be one file.
     deep: whether to look in subfolders too.
     """
     if folder.name in ("", ".."):
@@ -194,7 +194,10 @@ def _names(folder: Path, numbers: dict[str, str]) -> dict[str, Path]:
 
 
 def _files(folder: Path, deep: bool) -> Iterator[Path]:
-    """The DICOM files in a folder, sorted by name. Hidden ones are skipped."""
+    """The DICOM files in a folder, sorted by name. Hidden ones are skipped. Of a file, itself."""
+    if folder.is_file():
+        yield folder
+        return
     try:
         entries = sorted(folder.iterdir())
     except OSError:

@@ -30,10 +30,12 @@ def survey(folder: str | Path) -> Survey:
     volume too. Hidden names are skipped. Headers of DICOM files are read here, once. Other files are not opened: whether they
     can be read is seen when they are.
 
-    folder: where to look.
-    Raises VolumeError where `folder` is no readable folder, or where two volumes' predictions would have one name.
+    folder: where to look. It may be one file, which is then looked at alone.
+    Raises VolumeError where `folder` is no readable folder or file, or where two volumes' predictions would have one name.
     """
     folder, found, scans = Path(folder), Survey(), []
+    if folder.is_file():
+        return _survey_file(folder)
     for entry in _entries(folder):
         if not entry.name.startswith(".") and entry.is_dir() and holds_dicom(entry, deep=True):
             scans.append(scan(entry))
@@ -49,6 +51,16 @@ def survey(folder: str | Path) -> Survey:
     found.volumes.sort(key=lambda source: source.path)
     _check_names(folder, found.volumes)
     return found
+
+
+def _survey_file(file: Path) -> Survey:
+    """The volume in one file, which may be a DICOM file of many slices."""
+    if suffix_of(file.name):
+        return Survey([_by_name(file)])
+    if has_mark(file):
+        one = scan(file)
+        return Survey(one.series, notes=one.notes)
+    return Survey(others=[file])
 
 
 def find_volumes(folder: str | Path) -> list[Source]:

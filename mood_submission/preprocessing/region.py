@@ -1,0 +1,41 @@
+"""Tells which region a volume shows, by the shape of what lies in it."""
+
+import numpy as np
+
+from .anatomy import find_anatomy
+
+# The share of an anatomy's slices that its upper end is measured on.
+END = 0.05
+# The cross-section of that end, as a share of the largest one. Stripped brains close to a top: up to 0.14 of 224 brains of three
+# scanners, up to 0.24 of coarse toys. Trunks are cut through: 0.44 or more of 90 of 91 abdomens.
+MOST_CLOSED, LEAST_CUT = 0.3, 0.4
+# The root of length x width in mm. The brains have 136 to 167, whole heads up to 205, the abdomens 217 to 420, except for three
+# stacks of few slices.
+HEAD_RANGE, LEAST_TRUNK = (100.0, 212.0), 205.0
+
+
+def region_of(data: np.ndarray, spacing: tuple[float, float, float]) -> str | None:
+    """The region that a volume shows, "brain" or "abdom". None where that is not sure.
+
+    A brain or a head closes to a top. An abdomen reaches the first and the last slice, and is cut there. The size must
+    agree with that. So a file whose voxel size is wrong is nothing for sure.
+
+    data: (X, Y, Z) float, on any scale.
+    spacing: (x, y, z) in mm.
+    """
+    anatomy = find_anatomy(data, spacing)
+    if anatomy is None:
+        return None
+    areas = np.count_nonzero(anatomy.mask, (0, 1))
+    filled = np.flatnonzero(areas)
+    first, last = int(filled[0]), int(filled[-1])
+    count = max(1, round(END * (last - first + 1)))
+    top = float(areas[last - count + 1 : last + 1].mean() / areas.max())
+    width, length, _ = anatomy.extent
+    size = (width * length) ** 0.5
+    if top <= MOST_CLOSED and HEAD_RANGE[0] <= size <= HEAD_RANGE[1]:
+        return "brain"
+    reaches_both_ends = first == 0 and last == len(areas) - 1
+    if top >= LEAST_CUT and reaches_both_ends and size >= LEAST_TRUNK:
+        return "abdom"
+    return None
