@@ -7,10 +7,10 @@ from .anatomy import find_anatomy
 # The share of an anatomy's slices that its upper end is measured on.
 END = 0.05
 # The cross-section of that end, as a share of the largest one. Stripped brains close to a top: up to 0.14 of 224 brains of three
-# scanners, up to 0.24 of coarse toys. Trunks are cut through: 0.44 or more of 90 of 91 abdomens.
+# scanners, up to 0.24 of coarse toys. Trunks are cut through: only one of 91 abdomens has less than 0.4.
 MOST_CLOSED, LEAST_CUT = 0.3, 0.4
-# The root of length x width in mm. The brains have 136 to 167, whole heads up to 205, the abdomens 217 to 420, except for three
-# stacks of few slices.
+# The root of length x width in mm. The brains have 136 to 167, whole heads somewhat more. The abdomens have 217 to 420, except
+# for three stacks of few slices.
 HEAD_RANGE, LEAST_TRUNK = (100.0, 212.0), 205.0
 
 

@@ -35,9 +35,13 @@ def region_for(options: PredictOptions, sources: Sequence[Source]) -> str:
             continue
         found = region_of(volume.data, volume.spacing)
         if found is None:
-            raise VolumeError(f"{source}: expected a volume that looks like one region, found none; pass --region {EITHER}")
+            raise VolumeError(
+                f"{source}: expected a volume that looks like one region, found none; pass --region {EITHER}"
+            )
         if first is not None and found != first[1]:
-            raise VolumeError(f"{source}: expected region {first[1]} as of {first[0]}, found {found}; pass --region {EITHER}")
+            raise VolumeError(
+                f"{source}: expected region {first[1]} as of {first[0]}, found {found}; pass --region {EITHER}"
+            )
         first = first or (source, found)
     if first is None:
         raise VolumeError(f"{options.input}: expected a volume that can be read, found none; pass --region {EITHER}")

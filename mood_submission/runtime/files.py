@@ -52,10 +52,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def exclusive_lock(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path, wait: bool = True) -> Iterator[None]:
     """While open, no other process on any machine has this open for the same file.
 
     The file is made, and stays. On a file system without locks, others are not kept out.
+    wait: until another process has closed it. Without, BlockingIOError is raised where another has it open.
     """
     common = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -65,7 +66,7 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
     except PermissionError:
         file = os.open(lock, os.O_RDONLY | common)
     try:
-        _lock(file, fcntl.LOCK_EX)
+        _lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(file)

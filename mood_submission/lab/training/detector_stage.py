@@ -163,7 +163,8 @@ class DetectorStage(Stage[Store, Detector]):
 
     name = "detector"
     channels_last_on_cpu = True
-    judged_by = "validation_ap"
+    judged_by = watched = "validation_ap"
+    lower_is_better = False
 
     def __init__(
         self,
@@ -185,7 +186,7 @@ class DetectorStage(Stage[Store, Detector]):
         self.ahead: BatchesAhead | None = None
         self.workers, self.unseen = workers, unseen
         if unseen:
-            self.judged_by = "unseen_ap"
+            self.judged_by = self.watched = "unseen_ap"
         expect_rarely(self.model.head, -3.0)
 
     def loss(self, data: Store, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -78,6 +78,7 @@ class PriorStage(SliceStage[PixelSNAIL]):
     """The loss is the cross-entropy of the codes that the finished VQ-VAE gives augmented slices."""
 
     name = "prior"
+    watched = "validation_nll"
     channels_last_on_cpu = True
 
     def __init__(

@@ -11,12 +11,27 @@ from .checkpoints import RunError
 Value = str | int | float | bool | list
 Options = dict[str, Value]
 
-# The commands that have options in a recipe, in the order in which they are run.
-STAGES = ("cache", "vqvae", "prior", "export", "plant", "detector", "add_detector", "calibrate", "compare")
-# How the time is shared. The detector and the planting beside it pay most.
+# The commands that have options in a recipe, in the order in which they are run. detector_2, where it has options, is a second
+# training of the detector, on from the first: the model's is then the mean of both.
+STAGES = (
+    "cache",
+    "vqvae",
+    "prior",
+    "export",
+    "plant",
+    "detector",
+    "detector_2",
+    "add_detector",
+    "calibrate",
+    "compare",
+)
+# Those that train a network.
+TRAINED = ("vqvae", "prior", "detector", "detector_2")
+# How the time is planned to be shared. The detector and the planting beside it pay most.
 SHARES = {"vqvae": 0.15, "prior": 0.25, "detector": 0.5}
 HEADER = """# A recipe of `mood-submission train all`. Each table holds options of one command, as its --help tells them: `rate = 0.001`
-# stands for `--rate 0.001`. The tables cache, vqvae, prior, plant and detector are commands of `mood-submission train`.
+# stands for `--rate 0.001`. The tables cache, vqvae, prior, plant and detector are commands of `mood-submission train`; a table
+# detector_2 with options trains a second detector on from the first, and the model's is their mean.
 """
 
 
@@ -60,10 +75,18 @@ class Recipe:
         }
         return Recipe(self.region, kept)
 
-    def words(self, stage: str) -> list[str]:
-        """The options of a command as it takes them."""
+    @property
+    def planned(self) -> dict[str, float]:
+        """The planned minutes of each stage that trains by the clock, in the order of training."""
+        minutes = {name: self.options[name].get("minutes") for name in STAGES}
+        return {
+            name: float(value) for name, value in minutes.items() if name in TRAINED and isinstance(value, int | float)
+        }
+
+    def words(self, stage: str, **instead: Value) -> list[str]:
+        """The options of a command as it takes them. instead: options that stand in for the recipe's."""
         words: list[str] = []
-        for key, value in self.options[stage].items():
+        for key, value in (dict(self.options[stage]) | instead).items():
             name = f"--{key.replace('_', '-')}"
             if isinstance(value, bool):
                 words += [name] if value else []
@@ -87,11 +110,13 @@ def _toml(value: Value) -> str:
 def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Recipe:
     """Sizes and rates of the shipped weights, which were made in several parts (see the model card), in one go.
 
-    hours: of training in all, shared by SHARES; the rest is for what follows. gpu: whether there is one, for larger batches.
+    hours: of training in all, shared by SHARES; the rest is for what comes before and after. gpu: whether there is one, for larger batches.
     stored: how many planted volumes memory and disk hold.
     """
     brain = region == "brain"
-    minutes = {name: round(60 * hours * share, 2) for name, share in SHARES.items()}
+    budgets: dict[str, Options] = {
+        name: {"minutes": round(60 * hours * share, 2), "until_flat": True} for name, share in SHARES.items()
+    }
     batch: Options = {"batch": 64 if gpu else 16}
     vary: Options = {"augment": "mild" if brain else "bold", "dropout": 0.05}
     prior: Options = {"first_kernel": 7, "downsample": 2, "rate": 5e-4}
@@ -105,11 +130,12 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
     trained: Options = {"rate": 1.5e-3, "batch": 32 if gpu else 8, "most": stored}
     options: dict[str, Options] = {
         "cache": {},
-        "vqvae": sizes | batch | vary | {"minutes": minutes["vqvae"]},
-        "prior": prior | batch | vary | {"minutes": minutes["prior"]},
+        "vqvae": sizes | batch | vary | budgets["vqvae"],
+        "prior": prior | batch | vary | budgets["prior"],
         "export": {},
         "plant": planted | part,
-        "detector": trained | patches | {"minutes": minutes["detector"]},
+        "detector": trained | patches | budgets["detector"],
+        "detector_2": {},
         "add_detector": {"best": True} | scored | ordinary | spread,
         "calibrate": {"slices": 32, "restorations": 4, "precision": "bf16"},
         "compare": {"restorations": 0},
@@ -136,6 +162,7 @@ def quick_recipe(region: str) -> Recipe:
         "export": {},
         "plant": {"variants": 1, "count": 3},
         "detector": {"widths": [4, 6, 8, 8], "batch": 2, "steps": 6, "validations": 1, "validation_volumes": 2},
+        "detector_2": {},
         "add_detector": {"restorations": 0},
         "calibrate": {"slices": 4, "restorations": 1},
         "compare": {"slices": 4, "restorations": 0},

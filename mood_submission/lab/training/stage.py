@@ -32,12 +32,15 @@ class Stage(ABC, Generic[Data, Network]):
     channels_last_on_cpu: whether that memory format is the faster one on a CPU. On a GPU it always is.
     judged_by: the number of `validate` by which the best averaged model is kept beside the last. Higher is better. None to keep
         the last alone.
+    watched: the number of `validate` that tells whether training still gains. lower_is_better: which way it goes then.
     """
 
     name: str
     model: Network
     channels_last_on_cpu = False
     judged_by: str | None = None
+    watched: str
+    lower_is_better = True
 
     @abstractmethod
     def loss(self, data: Data, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,6 +49,11 @@ class Stage(ABC, Generic[Data, Network]):
     @abstractmethod
     def validate(self, model: Network, data: Data) -> dict[str, float]:
         """Numbers for the log, of the averaged model on held-out data."""
+
+    def goodness(self, numbers: Mapping[str, float]) -> float:
+        """How good the network is by the numbers of a validation. Higher is better."""
+        value = numbers[self.watched]
+        return -value if self.lower_is_better else value
 
     def after_step(self, step: int, progress: float) -> None:
         """Does what must happen between steps. progress: 0 at the start of training, 1 at its end."""

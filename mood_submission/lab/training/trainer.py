@@ -23,8 +23,11 @@ from ...runtime.option_types import positive
 from ...runtime.options import option
 from .checkpoints import load_checkpoint, save_checkpoint
 from .group import SINGLE_PROCESS, Group
+from .sharing import is_flat
 from .stage import Data, Network, Stage
 
+# How much faster the rest of a budget is spent once validation is flat. The rate still falls to its end.
+HURRY = 5
 # How far apart the seeds of two parts of a batch are.
 APART = 1_000_000_007
 
@@ -35,6 +38,10 @@ class Budget:
 
     minutes: float | None = option("train so long, resumed parts included", default=None, one_of="budget")
     steps: int | None = option("train so many steps", default=None, one_of="budget")
+    until_flat: bool = option(
+        "once validation hardly gains any more, let the learning rate fall to its end in a fifth of the time that is left",
+        default=False,
+    )
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent, 0 .. 1."""
@@ -77,14 +84,14 @@ class Schedule:
 
 
 class Log:
-    """Rows of numbers in a CSV file. A resumed run drops the rows after its step."""
+    """Rows of numbers in a CSV file. A resumed run drops the rows after its step: None keeps all."""
 
-    def __init__(self, file: Path, step: int):
+    def __init__(self, file: Path, step: int | None = None):
         self.file = file
         self.rows: list[dict[str, object]] = []
-        if file.exists() and step:
+        if file.exists() and step != 0:
             with open(file, newline="") as stored:
-                self.rows = [row for row in csv.DictReader(stored) if int(row["step"]) <= step]
+                self.rows = [row for row in csv.DictReader(stored) if step is None or int(row["step"]) <= step]
 
     def write(self, row: Mapping[str, float]) -> None:
         """Add a row, and write the whole file anew, with the columns of all rows."""
@@ -95,6 +102,10 @@ class Log:
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.file, text.getvalue())
+
+    def numbers(self) -> list[dict[str, float]]:
+        """The rows as numbers, as the file has them. So a resumed run reads what the first one read."""
+        return [{name: float(str(value)) for name, value in row.items() if value != ""} for row in self.rows]
 
 
 class Trainer(Generic[Data, Network]):
@@ -143,6 +154,15 @@ class Trainer(Generic[Data, Network]):
         self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)
         self.optimiser = torch.optim.Adam(stage.model.parameters(), lr=schedule.rate, betas=(0.9, 0.99))
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        # How much of the budget was spent when validation was found to be flat. Above 1 where it was not.
+        self.flat_from = math.inf
+        # How many validations there have been. None where a checkpoint does not say.
+        self.validated: int | None = 0
+
+    def _progress(self, seconds: float) -> float:
+        """How far training has come after so many seconds, 0 .. 1."""
+        share = self.budget.progress(self.step, seconds)
+        return share if share <= self.flat_from else min(1.0, self.flat_from + HURRY * (share - self.flat_from))
 
     @property
     def averaged(self) -> Network:
@@ -163,11 +183,12 @@ class Trainer(Generic[Data, Network]):
         self.optimiser.load_state_dict(stored["optimiser"])
         self.stage.load_state(stored["stage"])
         self.step, self.seconds = stored["step"], stored["seconds"]
-        self.best = stored.get("best", -math.inf)
+        self.best, self.validated = stored.get("best", -math.inf), stored.get("validated")
+        self.flat_from = stored.get("flat_from", math.inf) if self.budget.until_flat else math.inf
         before = json.loads(stored["about"])
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
-        if self.budget.progress(self.step, self.seconds) >= 1:
+        if self._progress(self.seconds) >= 1:
             # No step is left: the code of before took them all.
             self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
         elif self.about["revision"] not in before["revision"]:
@@ -183,6 +204,8 @@ class Trainer(Generic[Data, Network]):
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "flat_from": self.flat_from,
+            "validated": self.validated,
         }
         save_checkpoint(self.file, self._result() | rest)
 
@@ -215,24 +238,27 @@ class Trainer(Generic[Data, Network]):
             disable=None if self.group.first else True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} {postfix}",
         )
-        progress = self.budget.progress(self.step, self.seconds)
-        saved, validated, since = time.monotonic(), math.floor(progress * validations), self.step
+        progress = self._progress(self.seconds)
+        saved, since = time.monotonic(), self.step
+        if self.validated is None:
+            self.validated = math.floor(progress * validations)
         sums: dict[str, float | Tensor] = {}
         while progress < 1:
             started = time.monotonic()
             for name, value in self._step(order(self.step), progress).items():
                 sums[name] = sums.get(name, 0) + value
             seconds = self.group.from_first(self.seconds + time.monotonic() - started)
-            last = self.budget.progress(self.step, seconds) >= 1
-            if last or math.floor(progress * validations) > validated:
-                validated = math.floor(progress * validations)
+            last = self._progress(seconds) >= 1
+            if last or math.floor(progress * validations) > self.validated:
+                self.validated = math.floor(progress * validations)
                 means = torch.tensor([float(value) / (self.step - since) for value in sums.values()])
                 self.group.average([means])
                 if self.group.first:
                     self._report(log, bar, dict(zip(sums, means.tolist())), progress)
                 sums, since = {}, self.step
+                self._look_whether_flat(log, seconds)
             self.seconds = self.group.from_first(self.seconds + time.monotonic() - started)
-            progress = self.budget.progress(self.step, self.seconds)
+            progress = self._progress(self.seconds)
             bar.update(math.floor(progress * 100) - bar.n)
             if time.monotonic() - saved > save_seconds:
                 self.save()
@@ -252,6 +278,14 @@ class Trainer(Generic[Data, Network]):
         log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
         bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
         print(json.dumps(log.rows[-1]), flush=True) if bar.disable else None
+
+    def _look_whether_flat(self, log: Log, seconds: float) -> None:
+        """Note from when on the budget is spent faster. The first process decides, by what is in its log."""
+        if not self.budget.until_flat or self.flat_from <= 1:
+            return
+        flat = self.group.first and is_flat([self.stage.goodness(row) for row in log.numbers()])
+        if self.group.from_first(float(flat)):
+            self.flat_from = self.budget.progress(self.step, seconds)
 
     def _step(self, index: Tensor, progress: float) -> dict[str, Tensor]:
         """Train on the batch `index` (B,). Returns the means over this process's parts of it: the loss, the stage's numbers."""

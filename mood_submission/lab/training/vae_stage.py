@@ -47,6 +47,7 @@ class VAEStage(SliceStage[VAE]):
     """The loss is the negative ELBO with a Laplace likelihood of scale 1: a slice's summed L1 and the latent's divergence."""
 
     name = "vae"
+    watched = "validation_l1"
 
     def loss(self, data: SliceData, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         slices, position = self.batch(data, index, generator)

@@ -64,6 +64,7 @@ class VQVAEStage(SliceStage[VQVAE]):
     """
 
     name = "vqvae"
+    watched = "validation_l1"
 
     def __init__(
         self,

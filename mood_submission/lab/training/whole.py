@@ -4,15 +4,12 @@ Each command runs in a process of its own, so that it gives all its memory back.
 the same command goes on after any kill.
 """
 
-import ctypes
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import torch
 
 from ...preprocessing import Preprocessing
 from ...runtime.contract import REGIONS
-from ...runtime.files import write_text
+from ...runtime.files import exclusive_lock, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
 from ...runtime.option_types import DEVICE_HELP, above_zero, ending_in, positive
@@ -29,11 +26,12 @@ from ...runtime.settings_file import check_settings
 from ...volumes import named_volumes
 from .cache import load_cache
 from .checkpoints import RunError
-from .recipe import Recipe, default_recipe, quick_recipe
+from .commands import Helpers, run, start
+from .recipe import TRAINED, Recipe, default_recipe, quick_recipe
+from .sharing import minutes_beside, minutes_for
 from .store import stored_files
+from .trainer import Log
 
-# The package's folder.
-PACKAGE = Path(__file__).parents[2]
 # Bytes of a planted volume on disk and in memory, and of all checkpoints together.
 STORED_BYTES, CHECKPOINT_BYTES = 40 << 20, 2 << 30
 # The slices of a volume that are cached by default, about.
@@ -42,10 +40,10 @@ CACHED_SLICES = 100
 LEAST_MEMORY = 3 << 30
 # The detector begins when so many volumes are planted.
 FIRST_PLANTED = 3
-# A number of Linux: what a process is sent when its parent ends.
-PR_SET_PDEATHSIG = 1
 # Names of files in the run's folder.
 FINISHED, RECIPE, VOLUMES = "finished.json", "recipe.toml", "volumes.json"
+# This is locked as long as a run goes on.
+RUNNING = ".running"
 NETWORKS, MODEL = "networks.safetensors", "model.safetensors"
 # Options that follow from the memory that is free, which another start may find otherwise.
 BY_MEMORY = ("keep", "most")
@@ -102,28 +100,43 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     """Make a model. Returns the page that tells how well that went.
 
     say: prints a line.
-    Raises RunError where a step fails, where disk or memory do not suffice, and for a folder with the run of another recipe or
-    of other volumes.
+    Raises RunError where a step fails, where disk or memory do not suffice, for a folder with the run of another recipe or of
+    other volumes, and for one where another process is at work.
     """
-    run = WholeRun(options)
-    say(run.needs())
-    steps = run.steps()
-    for number, step in enumerate(steps):
-        if run.has_finished(step.name):
-            continue
-        then = f", then {steps[number + 1].name}" if number + 1 < len(steps) else ""
-        say(f"{number + 1}/{len(steps)} {step.name}: {step.what}{then}")
-        began = time.monotonic()
-        step.act()
-        run.note(step.name, time.monotonic() - began)
-    return run.folder / "index.html"
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(options.folder):
+        whole = WholeRun(options, say)
+        say(whole.needs())
+        steps = whole.steps()
+        for number, step in enumerate(steps):
+            if whole.has_finished(step.name):
+                continue
+            then = f", then {steps[number + 1].name}" if number + 1 < len(steps) else ""
+            say(f"{number + 1}/{len(steps)} {step.name}: {step.what}{then}")
+            began = time.monotonic()
+            step.act()
+            whole.note(step.name, time.monotonic() - began)
+    return whole.folder / "index.html"
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """While open, no other run begins in the folder. Raises RunError where one is at work there."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(folder / RUNNING, wait=False))
+        except BlockingIOError:
+            raise RunError(
+                f"{folder}: expected no other run in this folder, found one at work; wait for its end, or choose another --run"
+            ) from None
+        yield
 
 
 class WholeRun:
-    """The run of a recipe in a folder. Raises RunError where it cannot work."""
+    """The run of a recipe in a folder. say: prints a line. Raises RunError where it cannot work."""
 
-    def __init__(self, options: AllOptions):
-        self.options, self.folder = options, options.folder
+    def __init__(self, options: AllOptions, say: Callable[[str], None] = lambda line: None):
+        self.options, self.folder, self.say = options, options.folder, say
         self.volumes = named_volumes(options.data)
         self.folder.mkdir(parents=True, exist_ok=True)
         volumes = {
@@ -195,12 +208,14 @@ class WholeRun:
 
     def steps(self) -> list[Step]:
         """All steps of the run, in order."""
+        again = [Step("detector_2", "trains a second detector, on from the first", self._detector_2)]
         return [
             Step("cache", "reads the volumes and keeps their slices", self._cache),
             Step("vqvae", "trains the VQ-VAE", lambda: self._train("vqvae")),
             Step("prior", "trains the prior on its codes", lambda: self._train("prior")),
             Step("export", "writes both to a file", self._export),
             Step("detector", "plants anomalies and trains the detector on them", self._detector),
+            *(again if self.recipe.options["detector_2"] else []),
             Step("add_detector", "puts the detector into the file", self._add_detector),
             Step("calibrate", "measures what scores mean on held-out volumes", self._calibrate),
             Step("compare", "scores planted anomalies in held-out volumes", self._compare),
@@ -214,10 +229,28 @@ class WholeRun:
         words = ["--data", *self.options.data, "-o", self.slices]
         words += ["--leave-out", *self.options.leave_out] if self.options.leave_out else []
         words += ["--hold-out", *self.options.hold_out] if self.options.hold_out else []
-        self._command(["train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache")])
+        run(["train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache")])
 
     def _train(self, stage: str) -> None:
-        self._command([*self._stage(stage), "--out", self.folder, "--resume", *self.recipe.words(stage)])
+        run([*self._stage(stage), "--out", self.folder, "--resume", *self._words(stage)])
+
+    def _words(self, stage: str) -> list[str]:
+        """The options of a stage that trains, with the minutes that are left for it."""
+        planned = self.recipe.planned
+        if stage not in planned:
+            return self.recipe.words(stage)
+        others = [seconds / 60 for step, seconds in self.finished.items() if step not in TRAINED]
+        paid = {name: self._paid(name) for name in planned if name in self.finished}
+        minutes = minutes_for(stage, planned, paid, minutes_beside(others, planned))
+        if minutes != planned[stage]:
+            self.say(f"{stage}: {minutes:g} minutes instead of {planned[stage]:g}, by what the steps before have taken")
+        return self.recipe.words(stage, minutes=minutes)
+
+    def _paid(self, stage: str) -> float:
+        """The minutes that a finished stage has taken. Its log counts those before a kill too, but the training alone."""
+        folder = self.folder / stage if stage == "detector_2" else self.folder
+        log = Log(folder / f"{stage.removesuffix('_2')}.csv").numbers()
+        return max(self.finished[stage] / 60, log[-1]["minutes"] if log else 0.0)
 
     def _stage(self, stage: str) -> list[object]:
         """The words that every command of `train` takes."""
@@ -233,51 +266,58 @@ class WholeRun:
         return ["--data", *self.options.data, "--names-file", self._held_out(), *self._device]
 
     def _export(self) -> None:
-        self._command(["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
+        run(["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
 
     def _detector(self) -> None:
         """Planters fill the store while the detector trains, and end with it."""
-        networks: list[object] = ["--model", self.folder / NETWORKS, "--store", self.folder / "store"]
-        budget = [] if "count" in self.recipe.options["plant"] else ["--minutes", 10**6]
-        planters = [
-            self._start(
-                [
-                    *self._stage("plant"),
-                    *networks,
-                    *self.recipe.words("plant"),
-                    *budget,
-                    "--shard",
-                    f"{number}/{self.options.processes}",
-                ],
-                threads=1,
-            )
-            for number in range(1, self.options.processes + 1)
-        ]
+        planters = self._start_planters()
         try:
-            while len(stored_files(self.folder / "store")) < FIRST_PLANTED:
-                if all(planter.poll() is not None for planter in planters):
-                    if any(planter.returncode for planter in planters):
-                        raise RunError("train plant: expected planted volumes, found that it failed; see above")
-                    break
+            while len(stored_files(self.folder / "store")) < FIRST_PLANTED and planters.look():
                 time.sleep(0.2)
-            words = [*networks, "--out", self.folder, "--resume", *self.recipe.words("detector")]
-            self._command([*self._stage("detector"), *words])
+            if planters.failed and len(stored_files(self.folder / "store")) < FIRST_PLANTED:
+                raise RunError(
+                    f"{', '.join(planters.failed)}: expected {FIRST_PLANTED} planted volumes, found that it failed; see above"
+                )
+            self._train_detector("detector", self.folder, meanwhile=planters.look)
         finally:
-            _end(planters)
+            planters.end()
+
+    def _start_planters(self) -> Helpers:
+        """The processes that plant volumes."""
+        budget = [] if "count" in self.recipe.options["plant"] else ["--minutes", 10**6]
+        words = [*self._stage("plant"), *self._networks, *self.recipe.words("plant"), *budget]
+        count = self.options.processes
+        shards = [f"{number}/{count}" for number in range(1, count + 1)]
+        started = {f"train plant --shard {shard}": start([*words, "--shard", shard], threads=1) for shard in shards}
+        return Helpers(started, self.say)
+
+    def _detector_2(self) -> None:
+        """The second one trains on what is planted."""
+        self._train_detector("detector_2", self.folder / "detector_2", "--start-from", self.folder)
+
+    def _train_detector(
+        self, stage: str, out: Path, *more: object, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        words = [*self._stage("detector"), *self._networks, "--out", out, "--resume", *more]
+        run([*words, *self._words(stage)], meanwhile)
 
     def _add_detector(self) -> None:
+        """The mean of both detectors where there are two."""
         shutil.copyfile(self.folder / NETWORKS, self.folder / MODEL)
-        self._command(["add-detector", self.folder, self.folder / MODEL, *self.recipe.words("add_detector")])
+        detectors: list[object] = [self.folder, self.folder / MODEL]
+        if self.recipe.options["detector_2"]:
+            detectors = [self.folder / "detector_2", self.folder / MODEL, "--mean-with", self.folder]
+        run(["add-detector", *detectors, *self.recipe.words("add_detector")])
 
     def _calibrate(self) -> None:
         words = ["calibrate", self.folder / MODEL, *self._measured_on]
-        self._command([*words, *self.recipe.words("calibrate")])
-        self._command([*words, "--restorations", 0])
+        run([*words, *self.recipe.words("calibrate")])
+        run([*words, "--restorations", 0])
 
     def _compare(self) -> None:
         words = ["compare", "--region", self.options.region, *self._measured_on]
         words += ["--weights", self.folder / MODEL, "-o", self.folder / "results"]
-        self._command([*words, *self.recipe.words("compare")])
+        run([*words, *self.recipe.words("compare")])
 
     def _try(self) -> None:
         source = self.volumes[self._held_out().read_text("utf-8").splitlines()[0]]
@@ -288,7 +328,7 @@ class WholeRun:
             shutil.copyfile(file, alone / file.name)
         words: list[object] = ["--region", self.options.region, "--task", "both", "-i", alone]
         words += ["-o", self.folder / "tried" / "scores", "--weights", self.folder / MODEL, "--restorations", 0]
-        self._command(["predict", *words, *(["--slices", 4] if self.options.quick else [])])
+        run(["predict", *words, *(["--slices", 4] if self.options.quick else [])])
         self.options.out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / MODEL, self.options.out)
 
@@ -304,6 +344,11 @@ class WholeRun:
         """The cache."""
         return self.folder / "slices.npz"
 
+    @property
+    def _networks(self) -> list[object]:
+        """The words of commands that work on the store."""
+        return ["--model", self.folder / NETWORKS, "--store", self.folder / "store"]
+
     def _held_out(self) -> Path:
         """A file with the names of the volumes that are held out for validation, one a line."""
         file = self.folder / "held_out.txt"
@@ -311,49 +356,6 @@ class WholeRun:
             _, names = load_cache(self.slices)
             write_text(file, "".join(f"{name}\n" for name in names["validation"]))
         return file
-
-    def _start(self, words: Sequence[object], threads: int | None = None) -> subprocess.Popen:
-        """Start a command of this package."""
-        # The package may lie in a checkout that is not installed.
-        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
-        command = [sys.executable, "-m", "mood_submission", *map(str, words)]
-        return subprocess.Popen(
-            command, env=environment, preexec_fn=_end_with_parent if sys.platform == "linux" else None
-        )
-
-    def _command(self, words: Sequence[object]) -> None:
-        """Run a command of this package. Raises RunError where it fails; it has said why."""
-        process = self._start(words)
-        try:
-            code = process.wait()
-        except BaseException:
-            _end([process])
-            raise
-        if code:
-            name = " ".join(str(word) for word in words[: 2 if words[0] == "train" else 1])
-            raise RunError(
-                f"{name}: expected it to work, found exit status {code}; the same command goes on from there"
-            )
-
-
-def _end_with_parent() -> None:
-    """Have the system end this process when its parent is killed, so that two runs never write the same files. For Linux."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """End processes, and wait until they have."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    for process in processes:
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _gb(count: int) -> str:

@@ -17,6 +17,7 @@ PICTURES = {
     "prior_curves.png": "prior: losses",
     "prior_pictures.png": "prior: held-out slices and their restorations",
     "detector_curves.png": "detector: losses, and average precision on held-out volumes",
+    "detector_2/detector_curves.png": "second detector: the same",
     "results/examples.png": "planted anomalies in held-out volumes, and what each method makes of them",
 }
 STYLE = (
