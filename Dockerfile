@@ -52,9 +52,19 @@ RUN python3 -m venv /bill \
  && /bill/bin/pip install --no-cache-dir --disable-pip-version-check cyclonedx-bom==7.5.0 \
  && /bill/bin/cyclonedx-py environment --output-format JSON --output-file /sbom.cdx.json "$(command -v python3)"
 
+# The weights: the shipped ones or, with --build-arg WEIGHTS=FILE.safetensors, a model of one's own in place of those of its
+# region. FILE is a name in the build's folder; scripts/make_image.sh puts it there.
+FROM packages AS weights
+ARG WEIGHTS
+COPY --from=files /weights /weights
+COPY --from=files /workspace /workspace
+COPY ${WEIGHTS:-LICENSE} /own/
+WORKDIR /workspace
+RUN [ -z "${WEIGHTS}" ] || PYTHONPATH=/workspace python3 docker/take_weights.py "/own/${WEIGHTS##*/}" /weights
+
 FROM packages AS plain
 RUN mkdir -p /mnt/data /mnt/pred
-COPY --from=files /weights /workspace/weights
+COPY --from=weights /weights /workspace/weights
 COPY --from=bill /sbom.cdx.json /workspace/
 COPY --from=files /workspace /workspace
 WORKDIR /workspace

@@ -1,12 +1,21 @@
 """The scripts of a checkout, with imitations of the programs that they call."""
 
+import dataclasses
+import importlib.util
 import os
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+
+from mood_submission import load_model
+from mood_submission.model_file import WEIGHTS, rewrite_about
+from mood_submission.runtime.integrity import SUMS, file_sha256
 
 
 def imitate(folder: Path, name: str, text: str) -> Path:
@@ -54,3 +63,111 @@ def test_a_page_is_opened_where_there_is_a_desktop(system, desktop, opened, tmp_
 def test_the_demo_overwrites_nothing(tmp_path):
     run = sh("demo.sh", tmp_path, path=tmp_path)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and str(tmp_path) in run.stderr
+
+
+# --- an image with a model of one's own ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def take_weights():
+    spec = importlib.util.spec_from_file_location("take_weights", ROOT / "docker" / "take_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def docker(tmp_path) -> Path:
+    """A folder with a docker that keeps its words, and the model that it was given; it does as `fails` beside it says."""
+    return imitate(
+        tmp_path / "bin",
+        "docker",
+        f'''printf "%s\\n" "$@" >"{tmp_path}/words"
+for word; do
+    case $word in WEIGHTS=*) cp "{ROOT}/${{word#*=}}" "{tmp_path}/given" ;; esac
+done
+[ ! -e "{tmp_path}/fails" ] || exit 7''',
+    )
+
+
+def make_image(docker: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return sh("make_image.sh", *words, path=docker, PYTHON=sys.executable)
+
+
+def left() -> list[Path]:
+    return list(ROOT.glob(".own-*"))
+
+
+@pytest.mark.slow
+def test_an_image_is_made_of_a_model(tiny_weights, docker, tmp_path):
+    model = shutil.copy(tiny_weights["abdom"], tmp_path / "my model.safetensors")
+    run = make_image(docker, model, "mine:1", "--no-cache")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"mine:1: an image with {model} as the weights of region abdom")
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:3] == ["build", "--no-cache", "--build-arg"] and words[-3:] == ["-t", "mine:1", str(ROOT)]
+    assert (tmp_path / "given").read_bytes() == model.read_bytes() and not left()
+
+
+@pytest.mark.slow
+def test_a_build_that_fails_leaves_nothing(tiny_weights, docker, tmp_path):
+    (tmp_path / "fails").touch()
+    assert make_image(docker, tiny_weights["brain"]).returncode == 7 and not left()
+    assert "mood-submission" in (tmp_path / "words").read_text().splitlines()
+
+
+def test_what_is_no_finished_model_is_refused_in_one_line(take_weights, tiny_weights, monkeypatch, capsys, tmp_path):
+    run = tmp_path / "a.run"
+    run.mkdir()
+    (run / "finished.json").write_text("{}")
+    shutil.copy(tiny_weights["brain"], run / "networks.safetensors")
+    torch.save({"step": 1}, run / "detector.pt")
+    (tmp_path / "words.safetensors").write_text("words")
+    wrong = {
+        tmp_path / "none.safetensors": "no such file",
+        tmp_path / "words.safetensors": "expected a model file",
+        run / "detector.pt": "a checkpoint of training",
+        run / "networks.safetensors": "one that it leaves on the way",
+        run: "a folder",
+    }
+    for file, found in wrong.items():
+        monkeypatch.setattr(sys, "argv", ["take_weights.py", str(file)])
+        assert take_weights.main() == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and str(file) in err and found in err
+
+
+def test_no_image_is_built_of_what_is_refused(docker, tmp_path):
+    run = make_image(docker, tmp_path / "none.safetensors")
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "none.safetensors" in run.stderr
+    assert not (tmp_path / "words").exists() and not left()
+    assert make_image(docker).returncode == 2
+
+
+def test_sums_stay_true_where_weights_are_replaced(take_weights, tiny_weights, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for region, file in tiny_weights.items():
+        shutil.copy(file, folder / f"{region}.safetensors")
+    (folder / "README.md").write_text("# Model card\n")
+    sums = [f"{file_sha256(folder / name)}  {name}\n" for name in ("abdom.safetensors", "brain.safetensors")]
+    (folder / SUMS).write_text("".join(sums))
+    about = dataclasses.replace(load_model(tiny_weights["brain"], "cpu").about, sample_scale=7.0)
+    rewrite_about(tiny_weights["brain"], tmp_path / "mine.safetensors", about)
+    take_weights.take(tmp_path / "mine.safetensors", folder)
+    checked = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True)
+    assert checked.returncode == 0 and checked.stdout.count(": OK") == 2
+    assert load_model(folder / "brain.safetensors", "cpu").about.sample_scale == 7.0
+    assert (folder / "abdom.safetensors").read_bytes() == tiny_weights["abdom"].read_bytes()
+    assert file_sha256(tmp_path / "mine.safetensors") in (folder / "README.md").read_text()
+
+
+def test_a_detector_without_healthy_scores_is_unfinished(take_weights, tmp_path):
+    shipped = WEIGHTS / "brain.safetensors"
+    assert take_weights.region_of(shipped) == "brain"
+    about = dataclasses.replace(load_model(shipped, "cpu").about, healthy_samples={})
+    rewrite_about(shipped, tmp_path / "model.safetensors", about)
+    with pytest.raises(
+        ValueError, match="model.safetensors: expected a finished model, found a detector of which no healthy"
+    ):
+        take_weights.region_of(tmp_path / "model.safetensors")

@@ -1,0 +1,74 @@
+"""Put a model of one's own in place of the shipped weights of its region, or only look whether that can be done.
+
+usage: take_weights.py MODEL.safetensors [FOLDER]
+
+FOLDER holds the shipped weights and their SHA256SUMS. Prints the model's region. What is no finished model is refused in one line.
+"""
+
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+
+def region_of(file: Path) -> str:
+    """The region of a finished model. Raises ValueError for what is none."""
+    if not file.is_file():
+        raise ValueError(f"{file}: expected a model file, found {'a folder' if file.is_dir() else 'no such file'}")
+    if zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file}: expected a model file, found a checkpoint of training; mood-submission export makes one of it"
+        )
+    if (file.parent / "finished.json").exists() and file.stem in ("networks", "model"):
+        raise ValueError(
+            f"{file}: expected the model file that train all writes at its end, found one that it leaves on the way"
+        )
+    # It needs torch, which what is refused above does not wait for.
+    from mood_submission import load_model
+
+    about = load_model(file, "cpu").about
+    if about.detector is not None and not about.healthy_samples.get(about.sample_method):
+        raise ValueError(
+            f"{file}: expected a finished model, found a detector of which no healthy scores are measured; run "
+            "mood-submission calibrate"
+        )
+    return about.region
+
+
+def take(file: Path, folder: Path) -> None:
+    """Replace a region's weights in a folder, and say so in its SHA256SUMS and its README.md. Raises what `region_of` raises."""
+    from mood_submission.runtime.integrity import SUMS, file_sha256
+
+    name = f"{region_of(file)}.safetensors"
+    if not (folder / name).exists():
+        raise ValueError(f"{folder}: expected {name} to replace, found none")
+    shutil.copyfile(file, folder / name)
+    (folder / name).chmod(0o644)
+    digest = file_sha256(folder / name)
+    others = [line for line in (folder / SUMS).read_text().splitlines() if line.split()[-1] != name]
+    lines = sorted([*others, f"{digest}  {name}"], key=lambda line: line.split()[-1])
+    (folder / SUMS).write_text("".join(f"{line}\n" for line in lines))
+    card = folder / "README.md"
+    if card.exists():
+        note = f"**Not the shipped model:** here `{name}` is another one, of sha256 `{digest}`; `load_model` tells its origin."
+        card.write_text(f"{note}\n\n{card.read_text('utf-8')}", "utf-8")
+
+
+def main() -> int:
+    """Returns the exit status."""
+    if len(sys.argv) not in (2, 3):
+        print(f"usage: {sys.argv[0]} MODEL.safetensors [FOLDER]", file=sys.stderr)
+        return 2
+    file = Path(sys.argv[1])
+    try:
+        if len(sys.argv) == 3:
+            take(file, Path(sys.argv[2]))
+        print(region_of(file))
+    except (ImportError, OSError, ValueError) as error:
+        print(f"take_weights.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
