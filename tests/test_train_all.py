@@ -1,5 +1,7 @@
 """From healthy volumes to a model that predicts, in one command: its recipe, and that it goes on after any kill."""
 
+import argparse
+import functools
 import json
 import re
 import signal
@@ -14,12 +16,20 @@ import pytest
 from conftest import ROOT, mood, write_nifti
 
 from mood_submission import load_model
+from mood_submission.about import About
+from mood_submission.lab.cli.add_detector import AddDetectorOptions
+from mood_submission.lab.cli.train import STAGES as TRAIN_STAGES
 from mood_submission.lab.cli.train import parser
 from mood_submission.lab.planting.toy import make_toy
+from mood_submission.lab.training.cache import split_names
 from mood_submission.lab.training.checkpoints import RunError
+from mood_submission.lab.training.detector_stage import DetectorOptions
 from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
 from mood_submission.lab.training.whole import AllOptions, WholeRun
-from mood_submission.runtime.options import options_of
+from mood_submission.model_file import WEIGHTS
+from mood_submission.networks.detector import DetectorSettings
+from mood_submission.runtime.contract import REGIONS
+from mood_submission.runtime.options import add_options, options_of
 
 
 @pytest.mark.parametrize("region", ["brain", "abdom"])
@@ -216,3 +226,105 @@ def test_it_goes_on_after_a_kill_in_any_step(tmp_path):
     predicts(model, "brain", volumes, tmp_path)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path / "model.run") not in listed
+
+
+# --- the recipes of the shipped models ---------------------------------------------------------------------------------
+
+SHIPPED = {region: WEIGHTS / "recipes" / f"{region}.toml" for region in REGIONS}
+
+
+@functools.cache
+def about_of(region: str) -> About:
+    """What a shipped model file says of itself."""
+    return load_model(region, "cpu").about
+
+
+def options_in(recipe: Recipe, table: str) -> object:
+    """The options of a table as its command reads them."""
+    stage = table.removesuffix("_2")
+    words = {
+        "plant": ["--model", "m", "--store", "s"],
+        "detector": ["--model", "m", "--store", "s", "--out", "r"],
+    }.get(stage, ["--out", "r"])
+    args = parser().parse_args([stage, "--region", recipe.region, "--data", "d", *words, *recipe.words(table)])
+    return options_of(TRAIN_STAGES[stage].options, args)
+
+
+def parts_of(trained: dict) -> list[dict]:
+    """The parts of a network's training, the last one first, as a model file tells them."""
+    return [trained, *(parts_of(trained["started_from"]) if "started_from" in trained else [])]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_recipes_of_the_shipped_models_make_what_is_shipped(region):
+    """Sizes, batches, rates, what was planted, and as many slices as all parts saw: as the model file's metadata has them."""
+    recipe, about = Recipe.read(SHIPPED[region]), about_of(region)
+    vqvae, prior = options_in(recipe, "vqvae"), options_in(recipe, "prior")
+    assert recipe.region == region and vqvae.settings == about.vqvae
+    assert prior.settings(about.vqvae.codebook_size) == about.prior
+    trained = about.training["detector"]
+    last = "detector_2" if "mean_with" in trained else "detector"
+    assert bool(recipe.options["detector_2"]) == ("mean_with" in trained)
+    planting = options_in(recipe, "plant")
+    for name in ("variants", "seed", "restored"):
+        assert getattr(planting.planting, name) == trained[name]
+    assert list(planting.planting.kinds) == trained["kinds"] and planting.count == trained["planted_volumes"]
+    networks = {name: parts_of(about.training[name]) for name in ("vqvae", "prior")}
+    networks |= {last: parts_of(trained)}
+    if last == "detector_2":
+        # Its detector is one part of the second's training.
+        networks |= {last: [trained], "detector": parts_of(trained["mean_with"][0])}
+    for table, parts in networks.items():
+        run = options_in(recipe, table).run
+        batch = parts[0]["schedule"]["batch"]
+        assert run.schedule.batch == batch and run.augment == parts[0]["augment"], table
+        assert run.schedule.rate == max(p["schedule"]["rate"] for p in parts if p["schedule"]["batch"] == batch), table
+        assert run.budget.steps == -(-sum(part["slices_seen"] for part in parts) // batch), table
+    detector = options_in(recipe, last)
+    args = argparse.ArgumentParser()
+    add_options(args, AddDetectorOptions)
+    added = options_of(AddDetectorOptions, args.parse_args(["run", "m", *recipe.words("add_detector")]))
+    settings = DetectorSettings(detector.widths, detector.run.dropout, context=detector.context, mirror=detector.mirror)
+    assert added.settings.chosen(settings) == about.detector
+    if "drawing" in trained:
+        told = trained["drawing"]["doubted"], trained["drawing"]["toned"]
+        assert (detector.patches.weaker_evidence, detector.patches.other_tones) == told
+    for name in ("restorations", "precision"):
+        assert recipe.options["calibrate"][name] == about.training["calibration"][name]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_the_volumes_that_were_held_out_are_held_out_by_default(region):
+    """So the recipes need not name them."""
+    volumes = about_of(region).training["vqvae"]["volumes"]
+    assert split_names(sorted(sum(volumes.values(), [])), 0.1, 0.1) == volumes
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_train_all_takes_the_recipes_of_the_shipped_models(region, tmp_path):
+    data = ("--region", region, "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*data, "--recipe", SHIPPED[region]))
+    assert run.recipe == Recipe.read(SHIPPED[region]) == Recipe.read(run.folder / "recipe.toml")
+    assert ("detector_2" in [step.name for step in run.steps()]) == (region == "abdom")
+
+
+def test_a_second_detector_starts_from_the_first_and_the_mean_of_both_is_taken(monkeypatch, tmp_path):
+    data = ("--region", "abdom", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*data, "--recipe", SHIPPED["abdom"]))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(
+        "mood_submission.lab.training.whole.run", lambda words, *more: ran.append([str(word) for word in words])
+    )
+    (run.folder / "networks.safetensors").touch()
+    for step in run.steps():
+        if step.name in ("detector_2", "add_detector"):
+            step.act()
+    (_, *training), (_, *adding) = ran
+    second = options_of(DetectorOptions, parser().parse_args(training))
+    assert second.run.start_from == run.folder and second.run.out == run.folder / "detector_2" and second.run.resume
+    assert second.patches.other_tones == 0.6
+    args = argparse.ArgumentParser()
+    add_options(args, AddDetectorOptions)
+    added = options_of(AddDetectorOptions, args.parse_args(adding))
+    assert added.run == run.folder / "detector_2" and added.mean_with == (run.folder,)
+    assert added.model == run.folder / "model.safetensors"
