@@ -94,12 +94,15 @@ def make_image(docker: Path, *words: object) -> subprocess.CompletedProcess[str]
     return sh("make_image.sh", *words, path=docker, PYTHON=sys.executable)
 
 
-def left() -> list[Path]:
-    return list(ROOT.glob(".own-*"))
+@pytest.fixture
+def left():
+    """left(): what this test has left in the checkout. Whoever else makes an image there is not asked for."""
+    before = set(ROOT.glob(".own-*"))
+    return lambda: set(ROOT.glob(".own-*")) - before
 
 
 @pytest.mark.slow
-def test_an_image_is_made_of_a_model(tiny_weights, docker, tmp_path):
+def test_an_image_is_made_of_a_model(tiny_weights, docker, left, tmp_path):
     model = shutil.copy(tiny_weights["abdom"], tmp_path / "my model.safetensors")
     run = make_image(docker, model, "mine:1", "--no-cache")
     assert run.returncode == 0, run.stderr
@@ -110,7 +113,7 @@ def test_an_image_is_made_of_a_model(tiny_weights, docker, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_build_that_fails_leaves_nothing(tiny_weights, docker, tmp_path):
+def test_a_build_that_fails_leaves_nothing(tiny_weights, docker, left, tmp_path):
     (tmp_path / "fails").touch()
     assert make_image(docker, tiny_weights["brain"]).returncode == 7 and not left()
     assert "mood-submission" in (tmp_path / "words").read_text().splitlines()
@@ -137,7 +140,7 @@ def test_what_is_no_finished_model_is_refused_in_one_line(take_weights, tiny_wei
         assert out == "" and err.count("\n") == 1 and str(file) in err and found in err
 
 
-def test_no_image_is_built_of_what_is_refused(docker, tmp_path):
+def test_no_image_is_built_of_what_is_refused(docker, left, tmp_path):
     run = make_image(docker, tmp_path / "none.safetensors")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "none.safetensors" in run.stderr
     assert not (tmp_path / "words").exists() and not left()
