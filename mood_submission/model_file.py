@@ -21,6 +21,7 @@ from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .runtime.contract import REGIONS
+from .runtime.devices import device_named
 from .runtime.files import write_whole
 from .runtime.integrity import check, content_sha256
 
@@ -47,7 +48,7 @@ def load_model(
     (`integrity`).
 
     name: "brain" or "abdom" for the shipped weights, or a file.
-    device: None for CUDA where there is one, else the CPU.
+    device: see `runtime.devices`. None for CUDA where there is one, else the CPU.
     dtype: of the parameters in memory. None for float32, whatever the file stores.
     precision: see `Model`.
     detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
@@ -76,7 +77,7 @@ def load_model(
         prior,
         about,
         detector=detecting,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device_named(device),
         dtype=dtype or torch.float32,
         precision=precision,
         file=file,

@@ -1,7 +1,6 @@
 """One volume to its scores: prepare -> evidence -> method -> scores. Files are read and written by `output.predictions`."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from .preprocessing import (
     volume_to_slices,
 )
 from .runtime.contract import BOTH
+from .runtime.names import as_bytes
 from .runtime.threads import one_thread_each
 from .volumes import Grid, Source, Volume, VolumeError
 
@@ -385,7 +385,7 @@ class Predictor:
         count = self.restorations if restorations is None else restorations
         parts = []
         for index in indices:
-            digest = hashlib.sha256(os.fsencode(f"{self.seed}/{name}/{index}")).digest()
+            digest = hashlib.sha256(as_bytes(f"{self.seed}/{name}/{index}")).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             parts.append(torch.rand(count, *grid, generator=generator))
         return torch.stack(parts)

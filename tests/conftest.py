@@ -39,6 +39,12 @@ TINY = {
 }
 
 
+# what these test only Linux does: names of any bytes, locks that killed processes leave, /proc, containers
+ONLY_LINUX = ("names", "robustness", "docker", "work_sharing", "product_alone", "train_all")
+collect_ignore = [] if sys.platform == "linux" else [f"test_{name}.py" for name in ONLY_LINUX]
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do that in another way")
+
 LONGEST = (
     "commands",
     "robustness",

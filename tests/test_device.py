@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mood_submission.runtime import memory as device
+from mood_submission.runtime import system_memory
 from mood_submission.runtime.memory import affordable, free_memory, in_batches
 from mood_submission.runtime.precision import exact_float32
 
@@ -16,7 +17,7 @@ def test_free_memory_is_a_number_of_bytes():
 
 @pytest.mark.parametrize("limit_file, used_name", [("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")])
 def test_a_containers_limit_counts(limit_file, used_name, tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "CGROUPS", ((tmp_path, limit_file, used_name),))
+    monkeypatch.setattr(system_memory, "CGROUPS", ((tmp_path, limit_file, used_name),))
     (tmp_path / "memory.stat").write_text(f"file 5\n{used_name} 300\n")
     for limit, free in (("1000", 700), ("200", 0)):
         (tmp_path / limit_file).write_text(limit)

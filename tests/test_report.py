@@ -17,7 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, mood, words_of, write_nifti
+from conftest import ROOT, mood, needs_linux, words_of, write_nifti
 
 from mood_submission.cli.view import server
 
@@ -149,6 +149,7 @@ def test_the_server_answers_only_who_knows_the_token(report):
         serving.server_close()
 
 
+@needs_linux
 def test_ctrl_c_ends_the_server(report):
     command = [sys.executable, "-m", "mood_submission", *words_of("view", report / "page")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

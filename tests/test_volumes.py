@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import needs_linux
 
 from mood_submission.volumes import (
     Grid,
@@ -316,6 +317,7 @@ def test_bad_files_are_named_in_one_line(tmp_path):
         read_volume(tmp_path / "folder.nii")
 
 
+@needs_linux
 def test_a_file_that_may_not_be_read_is_named():
     """Not in pytest's own folder, which other users may not enter."""
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from ..running.options import PredictOptions
 from ..runtime.options import add_options, options_of
-from ..runtime.stopping import ask_to_stop
+from ..runtime.stopping import stop_on_signals
 from .output import quiet, say
 
 
@@ -31,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = options_of(PredictOptions, parser.parse_args(words))
     # Without handlers, the first process of a container ignores these.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+    stop_on_signals()
     try:
         # It needs torch, which --help does not wait for.
         from .prediction import predict

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 import tempfile
 import uuid
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..runtime.stopping import leave_signals_alone
 from .options import AUTO
 
 
@@ -38,8 +38,7 @@ def launch(count: int, words: Sequence[str]) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     # torchrun's engine hands these on to the processes.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    leave_signals_alone()
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,

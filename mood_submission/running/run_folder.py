@@ -1,6 +1,5 @@
 """Scores a folder of volumes. Each is read, computed and written, and a failure of one does not stop the others."""
 
-import os
 import time
 import warnings
 from collections import deque
@@ -18,7 +17,7 @@ from ..output.predictions import read_prepared, write_scores
 from ..predictor import Predictor, Prepared
 from ..runtime.contract import BOTH, TASKS
 from ..runtime.memory import is_gpu_failure
-from ..runtime.names import as_text, in_one_line, shown
+from ..runtime.names import as_bytes, as_text, in_one_line, shown, too_long
 from ..runtime.stopping import check_stopped
 from ..volumes import Source, VolumeError, read_grid, read_volume, source_at
 from .time_budget import Computed, compute_within
@@ -249,9 +248,8 @@ class FolderRun:
         names = [source.output_name + ("" if self.task == "pixel" else ".txt")]
         if self.findings is not None and self.findings.dicom_seg and source.kind == "dicom":
             names.append(self.findings.segmentation_of(source).name)
-        most, found = os.pathconf(self.out, "PC_NAME_MAX"), max(len(os.fsencode(name)) for name in names)
-        if found > most:
-            raise VolumeError(f"{source.path}: expected a prediction's name of at most {most} bytes, found {found}")
+        if wrong := too_long(max(names, key=lambda name: len(as_bytes(name))), self.out):
+            raise VolumeError(f"{source.path}: expected a prediction's name of {wrong}")
 
     def compute(self, outcome: Outcome, prepared: Prepared, predictor: Predictor | None = None) -> Computed:
         predictor, begin = predictor or self.predictor, time.monotonic()

@@ -1,7 +1,5 @@
 """Writes files so that they exist whole or not at all, even where several processes write one path at a time."""
 
-import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -10,12 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from . import locks
+from .names import as_bytes
+
 # The file that is locked where several processes share a folder.
 LOCK = ".lock"
 # The names of files that are being written begin with this.
 HIDDEN = ".part-"
-# The errors of a file system without locks.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -29,9 +28,7 @@ def write_whole(path: Path) -> Iterator[BinaryIO]:
     with _hidden_file(path) as (hidden, file):
         yield file
         file.flush()
-        # Some disks report only here that they are full. Power may fail after the renaming.
-        os.fsync(file.fileno())
-        os.replace(hidden, path)
+        _move(hidden, file, path)
 
 
 def write_whole_by_name(path: Path, write: Callable[[str], object]) -> None:
@@ -41,8 +38,7 @@ def write_whole_by_name(path: Path, write: Callable[[str], object]) -> None:
     """
     with _hidden_file(path, path.suffix.lower()) as (hidden, file):
         write(str(hidden))
-        os.fsync(file.fileno())
-        os.replace(hidden, path)
+        _move(hidden, file, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,18 +51,17 @@ def write_text(path: Path, text: str) -> None:
 def exclusive_lock(lock: Path, wait: bool = True) -> Iterator[None]:
     """While open, no other process on any machine has this open for the same file.
 
-    The file is made, and stays. On a file system without locks, others are not kept out.
+    The file is made, and stays. On a file system or a system without locks, others are not kept out.
     wait: until another process has closed it. Without, BlockingIOError is raised where another has it open.
     """
-    common = os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # Some network file systems lock only files that are open for writing.
-        file = os.open(lock, os.O_RDWR | os.O_CREAT | common, 0o666)
+        file = locks.open_to_lock(lock, os.O_RDWR | os.O_CREAT)
     # The file is another user's.
     except PermissionError:
-        file = os.open(lock, os.O_RDONLY | common)
+        file = locks.open_to_lock(lock, os.O_RDONLY)
     try:
-        _lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        locks.lock_alone(file, wait)
         yield
     finally:
         os.close(file)
@@ -81,21 +76,33 @@ def _hidden_file(path: Path, ending: str = "") -> Iterator[tuple[Path, BinaryIO]
     _delete_left(path)
     while True:
         hidden = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}{ending}")
-        with open(hidden, "xb") as file:
-            try:
-                _lock(file.fileno(), fcntl.LOCK_EX)
+        try:
+            with open(hidden, "xb") as file:
+                locks.lock_file(file.fileno())
                 # Before it was locked, another writer may have deleted it as one that was left.
                 if not _is_at(file.fileno(), hidden):
                     continue
                 yield hidden, file
                 return
-            finally:
-                hidden.unlink(missing_ok=True)
+        # It is closed by now. Windows deletes no open file.
+        finally:
+            hidden.unlink(missing_ok=True)
+
+
+def _move(hidden: Path, file: BinaryIO, path: Path) -> None:
+    """Move a hidden file, which is written, to `path`."""
+    # Some disks report only here that they are full. Power may fail after the renaming.
+    os.fsync(file.fileno())
+    # While it is locked, no other writer takes it for one that was left. Where nothing is locked, nothing is taken, and Windows
+    # moves no open file.
+    if not locks.whole_files_are_locked():
+        file.close()
+    os.replace(hidden, path)
 
 
 def _beginning(path: Path) -> str:
     """The beginning of the hidden names of all writers of a path. Other paths in its folder have other beginnings."""
-    return f"{HIDDEN}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}-"
+    return f"{HIDDEN}{hashlib.sha256(as_bytes(path.name)).hexdigest()[:16]}-"
 
 
 def _delete_left(path: Path) -> None:
@@ -113,21 +120,13 @@ def _delete_unless_locked(hidden: Path) -> None:
     if hidden.is_symlink():
         hidden.unlink()
         return
-    file = os.open(hidden, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = locks.open_to_lock(hidden, os.O_WRONLY)
     try:
         # This raises OSError where its writer is alive.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locks.check_unlocked(file)
         hidden.unlink()
     finally:
         os.close(file)
-
-
-def _lock(file: int, how: int) -> None:
-    try:
-        fcntl.flock(file, how)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -1,19 +1,13 @@
 """Measures free memory, makes batches that fit in it, and recognises errors of memory and GPUs."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from .system_memory import free_bytes
+
 # The most memory that one computation takes on a CPU. Larger batches are no faster there.
 CPU_BYTES = 1 << 29
-# A container's memory, in version 2 and version 1 of control groups: folder, file of the limit, name of what is used.
-CGROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "anon"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),
-)
-# The free memory that is assumed where the system does not say.
-UNKNOWN_BYTES = 4 << 30
 
 
 def affordable(bytes_each: int, device: torch.device) -> int:
@@ -28,21 +22,7 @@ def free_memory(device: torch.device) -> int:
         # Memory that torch holds and does not use is free.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return UNKNOWN_BYTES
-    for folder, limit_file, used_name in CGROUPS:
-        try:
-            # Without a limit the file says "max", which is no number.
-            limit = int((folder / limit_file).read_text())
-            used = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            # The other memory in use holds cached files, which make room.
-            free = min(free, limit - int(used[used_name]))
-        except (OSError, ValueError, KeyError):
-            pass
-    return max(0, free)
+    return free_bytes()
 
 
 def in_batches(run: Callable[[int, int, int], None], count: int, size: int) -> None:
@@ -63,12 +43,14 @@ def in_batches(run: Callable[[int, int, int], None], count: int, size: int) -> N
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory of any kind ran out."""
-    # What CPU allocators, cuBLAS and cuDNN say.
-    known = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    # What CPU allocators, cuBLAS and cuDNN, and MPS say.
+    known = ("can't allocate memory", "not enough memory", "ALLOC_FAILED", "MPS backend out of memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in known)
 
 
 def is_gpu_failure(error: Exception) -> bool:
-    """Whether an error is the GPU's: out of memory, or an error of CUDA or its libraries."""
-    known = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "NVRTC")
-    return is_out_of_memory(error) or isinstance(error, RuntimeError) and any(text in str(error) for text in known)
+    """Whether an error is the GPU's: out of memory, an error of CUDA or its libraries, or what MPS cannot compute."""
+    known = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "NVRTC", "MPS")
+    # MPS says by a TypeError that it has no float64.
+    kinds = (RuntimeError, TypeError)
+    return is_out_of_memory(error) or isinstance(error, kinds) and any(text in str(error) for text in known)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-DEVICE_HELP = "cpu, cuda, cuda:1 ... (default: cuda if there, else cpu)"
+DEVICE_HELP = "cpu, cuda, cuda:1, mps ... (default: cuda if there, else cpu)"
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -8,6 +8,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from ..runtime.names import of_bytes
+
 # How many bytes are read, and unpacked, at a time.
 CHUNK = 1 << 20
 # zlib's code for both formats that SimpleITK takes.
@@ -29,7 +31,7 @@ def what_is_damaged(path: Path, start: bytes, size: int) -> str:
     local = said.upper() == b"LOCAL"
     if not local and (said.upper().startswith(b"LIST") or b"%" in said):
         return "packed voxels in several files"
-    with open(path if local else path.parent / said.decode("utf-8", "surrogateescape"), "rb") as file:
+    with open(path if local else path.parent / of_bytes(said), "rb") as file:
         file.seek(header.end() if local else max(0, _number(start[: header.start()], "HeaderSize")))
         most = _number(start[: header.start()], "CompressedDataSize")
         return "" if _unpacks_to(file, most or None, size) else "packed voxels that are damaged"

@@ -16,6 +16,7 @@ from ...cli.command import run_command
 from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.contract import REGIONS
+from ...runtime.devices import device_named
 from ...runtime.files import write_text
 from ...runtime.option_types import DEVICE_HELP, at_least, positive, slices_option
 from ...runtime.options import option
@@ -64,7 +65,7 @@ class BenchmarkOptions:
 
     def predictor(self) -> Predictor:
         """The predictor to measure: of the model file, or of networks that cost nothing."""
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device_named(self.device)
         slices, restorations = self.slices, self.restorations
         if not self.profile:
             slices, restorations = slices or ("all" if self.io else 32), restorations or 15

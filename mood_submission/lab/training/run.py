@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...preprocessing import Preprocessing
+from ...runtime import devices
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import DEVICE_HELP, share
 from ...runtime.options import option
@@ -91,9 +92,9 @@ class RunOptions:
 def device_named(name: str | None) -> torch.device:
     """The device of that name. None for the GPU, or the CPU where there is no GPU. Raises RunError for what is no device."""
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return devices.device_named(name)
     except RuntimeError:
-        raise RunError(f"--device: expected cpu, cuda, cuda:1 ..., found {name}") from None
+        raise RunError(f"--device: expected cpu, cuda, cuda:1, mps ..., found {name}") from None
 
 
 class Slices:

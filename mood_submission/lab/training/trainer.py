@@ -148,7 +148,7 @@ class Trainer(Generic[Data, Network]):
         self.file = out / f"{stage.name}.pt"
         # Channels last is the faster layout everywhere, except for the VQ-VAE's wide, thin images on a CPU.
         if device.type != "cpu" or stage.channels_last_on_cpu:
-            stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
         stage.model.to(device)
         group.copy_from_first([*stage.model.parameters(), *stage.model.buffers()])
         self.average = torch.optim.swa_utils.AveragedModel(stage.model, use_buffers=True, multi_avg_fn=self._blend)

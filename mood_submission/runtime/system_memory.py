@@ -1,0 +1,76 @@
+"""Asks the system for its free memory: Linux and its containers, macOS, Windows."""
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Linux' own account.
+MEMINFO = Path("/proc/meminfo")
+# A container's memory, in version 2 and version 1 of control groups: folder, file of the limit, name of what is used.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "anon"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "total_rss"),
+)
+# The free memory that is assumed where the system does not say.
+UNKNOWN_BYTES = 4 << 30
+
+
+def free_bytes() -> int:
+    """How many bytes this process can still take, at least 0. UNKNOWN_BYTES where no system here says it."""
+    for ask in SYSTEMS:
+        # Each fails on the other systems, by having no such file, function or number.
+        try:
+            return max(0, ask())
+        except (OSError, ValueError, AttributeError, StopIteration):
+            continue
+    return UNKNOWN_BYTES
+
+
+def _on_linux() -> int:
+    lines = MEMINFO.read_text("utf-8").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min([free, *_in_containers()])
+
+
+def _in_containers() -> list[int]:
+    """What the limits of this process's container leave, where it has some."""
+    left = []
+    for folder, limit_file, used_name in CGROUPS:
+        try:
+            # Without a limit the file says "max", which is no number.
+            limit = int((folder / limit_file).read_text("utf-8"))
+            used = dict(line.split() for line in (folder / "memory.stat").read_text("utf-8").splitlines())
+            # The other memory in use holds cached files, which make room.
+            left.append(limit - int(used[used_name]))
+        except (OSError, ValueError, KeyError):
+            pass
+    return left
+
+
+class MemoryStatus(ctypes.Structure):
+    """Windows' MEMORYSTATUSEX."""
+
+    _fields_ = [
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    ]
+
+
+def _on_windows() -> int:
+    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    # Other systems have no windll.
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined, unused-ignore]
+        raise OSError("GlobalMemoryStatusEx")
+    return int(status.available)
+
+
+def _on_macos() -> int:
+    # It tells its pages and not which are free: most hold cached files. Half is a guess on the safe side.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+SYSTEMS: tuple[Callable[[], int], ...] = (_on_linux, _on_windows, _on_macos)
