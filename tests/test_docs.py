@@ -22,6 +22,8 @@ from mood_submission.preprocessing import Preprocessing
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     ROOT / "weights" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "integrations").glob("*/README.md")),
