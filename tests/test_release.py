@@ -27,7 +27,8 @@ esac
 def checkout(tmp_path) -> Path:
     """A small repository with the files that a release changes."""
     folder = tmp_path / "checkout"
-    for name in ("scripts/release.sh", "mood_submission/version.py", "CHANGELOG.md", "Dockerfile", ".gitignore"):
+    files = "scripts/release.sh mood_submission/version.py CHANGELOG.md Dockerfile .gitignore pyproject.toml"
+    for name in files.split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     tools = tmp_path / "tools"
