@@ -36,9 +36,16 @@ def test_they_say_where_they_come_from(model):
 
 
 def test_the_detector_is_of_these_networks_and_saw_no_held_out_volume(model):
-    about = model.about.training["detector"]
-    assert about["networks"] == networks_sha256(model) and about["volumes"] == model.about.training["vqvae"]["volumes"]
+    about, split = model.about.training["detector"], model.about.training["vqvae"]["volumes"]
+    held_out = {*split["validation"], *split["test"]}
+    assert about["networks"] == networks_sha256(model) and about["volumes"]["validation"]
     assert len(about["revision"]) >= 40 and about["kinds"] and about["slices_seen"] and about["minutes"]
+    # It, those that it is the mean of, and those that they began from.
+    trained = [about]
+    for part in trained:
+        trained += [*part.get("mean_with", []), *([part["started_from"]] if "started_from" in part else [])]
+        assert part["networks"] and not held_out & set(part.get("volumes", {}).get("train", []))
+    assert any(part.get("volumes", {}).get("train") for part in trained)
 
 
 def test_defaults_won_on_the_validation_half(model):
