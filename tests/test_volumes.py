@@ -417,9 +417,12 @@ def test_find_volumes_takes_volumes_only(tmp_path):
         "x.gz",
     ]
     assert find_volumes(str(tmp_path / "folder.nii")) == []
-    for missing in (tmp_path / "nowhere", tmp_path / "a.nii"):
-        with pytest.raises(VolumeError, match=missing.name):
-            find_volumes(missing)
+    # A file stands for itself.
+    assert [source.path for source in find_volumes(tmp_path / "a.nii")] == [tmp_path / "a.nii"]
+    alone = survey(tmp_path / "notes.txt")
+    assert not alone.volumes and alone.others == [tmp_path / "notes.txt"]
+    with pytest.raises(VolumeError, match="nowhere"):
+        find_volumes(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name,dtype", [("a.nii", "<i2"), ("a.nii.gz", "<i2"), ("a.nii", "<f8"), ("a.nii.gz", ">f8")])
