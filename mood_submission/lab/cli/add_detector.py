@@ -145,7 +145,7 @@ def add(options: AddDetectorOptions) -> list[str]:
     )
     out = options.out or options.model
     add_detector(options.model, out, detector, about, DTYPES[options.dtype])
-    size, kinds = out.stat().st_size / 1e6, ", ".join(trained["kinds"])
+    size, kinds = out.stat().st_size / 1e6, ", ".join(dict.fromkeys(trained["kinds"]))
     return [f"{out}: {size:.1f} MB, detector of {trained['steps']} steps, kinds {kinds}"]
 
 
