@@ -18,14 +18,16 @@ from conftest import ROOT, mood, write_nifti
 from mood_submission import load_model
 from mood_submission.about import About
 from mood_submission.lab.cli.add_detector import AddDetectorOptions
+from mood_submission.lab.cli.recipe_check import check_recipe
 from mood_submission.lab.cli.train import STAGES as TRAIN_STAGES
-from mood_submission.lab.cli.train import parser
+from mood_submission.lab.cli.train import kinds_in_recipes, main, parser
 from mood_submission.lab.planting.toy import make_toy
 from mood_submission.lab.training.cache import split_names
 from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorOptions
+from mood_submission.lab.training.names_file import read_names, write_names
 from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
-from mood_submission.lab.training.whole import AllOptions, WholeRun
+from mood_submission.lab.training.whole import AllOptions, WholeRun, train_all
 from mood_submission.model_file import WEIGHTS
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.runtime.contract import REGIONS
@@ -167,6 +169,78 @@ def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, monkeypatc
     monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 10**9)
     with pytest.raises(RunError, match="GB of free memory, found 1.0 GB"):
         run.needs()
+
+
+@pytest.mark.parametrize(
+    "words, count, found",
+    [
+        ((), 2, "expected volumes to train on and others to hold out, at least three of a source, found 2"),
+        (("--leave-out", "*_[01]"), 4, "at least three of a source, found 2"),
+        (("--hold-out", "toy_*"), 4, "expected volumes to train on and others to hold out"),
+        (("--hold-out", "none*"), 4, "in: expected volumes named none* to hold out, found none"),
+        (("--device", "cuda:9"), 4, "--device cuda:9: expected a GPU that is there, found"),
+        (("--device", "tpu"), 4, "--device: expected cpu, cuda, cuda:1, mps ..., found tpu"),
+    ],
+)
+def test_volumes_and_devices_that_will_not_do_are_refused_before_anything_is_written(words, count, found, tmp_path):
+    """So the corrected command is not refused for what this one wrote."""
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", count), "-o", tmp_path / "m.safetensors")
+    with pytest.raises(RunError, match=re.escape(found)):
+        WholeRun(options_for(*data, "--quick", *words))
+    assert not (tmp_path / "m.run").exists()
+
+
+@pytest.mark.parametrize("place", ["-o", "--run"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(place, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    places = {"-o": tmp_path / "m.safetensors", "--run": tmp_path / "run"}
+    places |= {place: tmp_path / "file" / "m.safetensors"}
+    words = [word for pair in places.items() for word in pair]
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3))
+    with pytest.raises(RunError, match="file.*: expected a folder to write to, found: "):
+        train_all(options_for(*data, "--quick", *words), print)
+
+
+@pytest.mark.parametrize(
+    "table, options, found",
+    [
+        ("compare", {"restoration": 0}, "[compare], found --restoration 0"),
+        ("calibrate", {"slices": "most"}, "[calibrate], found: argument --slices"),
+        ("vqvae", {"rate": 0.001}, "[vqvae], found: one of the arguments --minutes --steps is required"),
+        ("detector_2", {"steps": 1, "widhts": [4, 4]}, "[detector_2], found --widhts 4 4"),
+        ("add_detector", {"best": 3}, "[add_detector], found 3"),
+    ],
+)
+def test_an_option_that_its_command_does_not_take_is_found_before_the_run(table, options, found, tmp_path, capsys):
+    """Those of the last command too, which would refuse them after hours."""
+    recipe, file = quick_recipe("brain"), tmp_path / "own.toml"
+    Recipe("brain", dict(recipe.options) | {table: options}).write(file)
+    words = ["all", "--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors"]
+    assert main([*map(str, words), "--recipe", str(file)]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{file}: expected options of its command in {found}" in told
+    assert not (tmp_path / "m.run").exists()
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_recipes_that_can_be_run_are_taken(region, tmp_path):
+    default_recipe(region, 8.0, gpu=False, stored=100).write(tmp_path / "default.toml")
+    quick_recipe(region).write(tmp_path / "quick.toml")
+    for file in (SHIPPED[region], tmp_path / "default.toml", tmp_path / "quick.toml"):
+        check_recipe(file, kinds_in_recipes())
+
+
+@pytest.mark.parametrize(
+    "names", [["a b", "c"], ["a\nb", " c", "d"], ["\udce9", "\u2028x", "%s"], ["a\n\udce9 "], ["b\x85", "c\x1cd"]]
+)
+def test_names_of_any_kind_come_back_from_their_file(names, tmp_path):
+    write_names(tmp_path / "names.txt", names)
+    assert read_names(tmp_path / "names.txt") == names
+
+
+def test_names_that_people_wrote_may_have_spaces_around_them(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"a b\r\n\n c \n")
+    assert read_names(tmp_path / "names.txt") == ["a b", "c"]
 
 
 def predicts(model, region: str, volumes, tmp_path) -> None:

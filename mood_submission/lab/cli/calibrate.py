@@ -18,7 +18,8 @@ from ...model_file import rewrite_about
 from ...runtime.options import option
 from ...volumes import Source, named_volumes
 from ..measuring.calibration import calibrate
-from .options import ScoringOptions, names_in
+from ..training.names_file import read_names
+from .options import ScoringOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class CalibrateOptions:
     def volumes(self, held_out: Sequence[str]) -> list[Source]:
         """The volumes to measure. held_out: names of those that the model's training held out for thresholds."""
         if self.names_file:
-            return list(named_volumes(self.data, names_in(self.names_file)).values())
+            return list(named_volumes(self.data, read_names(self.names_file)).values())
         found = named_volumes(self.data)
         return [found[name] for name in held_out if name in found] or list(found.values())
 

@@ -39,7 +39,8 @@ from ..evaluation.comparison import (
     vae_scores,
 )
 from ..training.checkpoints import load_vae
-from .options import ScoringOptions, names_in, weights_option
+from ..training.names_file import read_names
+from .options import ScoringOptions, weights_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class CompareOptions:
 
     def volumes(self, halves: dict[str, list[str]]) -> dict[str, Source]:
         """The volumes to compare on, by name. Raises VolumeError for names that are missing or twice there."""
-        names = names_in(self.names_file) if self.names_file else sum(halves.values(), []) or None
+        names = read_names(self.names_file) if self.names_file else sum(halves.values(), []) or None
         if self.only:
             names = [name for name in named_volumes(self.data) if any(fnmatch(name, p) for p in self.only)]
             if not names:

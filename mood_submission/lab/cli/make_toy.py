@@ -12,7 +12,7 @@ from ...runtime.options import option
 from ..planting.anomalies import KINDS
 from ..planting.phantoms import SMALLEST
 from ..planting.toy import make_gross_toy, make_toy
-from .options import names_in
+from ..training.names_file import read_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class ToyOptions:
         """Names of the volumes to take; None for all. Raises ValueError for a file without names, OSError without the file."""
         if self.names_file is None:
             return self.names.split(",") if self.names else None
-        names = names_in(self.names_file)
+        names = read_names(self.names_file)
         if not names:
             raise ValueError(f"{self.names_file}: expected names of volumes, found none")
         return names

@@ -12,11 +12,6 @@ from ...runtime.option_types import DEVICE_HELP, at_least, slices_option
 from ...runtime.options import option
 
 
-def names_in(file: Path) -> list[str]:
-    """The names in the file that --names-file names. White space parts them. They may be no UTF-8, as names of files may."""
-    return file.read_text("utf-8", "surrogateescape").split()
-
-
 def weights_option() -> Any:
     """A field for --weights."""
     return option("model file (default: the region's shipped one)", metavar="FILE", default=None)

@@ -17,10 +17,16 @@ from ..training.detector_stage import DetectorOptions, train_detector
 from ..training.group import Group
 from ..training.plant import PlantOptions, plant_store
 from ..training.prior_stage import PriorOptions, train_prior
+from ..training.recipe import STAGES as RECIPE_STAGES
 from ..training.run import DataOptions
 from ..training.vae_stage import VAEOptions, train_vae
 from ..training.vqvae_stage import VQVAEOptions, train_vqvae
 from ..training.whole import AllOptions, train_all
+from .add_detector import AddDetectorOptions
+from .calibrate import CalibrateOptions
+from .compare import CompareOptions
+from .export import ExportOptions
+from .recipe_check import check_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +50,21 @@ def _cache(options: CacheOptions) -> None:
 def _all(options: AllOptions) -> None:
     # A polite kill ends the step that runs, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.recipe is not None:
+        check_recipe(options.recipe, kinds_in_recipes())
     page = train_all(options, say)
     tell(f"{options.out}: ready; how well it went is told in {page}")
+
+
+def kinds_in_recipes() -> dict[str, type]:
+    """The options of each table of a recipe."""
+    others = {
+        "export": ExportOptions,
+        "add_detector": AddDetectorOptions,
+        "calibrate": CalibrateOptions,
+        "compare": CompareOptions,
+    }
+    return others | {name: STAGES[name.removesuffix("_2")].options for name in RECIPE_STAGES if name not in others}
 
 
 def _plant(options: PlantOptions) -> None:

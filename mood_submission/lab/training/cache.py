@@ -87,7 +87,7 @@ def build_cache(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
             )
         arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
-        held_out = [name for name in names if _matches(name, hold_out)]
+        held_out = [name for name in names if matches(name, hold_out)]
         if hold_out and not held_out:
             raise CacheError(
                 f"{sources[0].path.parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
@@ -164,7 +164,7 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> "lis
 
     sources = []
     for folder in folders:
-        found = [source for source in find_volumes(folder) if not _matches(source.name, leave_out)]
+        found = [source for source in find_volumes(folder) if not matches(source.name, leave_out)]
         if not found:
             raise VolumeError(
                 f"{folder}: expected {FORMATS}, found none"
@@ -178,11 +178,14 @@ def _training_volumes(folders: Sequence[Path], leave_out: Sequence[str]) -> "lis
     return sources
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a volume's name fits one of the patterns, such as "ucla*"."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def split_names(names: list[str], validation: float, test: float, held_out: Sequence[str] = ()) -> dict[str, list[str]]:
+def split_names(
+    names: list[str], validation: float = 0.1, test: float = 0.1, held_out: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Volumes' names by split, which the names alone decide.
 
     Names are grouped by source (`source_of`). The first of each group by hash are held out.

@@ -90,11 +90,17 @@ class RunOptions:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name. None for the GPU, or the CPU where there is no GPU. Raises RunError for what is no device."""
+    """The device of that name. None for the GPU, or the CPU where there is no GPU.
+
+    Raises RunError for what is no device, and for a GPU that is not there.
+    """
     try:
-        return devices.device_named(name)
+        device = devices.device_named(name)
     except RuntimeError:
         raise RunError(f"--device: expected cpu, cuda, cuda:1, mps ..., found {name}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"--device {name}: expected a GPU that is there, found {torch.cuda.device_count()} GPUs")
+    return device
 
 
 class Slices:

@@ -24,10 +24,12 @@ from ...runtime.option_types import DEVICE_HELP, above_zero, ending_in, positive
 from ...runtime.options import option
 from ...runtime.settings_file import check_settings
 from ...volumes import named_volumes
-from .cache import load_cache
+from .cache import load_cache, matches, split_names
 from .checkpoints import RunError
 from .commands import Helpers, run, start
+from .names_file import read_names, write_names
 from .recipe import TRAINED, Recipe, default_recipe, quick_recipe
+from .run import device_named
 from .sharing import minutes_beside, minutes_for
 from .store import stored_files
 from .trainer import Log
@@ -100,10 +102,16 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     """Make a model. Returns the page that tells how well that went.
 
     say: prints a line.
-    Raises RunError where a step fails, where disk or memory do not suffice, for a folder with the run of another recipe or of
-    other volumes, and for one where another process is at work.
+    Raises RunError where a step fails, where the volumes, the device, disk or memory do not suffice, for a folder with the run
+    of another recipe or of other volumes, and for one where another process is at work.
     """
-    options.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (options.folder, options.out.parent):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
+        if not os.access(folder, os.W_OK):
+            raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
     with _alone_in(options.folder):
         whole = WholeRun(options, say)
         say(whole.needs())
@@ -137,7 +145,9 @@ class WholeRun:
 
     def __init__(self, options: AllOptions, say: Callable[[str], None] = lambda line: None):
         self.options, self.folder, self.say = options, options.folder, say
+        device_named(options.device)
         self.volumes = named_volumes(options.data)
+        self._check_split()
         self.folder.mkdir(parents=True, exist_ok=True)
         volumes = {
             "region": options.region,
@@ -150,6 +160,19 @@ class WholeRun:
         self.recipe = self._recipe()
         file = self.folder / FINISHED
         self.finished: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    def _check_split(self) -> None:
+        """Raises RunError where the volumes' names leave none to train on, or none to hold out."""
+        options, where = self.options, ", ".join(map(str, self.options.data))
+        names = [name for name in self.volumes if not matches(name, options.leave_out)]
+        held_out = [name for name in names if matches(name, options.hold_out)]
+        if options.hold_out and not held_out:
+            raise RunError(f"{where}: expected volumes named {', '.join(options.hold_out)} to hold out, found none")
+        split = split_names(names, held_out=held_out)
+        if not (split["train"] and split["validation"]):
+            raise RunError(
+                f"{where}: expected volumes to train on and others to hold out, at least three of a source, found {len(names)}"
+            )
 
     def _recipe(self) -> Recipe:
         """The run's recipe, which is written where there is none yet."""
@@ -320,7 +343,7 @@ class WholeRun:
         run([*words, *self.recipe.words("compare")])
 
     def _try(self) -> None:
-        source = self.volumes[self._held_out().read_text("utf-8").splitlines()[0]]
+        source = self.volumes[read_names(self._held_out())[0]]
         alone = self.folder / "tried" / "volume"
         shutil.rmtree(alone, ignore_errors=True)
         alone.mkdir(parents=True)
@@ -350,11 +373,11 @@ class WholeRun:
         return ["--model", self.folder / NETWORKS, "--store", self.folder / "store"]
 
     def _held_out(self) -> Path:
-        """A file with the names of the volumes that are held out for validation, one a line."""
+        """A file with the names of the volumes that are held out for validation."""
         file = self.folder / "held_out.txt"
         if not file.exists():
             _, names = load_cache(self.slices)
-            write_text(file, "".join(f"{name}\n" for name in names["validation"]))
+            write_names(file, names["validation"])
         return file
 
 

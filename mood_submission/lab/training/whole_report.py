@@ -8,6 +8,8 @@ import numpy as np
 
 from ...model_file import load_model
 from ...runtime.files import write_text
+from ...runtime.names import shown
+from .names_file import read_names
 from .recipe import Recipe
 
 # Pictures that the steps leave in the run's folder, with what they show.
@@ -43,7 +45,7 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
         _tables(folder / "results" / "table.md"),
         "<h2>Healthy held-out volumes</h2>",
         f"<p>Sample scores ({html.escape(about.sample_method)}): {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
-        f"<p>Volumes that look odd: {html.escape(', '.join(odd)) or 'none'}.</p>",
+        f"<p>Volumes that look odd: {html.escape(', '.join(map(shown, odd))) or 'none'}.</p>",
         "<h2>Pictures</h2>",
         *(
             f'<h3>{html.escape(what)}</h3><img src="{name}" alt="{html.escape(what)}">'
@@ -69,7 +71,7 @@ def _odd_volumes(folder: Path, method: str) -> list[str]:
     """Healthy held-out volumes that score above the median of planted ones, by name. method: of scoring samples."""
     healthy: dict[str, float] = {}
     planted: list[float] = []
-    names = (folder / "held_out.txt").read_text("utf-8").splitlines()
+    names = read_names(folder / "held_out.txt")
     for file in sorted((folder / "results" / "cases").glob("*.npz")):
         with np.load(file, allow_pickle=False) as case:
             score = dict(zip(case["sample_methods"].tolist(), case["sample"].tolist())).get(method, 0.0)
