@@ -1,6 +1,7 @@
 """A run that names no region, and one that is given a single file."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from heads import head_round
 from mood_submission import load_model
 from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom
 from mood_submission.preprocessing.region import region_of
+from mood_submission.running.options import PredictOptions
+from mood_submission.running.region import region_for
+from mood_submission.runtime import stopping
 from mood_submission.volumes import read_volume, survey
 
 # Voxel sizes in mm that make the phantoms as large as people are.
@@ -86,11 +90,26 @@ def test_a_run_that_cannot_tell_is_refused_in_one_line(brain, abdom, blobs, ship
     write(tmp_path / "mixed", "b", abdom, ABDOM_MM)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "c.nii").write_text("no volume")
-    for folder, file in ((tmp_path / "mixed", "b.nii.gz"), (blobs, "case_0.nii.gz"), (tmp_path / "none", "")):
+    either, unread = "pass --region brain or abdom", "c.nii: expected a readable NIfTI volume"
+    cases = [
+        (tmp_path / "mixed", "b.nii.gz", either),
+        (blobs, "case_0.nii.gz", either),
+        (tmp_path / "none", "", unread),
+    ]
+    for folder, file, why in cases:
         run = mood(WORDS, folder, "-o", tmp_path / "out")
         assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
-        assert str(folder / file) in run.stderr and "pass --region brain or abdom" in run.stderr
+        assert str(folder / file) in run.stderr and why in run.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_looks_for_its_region_can_be_stopped(blobs, monkeypatch, tmp_path):
+    """It reads all volumes for that, which may take hours."""
+    options = PredictOptions(task="pixel", input=blobs, output=tmp_path / "out")
+    monkeypatch.setattr(stopping, "_asked", threading.Event())
+    stopping.ask_to_stop()
+    with pytest.raises(KeyboardInterrupt):
+        region_for(options, survey(blobs).volumes)
 
 
 def test_a_model_file_names_the_region(tiny_weights, blobs, tmp_path):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from ..model_file import load_model
 from ..preprocessing.region import region_of
 from ..runtime.contract import REGIONS
+from ..runtime.names import in_one_line
+from ..runtime.stopping import check_stopped
 from ..volumes import Source, VolumeError, read_volume
 from .options import AUTO, PredictOptions
 
@@ -18,20 +20,23 @@ def region_for(options: PredictOptions, sources: Sequence[Source]) -> str:
     Volumes that cannot be read are left out here, since they fail by themselves later.
 
     Raises ModelError for what is no model file, and VolumeError, which names the file, where a volume looks like no region or
-    like another one than the first.
+    like another one than the first, and where none can be read. Raises KeyboardInterrupt where the run is to stop.
     """
     if options.region != AUTO:
         return options.region
     if options.weights is not None:
         return load_model(options.weights, "cpu").about.region
     first: tuple[Source, str] | None = None
+    unread = ""
     for source in sources:
+        check_stopped()
         try:
             with warnings.catch_warnings():
                 # The run itself tells what is odd about a file.
                 warnings.simplefilter("ignore")
                 volume = read_volume(source)
-        except (VolumeError, OSError):
+        except (VolumeError, OSError) as error:
+            unread = unread or in_one_line(error)
             continue
         found = region_of(volume.data, volume.spacing)
         if found is None:
@@ -44,5 +49,5 @@ def region_for(options: PredictOptions, sources: Sequence[Source]) -> str:
             )
         first = first or (source, found)
     if first is None:
-        raise VolumeError(f"{options.input}: expected a volume that can be read, found none; pass --region {EITHER}")
+        raise VolumeError(f"{options.input}: expected a volume that can be read, found none: {unread}")
     return first[1]
