@@ -43,7 +43,7 @@ RUN python3 -m pip install --no-cache-dir --disable-pip-version-check --root-use
         --no-deps --require-hashes -r /workspace/requirements.lock \
  && site=$(python3 -c 'import scipy, pathlib; print(pathlib.Path(scipy.__file__).parents[1])') \
  && find "$site/scipy" "$site/nibabel" "$site/pandas" -type d -name tests -prune -exec rm -rf {} + \
- && python3 -c 'import SimpleITK, isal.igzip, nibabel, safetensors.torch, scipy.ndimage, torch, tqdm, deepbet'
+ && python3 -c 'import SimpleITK, isal.igzip, nibabel, onnxruntime, safetensors.torch, scipy.ndimage, torch, tqdm, deepbet'
 
 # What of Python's is in the image, as a list that scanners read (CycloneDX).
 FROM packages AS bill

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from .about import About, ModelError
+from .engines.base import Detecting
+from .engines.choice import check_choice, choose_engine
 from .networks.detector import Detector
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
-from .runtime.contract import PRECISIONS
 from .runtime.memory import affordable, free_memory, in_batches
 from .runtime.precision import exact_float32
 from .runtime.threads import map_in_threads, one_thread_each
 
-# BATCH slices at a time go through a network on a GPU. On a CPU each thread takes one slice at a time. Only the prior takes
-# NLL_SLICES, since reading its weights costs more than using them on the codes of one slice.
+# BATCH slices at a time go through a network on a GPU. On a CPU each thread takes one slice at a time, or as many as its engine
+# says.
 BATCH = 32
-NLL_SLICES = 4
 # The most slices, and the most restorations, that a thread of a CPU works on at a time.
 CPU_SLICES = 16
 CPU_ROWS = 128
@@ -45,11 +45,15 @@ class Model:
         halved when memory runs out.
     precision: "float32" computes in `dtype` and draws the same codes everywhere. "tf32" (on CUDA) and "bf16" draw other codes,
         of the same distribution up to rounding. "bf16" also multiplies in bfloat16, and adds in float32, for the NLL, decoding
-        and the detector.
+        and the detector. "int8", of the engine "onnx" alone, multiplies most of the NLL and of decoding in int8; codes,
+        detector and restorations stay in float32.
+    engine: what computes codes, NLL, slices and the detector: "torch", or "onnx" for ONNX Runtime on a CPU. Where that cannot,
+        torch does, in float32, and `notes` says so. Restorations are always torch's.
+    graphs: the file of graphs that "onnx" needs, see `engines.graphs`.
     file: the model file. None for a model that came from none.
     sha256: digest of that file's content.
     reread: reads the same model again, onto the CPU. None for a model that came from no file.
-    Raises ValueError for another precision.
+    Raises ModelError for another precision or engine, and for two that do not go together.
     """
 
     def __init__(
@@ -63,18 +67,34 @@ class Model:
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
         precision: str = "float32",
+        engine: str = "torch",
+        graphs: Path | None = None,
         file: Path | None = None,
         sha256: str | None = None,
         reread: "Callable[[], Model] | None" = None,
     ):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
+        try:
+            check_choice(engine, precision)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.detector = detector and detector.to(device, dtype).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
-        self.precision, self.file, self.sha256, self.reread = precision, file, sha256, reread
+        self.file, self.sha256, self.reread = file, sha256, reread
+        self.engine, note = choose_engine(
+            self.vqvae,
+            self.prior,
+            self.detector,
+            engine=engine,
+            precision=precision,
+            graphs=graphs,
+            image_size=about.preprocessing.image_size,
+        )
+        self.precision = precision if note is None else "float32"
+        # What users should know of how the model computes, in lines.
+        self.notes = () if note is None else (note,)
         # By grid size, on CUDA only. It keeps the graphs that were recorded.
         self._cached: dict[torch.Size, CachedPrior] = {}
 
@@ -92,24 +112,25 @@ class Model:
             detector=copy.deepcopy(self.detector),
             dtype=self.dtype,
             precision=self.precision,
+            engine=self.engine.name,
         )
 
     @exact_float32()
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes (B, h, w) of slices (B, H, W)."""
-        return self._batched(self.vqvae.encode, slices, position)
+        return self._batched(self.engine.encode, slices, position)
 
     def decode(self, codes: Tensor, position: Tensor) -> Tensor:
         """Slices (B, H, W) of codes (B, h, w)."""
-        return self._batched(self._scoring(self.vqvae.decode), codes, position)
+        return self._batched(self.engine.decode, codes, position)
 
     @exact_float32()
     def nll(self, codes: Tensor, position: Tensor) -> Tensor:
         """NLL in nats of each code given the earlier ones in raster order, (B, h, w)."""
-        return self._batched(self._scoring(self.prior.nll), codes, position, cpu_slices=NLL_SLICES)
+        return self._batched(self.engine.nll, codes, position, cpu_slices=self.engine.nll_slices)
 
     @exact_float32()
-    def detect(self, read: Callable[[Detector, Tensor], Tensor], count: int) -> Tensor:
+    def detect(self, read: Callable[[Detecting, Tensor], Tensor], count: int) -> Tensor:
         """The detector's logits (count, H, W) for the slices of a volume, in order.
 
         read: from the detector and the numbers of a few slices, (B,) int64 on the model's device, to their logits (B, H, W);
@@ -119,8 +140,8 @@ class Model:
         """
         if self.detector is None:
             raise ModelError("expected a model with a detector, found one without; see mood-submission train detector")
-        detector = self.detector
-        return self._batched(self._scoring(lambda index: read(detector, self.here(index))), torch.arange(count))
+        detector = Detecting(self.detector.settings, self.engine.detect)
+        return self._batched(lambda index: read(detector, self.here(index)), torch.arange(count))
 
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
@@ -175,17 +196,6 @@ class Model:
     def here(self, tensor: Tensor) -> Tensor:
         """A tensor on the model's device. A floating one also gets the model's dtype."""
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-
-    def _scoring(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The function in this model's precision."""
-        if self.precision != "bf16":
-            return function
-
-        def rough(*inputs: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16):
-                return function(*inputs).to(self.dtype)
-
-        return rough
 
     @torch.inference_mode()
     def _batched(self, function: Callable[..., Tensor], *inputs: Tensor, cpu_slices: int = 1) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .about import FORMAT, About, ModelError
+from .engines.graphs import SUFFIX
 from .methods import table
 from .model import Model
 from .networks.detector import Detector
@@ -41,6 +42,9 @@ def load_model(
     dtype: torch.dtype | None = None,
     precision: str = "float32",
     detector: bool = True,
+    *,
+    engine: str = "torch",
+    graphs: Path | None = None,
 ) -> Model:
     """The model of a region, or of a file.
 
@@ -50,7 +54,8 @@ def load_model(
     name: "brain" or "abdom" for the shipped weights, or a file.
     device: see `runtime.devices`. None for CUDA where there is one, else the CPU.
     dtype: of the parameters in memory. None for float32, whatever the file stores.
-    precision: see `Model`.
+    precision, engine: see `Model`.
+    graphs: the file of graphs that the engine "onnx" needs. None for the one beside the model file.
     detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
     Raises ModelError, in one line that names the file. One reason is a default method that is not registered.
     """
@@ -80,9 +85,13 @@ def load_model(
         device=device_named(device),
         dtype=dtype or torch.float32,
         precision=precision,
+        engine=engine,
+        graphs=graphs or file.with_suffix(SUFFIX),
         file=file,
         sha256=sha256,
-        reread=partial(load_model, file, "cpu", dtype, precision=precision, detector=detector),
+        reread=partial(
+            load_model, file, "cpu", dtype, precision=precision, detector=detector, engine=engine, graphs=graphs
+        ),
     )
 
 

@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")/.."
 made=$(mktemp)
 trap 'rm -f "$made"' EXIT
-cat requirements.txt requirements-skullstrip.txt |
+cat requirements.txt requirements-skullstrip.txt requirements-onnx.txt |
     uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet >"$made"
 {
     echo "# made by scripts/lock.sh; the image's packages but for torch, with the hashes of their files"

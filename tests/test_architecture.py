@@ -19,7 +19,7 @@ FLOORS = [
     {"version"},
     {"runtime"},
     {"volumes", "preprocessing", "networks"},
-    {"restoration", "findings"},
+    {"restoration", "findings", "engines"},
     {"about"},
     {"model"},
     {"evidence"},
@@ -34,7 +34,7 @@ FLOORS = [
 LAB_FLOORS = [
     {"lab.planting"},
     {"lab.evaluation", "lab.measuring", "lab.onnx_export"},
-    {"lab.training"},
+    {"lab.training", "lab.quantising"},
     {"lab.cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate([*FLOORS, *LAB_FLOORS]) for room in rooms}
@@ -356,7 +356,7 @@ def test_the_lock_file_has_hashes_and_agrees_with_the_pins():
     entries = re.split(r"^(?=\w)", lock, flags=re.M)[1:]
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
     locked = {name.lower(): version for name, version in pinned.findall(lock)}
-    for file in ("requirements.txt", "requirements-skullstrip.txt"):
+    for file in ("requirements.txt", "requirements-skullstrip.txt", "requirements-onnx.txt"):
         for name, version in pinned.findall((ROOT / file).read_text()):
             name = name.lower().replace("_", "-")
             assert name == "torch" or locked[name] == version, f"{name}: run scripts/lock.sh"

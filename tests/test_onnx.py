@@ -1,26 +1,55 @@
-"""ONNX files compute what torch computes, for any number of slices and any box."""
+"""ONNX files, and the engine of ONNX Runtime, compute what torch computes: for any number of slices, threads and any box."""
 
+import dataclasses
 import json
 import warnings
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from conftest import mood
 
 from mood_submission import load_model
-from mood_submission.lab.onnx_export import OPSET, exported_networks
+from mood_submission.engines.graphs import Graphs, read_graphs
+from mood_submission.evidence.evidence import Evidence
+from mood_submission.lab import onnx_export
+from mood_submission.lab.cli.quantise import QuantiseOptions, slices_of_cache, slices_of_volumes
+from mood_submission.lab.measuring import engines
+from mood_submission.lab.onnx_export import OPSET, export_network, exported_networks
+from mood_submission.lab.training.cache import build_cache
 from mood_submission.model_file import add_detector
 from mood_submission.networks.detector import Detector, DetectorSettings
+from mood_submission.runtime import processor
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
+from mood_submission.lab.quantising import make
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_weights, tmp_path_factory):
+def exported_once():
+    """Each network is exported once for all commands: that takes seconds."""
+    patch, done = pytest.MonkeyPatch(), {}
+
+    def first(network):
+        program = export_network(network)
+        # The program is optimised in place later.
+        done[network.name] = program.model_proto
+        return program
+
+    patch.setattr(onnx_export, "export_network", first)
+    patch.setattr(make, "export_network", lambda network: SimpleNamespace(model_proto=done[network.name]))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def exported(exported_once, tiny_weights, tmp_path_factory):
     """A tiny brain model with a detector, and its ONNX files."""
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
@@ -85,3 +114,206 @@ def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
     done = mood("export-onnx brain -o", tmp_path / "out")
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert done.stderr.count("\n") == 1 and "expected the package no_such_package" in done.stderr
+
+
+# ---- the engine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantised(exported, blobs, vnni):
+    """The model file with its graphs beside it, and what `quantise` said."""
+    file = exported[0].file
+    done = mood("quantise", file, "--data", blobs, "--volumes 2 --slices 3")
+    assert done.returncode == 0, done.stderr
+    return file, done.stdout
+
+
+@pytest.fixture(scope="module")
+def vnni(tmp_path_factory):
+    """Graphs of int8 are computed by any processor; what they are worth on one without VNNI is not tested here."""
+    info = tmp_path_factory.mktemp("proc") / "cpuinfo"
+    info.write_text("flags\t\t: fpu avx2 avx512_vnni\n")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(processor, "CPUINFO", info)
+    patch.delenv(processor.LIMIT, raising=False)
+    yield
+    patch.undo()
+
+
+def evidence_of(model, count: int = 7) -> Evidence:
+    torch.manual_seed(3)
+    slices = torch.randn(count, 160, 160) * (torch.rand(count, 1, 1) > 0.2)
+    return Evidence(model, slices, torch.linspace(-0.4, 0.4, count)[:, None])
+
+
+PARTS = ("codes", "nll", "decoded", "logits")
+
+
+def by(file, precision: str):
+    model = load_model(file, "cpu", precision=precision, engine="onnx")
+    assert model.engine.name == "onnx" and model.notes == () and model.precision == precision
+    return model
+
+
+def test_the_engine_says_what_torch_says(quantised):
+    expected, found = evidence_of(load_model(quantised[0], "cpu")), evidence_of(by(quantised[0], "float32"))
+    assert torch.equal(expected.codes, found.codes) and expected.codes.unique().numel() > 3
+    for part in PARTS[1:]:
+        one, two = getattr(expected, part), getattr(found, part)
+        assert one.shape == two.shape and one.dtype == two.dtype and (one - two).abs().max() < 1e-4
+        assert not torch.equal(one, two), f"{part}: expected another engine's rounding"
+
+
+def test_int8_is_near_and_leaves_codes_detector_and_restorations_as_they_are(quantised):
+    torch_model, exact, rough = load_model(quantised[0], "cpu"), by(quantised[0], "float32"), by(quantised[0], "int8")
+    expected, found = evidence_of(exact), evidence_of(rough)
+    assert torch.equal(expected.codes, found.codes)
+    for part in ("nll", "decoded"):
+        one, two = getattr(expected, part), getattr(found, part)
+        apart, spread = (one - two).abs(), one.std()
+        assert 0 < apart.mean() < 0.02 * spread and apart.max() < 0.2 * spread
+    maps, nll, place = next(
+        network for network in exported_networks(torch_model) if network.name == "detector"
+    ).inputs.values()
+    assert torch.equal(exact.engine.detect(maps, nll, place), rough.engine.detect(maps, nll, place))
+    uniforms = torch.rand(7, 2, *found.codes.shape[1:])
+    drawn = [model.restore(found.codes, found.position, uniforms, 2.45) for model in (torch_model, rough)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0][:, 0], found.codes)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_same_bits_for_any_number_of_threads_and_slices(quantised, precision):
+    model, before, found = by(quantised[0], precision), torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            evidence = evidence_of(model)
+            found[threads] = [getattr(evidence, part) for part in PARTS]
+    finally:
+        torch.set_num_threads(before)
+    for threads in (2, 5):
+        assert all(map(torch.equal, found[1], found[threads]))
+    codes, nll, decoded, _ = found[1]
+    # One slice alone, and none.
+    assert torch.equal(model.nll(codes[3:4], evidence.position[3:4]), nll[3:4])
+    assert torch.equal(model.decode(codes[3:], evidence.position[3:]), decoded[3:])
+    assert model.nll(codes[:0], evidence.position[:0]).shape == (0, *nll.shape[1:])
+
+
+def test_a_file_of_graphs_holds_no_parameters_and_comes_back(quantised, tmp_path):
+    graphs = read_graphs(quantised[0].with_suffix(".graphs"))
+    kinds = {(name, "float32") for name in ("encoder", "decoder", "prior", "detector")}
+    assert set(graphs.graphs) == kinds | {("prior", "int8"), ("decoder", "int8")}
+    assert graphs.calibration == {"volumes": 2, "sources": ["case"], "slices": 6}
+    known = load_model(quantised[0], "cpu")
+    for (network, precision), graph in graphs.graphs.items():
+        owner = getattr(known, {"encoder": "vqvae", "decoder": "vqvae"}.get(network, network))
+        names = graphs.parameters[f"{network}/{precision}"]
+        assert names and set(names) <= set(owner.state_dict())
+        stored = onnx.load_from_string(graph)
+        assert {one.name for one in stored.graph.initializer if one.external_data} == set(names)
+        # The weight of the smallest convolution would be larger.
+        inside = [onnx.numpy_helper.to_array(one) for one in stored.graph.initializer if not one.external_data]
+        assert all(array.size <= 16 for array in inside if array.dtype == np.float32)
+        rounding = {node.op_type for node in stored.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+        assert bool(rounding) == (precision == "int8")
+    graphs.write(tmp_path / "again.graphs")
+    again = read_graphs(tmp_path / "again.graphs")
+    assert vars(again) == vars(graphs)
+
+
+def test_quantise_says_how_far_each_precision_is_from_torch(quantised):
+    file, told = quantised
+    assert told.startswith(f"{file.with_suffix('.graphs')}: ") and "6 slices of 2 volumes" in told
+    assert "float32: encoder differs from torch's by 0 on average" in told and told.count("int8: ") == 3
+
+
+def test_predict_by_the_engine(quantised, blobs, tmp_path):
+    scores = {}
+    for engine, precision in (("torch", "float32"), ("onnx", "int8")):
+        words = f"--region brain --task both --device cpu --slices 4 --restorations 1 --engine {engine} --precision {precision}"
+        report = tmp_path / f"{engine}.json"
+        done = mood(
+            "predict", words, "-i", blobs, "-o", tmp_path / engine, "--weights", quantised[0], "--report", report
+        )
+        assert done.returncode == 0 and "instead" not in done.stderr, done.stderr
+        options = json.loads(report.read_text())["options"]
+        assert options["engine"] == engine and options["precision"] == precision
+        scores[engine] = np.stack([nib.load(file).get_fdata() for file in sorted((tmp_path / engine).glob("*.nii.gz"))])
+    assert len(scores["torch"]) == 3
+    assert 0 < np.abs(scores["torch"] - scores["onnx"]).max() < 0.05
+
+
+def with_graphs(quantised, folder, **changes):
+    """The model file in a folder, with graphs that are changed."""
+    (folder / "brain.safetensors").symlink_to(quantised[0])
+    graphs = read_graphs(quantised[0].with_suffix(".graphs"))
+    Graphs(**vars(graphs) | changes).write(folder / "brain.graphs")
+    return folder / "brain.safetensors"
+
+
+def test_graphs_that_cannot_be_computed_leave_it_to_torch(quantised, tmp_path):
+    graphs = dict(read_graphs(quantised[0].with_suffix(".graphs")).graphs)
+    graphs["prior", "int8"] = b"no graph"
+    file = with_graphs(quantised, tmp_path, graphs=graphs)
+    model = load_model(file, "cpu", precision="int8", engine="onnx")
+    (note,) = model.notes
+    assert model.engine.name == "torch" and model.precision == "float32"
+    assert "torch computes instead" in note and "cannot compute the prior" in note and "\n" not in note
+    assert torch.equal(evidence_of(model).nll, evidence_of(load_model(file, "cpu")).nll)
+    assert load_model(file, "cpu", engine="onnx").notes == ()
+
+
+def test_ranges_of_other_weights_are_not_used(quantised, tmp_path):
+    file = with_graphs(quantised, tmp_path, networks="0" * 64)
+    (note,) = load_model(file, "cpu", precision="int8", engine="onnx").notes
+    assert "expected ranges measured with these weights" in note
+    assert load_model(file, "cpu", engine="onnx").notes == ()
+
+
+def test_graphs_of_other_networks_are_not_used(quantised, tmp_path):
+    file = with_graphs(quantised, tmp_path, settings={"vqvae": {}})
+    (note,) = load_model(file, "cpu", engine="onnx").notes
+    assert "found those of networks with other settings" in note
+
+
+def test_quantise_takes_a_cache_too(quantised, blobs, tmp_path):
+    model = load_model(quantised[0], "cpu")
+    build_cache(blobs, tmp_path / "cache.npz", model.about.preprocessing)
+    options = QuantiseOptions(model="brain", data=(tmp_path / "cache.npz",), volumes=2, slices=12)
+    parts, names = slices_of_cache(model, options)
+    assert names == sorted(names) and 0 < len(names) <= 2 and len(parts) == len(names)
+    # The cache holds uint8, and other volumes to train on than all.
+    same = dataclasses.replace(options, data=(blobs,), volumes=3)
+    of_volumes = dict(zip(("case_0", "case_1", "case_2"), slices_of_volumes(model, same)[0]))
+    for (slices, position), name in zip(parts, names):
+        expected = of_volumes[name]
+        assert slices.shape[1:] == expected[0].shape[1:] and position.shape == (len(slices), 1)
+        assert abs(slices.max() - expected[0].max()) < 0.1
+
+
+def test_what_quantise_cannot_use_is_one_line(quantised, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    done = mood("quantise", quantised[0], "--data", tmp_path / "empty", "-o", tmp_path / "out.graphs")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+    monkeypatch.setattr("mood_submission.lab.cli.quantise.NEEDED", ("onnx", "no_such_package"))
+    done = mood("quantise", quantised[0], "--data", tmp_path, "-o", tmp_path / "out.graphs")
+    assert done.returncode == 1 and "expected the package no_such_package" in done.stderr
+    assert not (tmp_path / "out.graphs").exists()
+
+
+def test_engines_side_by_side(quantised, blobs, tmp_path, monkeypatch):
+    runs = [("torch", "float32"), ("onnx", "int8")]
+    monkeypatch.setattr(engines, "RUNS", runs)
+    monkeypatch.setattr("mood_submission.lab.cli.benchmark.RUNS", runs)
+    words = "--region brain --engines --repeats 1 --device cpu --slices 2 --restorations 1"
+    more = ("--weights", quantised[0], "--volume", blobs / "case_0.nii.gz", "--json", tmp_path / "f.json")
+    done = mood("benchmark", words, *more)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "f.json").read_text())["brain"]
+    assert [(row["engine"], row["precision"]) for row in rows] == runs
+    assert rows[0]["times_as_fast"] == 1 and rows[0]["sample_score_apart"] == rows[0]["voxel_apart"] == 0
+    for row in rows[1:]:
+        assert row["times_as_fast"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+        assert 0 < row["voxel_apart"] < 0.1 and row["peak_rss_mb"] > 50
+    assert all(f"{engine} {precision}" in done.stdout for engine, precision in runs)

@@ -23,6 +23,7 @@ COMMANDS = {
     "grand-challenge": "run as an algorithm of grand-challenge.org",
     "export": "make a model file of a training run",
     "export-onnx": "write a model's networks as ONNX files",
+    "quantise": "make a model ready for ONNX Runtime, in int8 too",
     "add-detector": "put a trained detector into a model file",
     "calibrate": "measure what is rare among healthy voxels",
     "compare": "compare scoring methods on held-out volumes",

@@ -54,7 +54,7 @@ def announce(run: Run, content: Survey) -> None:
     if run.is_first:
         if content.others:
             say(f"{run.options.input}: skipped what is no volume: {names(content.others)}")
-        for note in content.notes:
+        for note in (*content.notes, *run.predictor.model.notes):
             say(note)
     if not run.options.quiet:
         which = "" if run.ranks is None else f", process {run.ranks.rank + 1} of {run.ranks.count}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..engines.base import Detecting
 from ..model import Model
 from ..networks.detector import Detector
 from ..networks.layers import at_size
@@ -241,7 +242,7 @@ def places(box: Box, size: torch.Size) -> Tensor:
     return torch.stack(torch.meshgrid(down[box.rows], right[box.columns], indexing="ij"))
 
 
-def detector_logits(detector: Detector, evidence: NormalisedEvidence, index: Tensor) -> Tensor:
+def detector_logits(detector: Detector | Detecting, evidence: NormalisedEvidence, index: Tensor) -> Tensor:
     """The detector's logits (B, S, S) for slices `index` (B,): AIR_LOGIT outside the box round the anatomy."""
     size = evidence.slices.shape[-2:]
     settings = detector.settings

@@ -107,6 +107,17 @@ def export_onnx(model: Model, folder: Path) -> list[Path]:
 
 
 def _write(network: ExportedNetwork, model: Model, path: Path) -> Path:
+    program = export_network(network)
+    program.optimize()
+    program.model.metadata_props["about"] = model.about.to_json()
+    program.model.metadata_props["sha256"] = str(model.sha256)
+    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in network.inputs.items()})
+    write_whole_by_name(path, lambda name: program.save(name, external_data=False))
+    return path
+
+
+def export_network(network: ExportedNetwork) -> torch.onnx.ONNXProgram:
+    """The network as ONNX, in float32 and opset OPSET. Its parameters are the network's own, by their names."""
     shapes = tuple({0: torch.export.Dim.DYNAMIC} | _dynamic(network, name) for name in network.inputs)
     program = torch.onnx.export(
         network.module,
@@ -117,13 +128,11 @@ def _write(network: ExportedNetwork, model: Model, path: Path) -> Path:
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
+        # It would fold parameters into each other.
+        optimize=False,
     )
     assert program is not None
-    program.model.metadata_props["about"] = model.about.to_json()
-    program.model.metadata_props["sha256"] = str(model.sha256)
-    program.model.metadata_props["shapes"] = json.dumps({name: list(x.shape) for name, x in network.inputs.items()})
-    write_whole_by_name(path, lambda name: program.save(name, external_data=False))
-    return path
+    return program
 
 
 def _dynamic(network: ExportedNetwork, name: str) -> dict[int, object]:

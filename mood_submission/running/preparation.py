@@ -125,7 +125,9 @@ def _make_predictions_folder(options: PredictOptions) -> None:
 def _model(options: PredictOptions, device: str | None) -> Model:
     """The model of the region. Raises ModelError for a model of another region, and for a device that is not there."""
     try:
-        model = load_model(options.weights or options.region, device, precision=options.precision)
+        model = load_model(
+            options.weights or options.region, device, precision=options.precision, engine=options.engine
+        )
     # There is no such device.
     except RuntimeError as error:
         raise ModelError(f"--device {options.device}: {str(error).splitlines()[0]}") from None

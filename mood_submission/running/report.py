@@ -21,6 +21,7 @@ OPTIONS = (
     "sample_method",
     "pixel_method",
     "precision",
+    "engine",
     "seed",
     "resume",
     "time_budget",

@@ -1,4 +1,4 @@
-"""The names that users choose from: the challenge's regions and tasks, and precisions."""
+"""The names that users choose from: the challenge's regions and tasks, precisions and engines."""
 
 REGIONS = ("brain", "abdom")
 # One score for a volume, or one for each voxel.
@@ -6,4 +6,6 @@ TASKS = ("sample", "pixel")
 # Both tasks in one run, which share the networks' work.
 BOTH = "both"
 # What the networks can compute in.
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "bf16", "int8")
+# What computes them.
+ENGINES = ("torch", "onnx")

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...cli.command import run_command
+from ...cli.output import Progress, say
 from ...model_file import load_model
 from ...predictor import Predictor
 from ...runtime.contract import REGIONS
@@ -21,20 +22,24 @@ from ...runtime.files import write_text
 from ...runtime.option_types import DEVICE_HELP, at_least, positive, slices_option
 from ...runtime.options import option
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
+from ..measuring.engines import RUNS, engine_table, measure_engines
 from ..measuring.profile import matrix_speed, profile, stage_table
-from .options import precision_option, weights_option
+from .options import engine_option, precision_option, weights_option
 
 # Voxels a side of the challenge's volumes.
 SIZE = {"brain": 256, "abdom": 512}
+# The same with --engines, where the brain's voxels are of 1 mm.
+ENGINE_SIZE = {"brain": 200, "abdom": 512}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions:
     """Options of `benchmark`."""
 
-    region: str = option(None, choices=REGIONS)
+    region: str | None = option("needed without --engines; with it: both by default", choices=REGIONS, default=None)
     device: str | None = option(DEVICE_HELP, default=None)
     precision: str = precision_option()
+    engine: str = engine_option()
     io: bool = option(
         "only reading, writing and all else that is no network, beside a bare nibabel load and save (with --slices all by "
         "default)",
@@ -45,11 +50,20 @@ class BenchmarkOptions:
         "model file says by default)",
         default=False,
     )
+    engines: bool = option(
+        "only the default run, both tasks, by each engine and precision in turn: seconds, memory, how far scores are apart; of a "
+        "brain of 1 mm and of a CT of 512 voxels a side",
+        default=False,
+    )
+    repeats: int = option("with --engines: how often (default: 3)", type=positive, metavar="N", default=3)
     slices: int | str | None = option("a volume (default: 32)", type=slices_option, metavar="all|N", default=None)
     restorations: int | None = option("a slice (default: 15)", type=at_least(0), metavar="N", default=None)
     weights: Path | None = weights_option()
     size: int | None = option(
-        "voxels a side of the toy (default: 256 brain, 512 abdom)", type=positive, metavar="N", default=None
+        "voxels a side of the toy (default: 256 brain, or 200 with --engines, 512 abdom)",
+        type=positive,
+        metavar="N",
+        default=None,
     )
     volume: Path | None = option("a healthy volume instead of the toy", metavar="FILE", default=None)
     naive_places: int = option(
@@ -58,20 +72,27 @@ class BenchmarkOptions:
     json: Path | None = option("write all figures here", metavar="F", default=None)
 
     def __post_init__(self) -> None:
-        if self.io and self.profile:
-            raise argparse.ArgumentError(None, "--profile: expected no --io beside it")
-        if self.restorations == 0 and not self.profile:
+        if self.io + self.profile + self.engines > 1:
+            raise argparse.ArgumentError(None, "--io, --profile, --engines: expected one of these at most")
+        if self.region is None and not self.engines:
+            raise argparse.ArgumentError(None, f"--region: expected one of {', '.join(REGIONS)}, found none")
+        if self.region is None and (self.weights or self.volume):
+            raise argparse.ArgumentError(None, "--weights, --volume: expected a --region beside them, found none")
+        if self.restorations == 0 and not (self.profile or self.engines):
             raise argparse.ArgumentError(None, "--restorations: expected 1 or more without --profile, found 0")
 
     def predictor(self) -> Predictor:
         """The predictor to measure: of the model file, or of networks that cost nothing."""
+        assert self.region is not None
         device = device_named(self.device)
         slices, restorations = self.slices, self.restorations
         if not self.profile:
             slices, restorations = slices or ("all" if self.io else 32), restorations or 15
         if self.io:
             return Predictor(FreeNetworks(self.region, device), slices, restorations)
-        model = load_model(self.weights or self.region, device, precision=self.precision)
+        model = load_model(self.weights or self.region, device, precision=self.precision, engine=self.engine)
+        for note in model.notes:
+            say(note)
         return Predictor(model, slices, restorations)
 
 
@@ -89,8 +110,33 @@ def toy(region: str, size: int, folder: Path) -> Path:
     return folder / region / "toy" / "toy_0.nii.gz"
 
 
+def by_engine(options: BenchmarkOptions) -> list[str]:
+    """The figures of each engine, as lines of text. Raises OSError where a run fails."""
+    regions = [options.region] if options.region else list(REGIONS)
+    words = [] if options.weights is None else ["--weights", str(options.weights)]
+    for name in ("device", "slices", "restorations"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    figures, lines = {}, []
+    with Progress(len(regions) * len(RUNS) * options.repeats, "measuring", "run") as progress:
+        for region in regions:
+            with tempfile.TemporaryDirectory() as work:
+                volume = options.volume or toy(region, options.size or ENGINE_SIZE[region], Path(work))
+                runs = Path(work) / "runs"
+                figures[region] = measure_engines(
+                    ["--region", region, *words], volume, runs, options.repeats, progress.update
+                )
+            lines += [f"{region}, {machine(torch.device('cpu'))}", *engine_table(figures[region]), ""]
+    if options.json:
+        write_text(options.json, json.dumps(figures, indent=1) + "\n")
+    return lines[:-1]
+
+
 def measure(options: BenchmarkOptions) -> list[str]:
     """The figures, as lines of text. Raises ValueError, OSError, RuntimeError where they cannot be measured."""
+    if options.engines:
+        return by_engine(options)
+    assert options.region is not None
     predictor = options.predictor()
     lines: list[str] = []
     measured: dict[str, float | int | str] = {}
@@ -113,7 +159,8 @@ def measure(options: BenchmarkOptions) -> list[str]:
         "region": options.region,
         "machine": machine(predictor.model.device),
         "torch": torch.__version__,
-        "precision": options.precision,
+        "precision": predictor.model.precision if not options.io else options.precision,
+        "engine": predictor.model.engine.name if not options.io else options.engine,
         "slices": predictor.slice_count or "by default",
         "restorations": predictor.restorations,
     } | measured

@@ -126,9 +126,12 @@ def compare(options: CompareOptions) -> list[str]:
         "slices": options.scoring.slices,
         "restorations": predictor.restorations,
         "methods": [method.name for method in compared_methods()],
-        "precision": options.scoring.precision,
+        "precision": predictor.model.precision,
         "seed": options.seed,
     }
+    # Results of before there were engines have none in their settings.
+    if predictor.model.engine.name != "torch":
+        settings["engine"] = predictor.model.engine.name
     check_settings(options.out / "settings.json", settings)
     with Progress(len(cases), "comparing", "case") as progress:
         for case in cases:

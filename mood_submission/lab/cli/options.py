@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cli.output import say
 from ...methods import table
 from ...model_file import load_model
 from ...predictor import Predictor
-from ...runtime.contract import PRECISIONS, TASKS
+from ...runtime.contract import ENGINES, PRECISIONS, TASKS
 from ...runtime.option_types import DEVICE_HELP, at_least, slices_option
 from ...runtime.options import option
 
@@ -20,6 +21,11 @@ def weights_option() -> Any:
 def precision_option() -> Any:
     """A field for --precision."""
     return option("of the networks, as in predict", choices=PRECISIONS, default="float32")
+
+
+def engine_option() -> Any:
+    """A field for --engine."""
+    return option("of the networks, as in predict", choices=ENGINES, default="torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,7 @@ class ScoringOptions:
         default=None,
     )
     precision: str = precision_option()
+    engine: str = engine_option()
     device: str | None = option(DEVICE_HELP, default=None)
 
     def predictor(self, weights: Path) -> Predictor:
@@ -43,6 +50,8 @@ class ScoringOptions:
 
         Raises ModelError for a file that is no model, RuntimeError for a device that is not there.
         """
-        model = load_model(weights, self.device, precision=self.precision)
+        model = load_model(weights, self.device, precision=self.precision, engine=self.engine)
+        for note in model.notes:
+            say(note)
         sample, pixel = (table.first_that_fits(task, model.about, self.restorations).name for task in TASKS)
         return Predictor(model, self.slices, self.restorations, sample_method=sample, pixel_method=pixel)

@@ -1,0 +1,77 @@
+"""Chooses what computes a model's networks. Where ONNX Runtime cannot, torch does, and a note says why."""
+
+from pathlib import Path
+
+import torch
+
+from ..networks.detector import Detector
+from ..networks.pixelsnail import PixelSNAIL
+from ..networks.vqvae import VQVAE
+from ..runtime.contract import ENGINES, PRECISIONS
+from ..runtime.processor import VNNI, has_vnni
+from .base import Engine, EngineError
+from .graphs import INT8, networks_digest, read_graphs, settings_of
+from .onnx_engine import OnnxEngine, load_runtime
+from .torch_engine import TorchEngine
+
+# The precisions that ONNX Runtime computes in.
+OF_ONNX = ("float32", INT8)
+
+
+def check_choice(engine: str, precision: str) -> None:
+    """Raises ValueError, in one line, for an unknown engine or precision, and for two that do not go together."""
+    for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+    if engine == "onnx" and precision not in OF_ONNX:
+        raise ValueError(f"engine onnx: expected precision {' or '.join(OF_ONNX)}, found {precision}")
+    if engine != "onnx" and precision == INT8:
+        raise ValueError(f"precision {INT8}: expected engine onnx, found {engine}")
+
+
+def choose_engine(
+    vqvae: VQVAE,
+    prior: PixelSNAIL,
+    detector: Detector | None,
+    *,
+    engine: str,
+    precision: str,
+    graphs: Path | None,
+    image_size: int,
+) -> tuple[Engine, str | None]:
+    """The engine of a model, and a note where another one was asked for.
+
+    vqvae, prior, detector: the networks, on the model's device.
+    engine, precision: what is asked for, see `check_choice`.
+    graphs: the file of graphs. None where the model came from no file.
+    image_size: the slices' side.
+    """
+    in_torch = TorchEngine(vqvae, prior, detector, bfloat16=precision == "bf16")
+    if engine != "onnx":
+        return in_torch, None
+    try:
+        load_runtime()
+        _check_machine(vqvae, precision)
+        if graphs is None:
+            raise EngineError("expected a model from a file, found one without")
+        found = read_graphs(graphs)
+        if found.settings != settings_of(vqvae, prior, detector, image_size):
+            raise EngineError(
+                f"{graphs}: expected graphs of these networks, found those of networks with other settings"
+            )
+        if precision == INT8 and found.networks != networks_digest(vqvae, prior):
+            raise EngineError(f"{graphs}: expected ranges measured with these weights, found those of others")
+        networks = {"vqvae": vqvae, "prior": prior} | ({} if detector is None else {"detector": detector})
+        return OnnxEngine(found, networks, precision), None
+    except EngineError as error:
+        return in_torch, f"engine onnx, precision {precision}: torch computes instead, in float32: {error}"
+
+
+def _check_machine(vqvae: VQVAE, precision: str) -> None:
+    parameter = vqvae.codebook
+    if parameter.device.type != "cpu":
+        raise EngineError(f"expected the device cpu, found {parameter.device.type}")
+    if parameter.dtype != torch.float32:
+        raise EngineError(f"expected parameters in float32, found {parameter.dtype}")
+    if precision == INT8 and not has_vnni():
+        raise EngineError(f"expected a processor with {' or '.join(VNNI)}, found one without")

@@ -1,0 +1,105 @@
+"""Files of graphs: what ONNX Runtime computes, without a model's parameters.
+
+`mood-submission quantise` writes one beside a model file. It holds one ONNX graph for each network and precision. Their
+parameters are left out, and come from the model file when it is loaded. A graph of int8 rounds them itself, and holds the ranges
+of the activations, which were measured on healthy slices.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..networks.detector import Detector
+from ..networks.pixelsnail import PixelSNAIL
+from ..networks.vqvae import VQVAE
+from ..runtime.files import write_whole
+from ..runtime.integrity import content_sha256
+from .base import EngineError
+
+# What the name of a file of graphs ends in. Before that it is the model file's.
+SUFFIX = ".graphs"
+FLOAT32, INT8 = "float32", "int8"
+# The networks, and the network of the model that holds the parameters of each.
+OWNERS = {"encoder": "vqvae", "decoder": "vqvae", "prior": "prior", "detector": "detector"}
+
+
+@dataclass(frozen=True, eq=False)
+class Graphs:
+    """The graphs of a model.
+
+    settings: the networks' settings, see `settings_of`. The graphs compute networks of these alone.
+    networks: the digest of the VQ-VAE and the prior (`networks_digest`) that the ranges of int8 were measured with.
+    graphs: ONNX files as bytes, by network and precision.
+    parameters: the names of the parameters that each graph lacks, by "network/precision".
+    calibration: what the ranges were measured on.
+    """
+
+    settings: dict[str, Any]
+    networks: str
+    graphs: Mapping[tuple[str, str], bytes]
+    parameters: dict[str, list[str]]
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, network: str, precision: str) -> tuple[bytes, list[str]]:
+        """A network's graph in a precision, and the parameters that it lacks. One that has none in int8 is that of float32."""
+        kind = precision if (network, precision) in self.graphs else FLOAT32
+        return self.graphs[network, kind], self.parameters[f"{network}/{kind}"]
+
+    def write(self, file: Path) -> None:
+        """Write the file. Raises OSError."""
+        about = {name: getattr(self, name) for name in ("settings", "networks", "parameters", "calibration")}
+        arrays: dict[str, Any] = {
+            "/".join(key): np.frombuffer(graph, np.uint8) for key, graph in sorted(self.graphs.items())
+        }
+        with write_whole(file) as out:
+            np.savez_compressed(out, about=np.array(json.dumps(about)), **arrays)
+
+
+def read_graphs(file: Path) -> Graphs:
+    """Raises EngineError for a file that is missing or no file of graphs. Nothing in it is executed."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            keys = [tuple(name.split("/")) for name in stored.files if name != "about"]
+            graphs = {(network, kind): stored[f"{network}/{kind}"].tobytes() for network, kind in keys}
+        return Graphs(graphs=graphs, **about)
+    except FileNotFoundError:
+        raise EngineError(
+            f"{file}: expected the model's graphs, found no such file; see mood-submission quantise"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise EngineError(f"{file}: expected a file of mood-submission quantise, found: {error}") from error
+
+
+def settings_of(vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, image_size: int) -> dict[str, Any]:
+    """What the graphs of networks depend on besides parameters and ranges, as JSON gives it back."""
+    settings = {
+        "vqvae": asdict(vqvae.settings),
+        "prior": asdict(prior.settings),
+        "detector": None if detector is None else asdict(detector.settings),
+        "image_size": image_size,
+    }
+    given_back: dict[str, Any] = json.loads(json.dumps(settings))
+    return given_back
+
+
+def networks_digest(vqvae: VQVAE, prior: PixelSNAIL) -> str:
+    """The digest of the parameters of the VQ-VAE and the prior, in float32."""
+    tensors = {
+        f"{name}.{key}": value.float()
+        for name, network in (("vqvae", vqvae), ("prior", prior))
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    return content_sha256(tensors, "")
+
+
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    """A network's parameters and buffers by their names in the graphs."""
+    return {name: value.detach() for name, value in network.state_dict().items()}

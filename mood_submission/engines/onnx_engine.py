@@ -1,0 +1,98 @@
+"""The networks computed by ONNX Runtime, on a CPU."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..runtime.names import in_one_line
+from .base import EngineError
+from .graphs import OWNERS, Graphs, parameters_of
+
+PACKAGE = "onnxruntime"
+# Of its own messages it prints none but fatal ones. What fails is raised.
+FATAL = 4
+
+
+def load_runtime() -> Any:
+    """The package onnxruntime. Raises EngineError where it is missing or cannot be loaded."""
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"expected the package {PACKAGE}, found none ({in_one_line(error)}); pip install 'mood-submission[onnx]'"
+        ) from None
+    return onnxruntime
+
+
+class OnnxEngine:
+    """See `Engine`. One thread computes each slice, so results have the same bits for any number of threads.
+
+    graphs: of a model with these networks.
+    networks: "vqvae", "prior" and, where there is one, "detector", on the CPU in float32. Their parameters are shared, not copied.
+    precision: "float32" or "int8". In int8 the networks that have no graph of that kind are computed in float32.
+    Raises EngineError where the package is missing, or where it cannot compute the graphs.
+    """
+
+    name = "onnx"
+    # Each slice has the same bits whatever others are scored with it.
+    nll_slices = 1
+
+    def __init__(self, graphs: Graphs, networks: Mapping[str, nn.Module], precision: str):
+        self._runtime = load_runtime()
+        self._sessions = {
+            network: self._session(network, *graphs.of(network, precision), parameters_of(networks[owner]))
+            for network, owner in OWNERS.items()
+            if owner in networks
+        }
+
+    def encode(self, slices: Tensor, position: Tensor) -> Tensor:
+        return self._run("encoder", slices=slices, position=position)
+
+    def nll(self, codes: Tensor, position: Tensor) -> Tensor:
+        return self._run("prior", codes=codes, position=position)
+
+    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+        return self._run("decoder", codes=codes, position=position)
+
+    def detect(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
+        return self._run("detector", maps=maps, nll=nll, place=place)
+
+    def _session(self, network: str, graph: bytes, names: list[str], parameters: Mapping[str, Tensor]) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = FATAL
+        # An arena would keep the memory of the largest slice for each thread.
+        options.enable_cpu_mem_arena = False
+        try:
+            values = [self._runtime.OrtValue.ortvalue_from_numpy(parameters[name].numpy()) for name in names]
+            options.add_external_initializers(names, values)
+            return self._runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # It raises errors of many classes that have nothing else in common.
+        except Exception as error:
+            raise EngineError(f"{PACKAGE} cannot compute the {network}: {in_one_line(error)[:300]}") from error
+
+    def _run(self, network: str, **inputs: Tensor) -> Tensor:
+        session = self._sessions[network]
+        parts = [
+            self._one(session, {name: value[i : i + 1].numpy() for name, value in inputs.items()})
+            for i in range(len(next(iter(inputs.values()))))
+        ]
+        return torch.from_numpy(np.concatenate(parts)) if parts else self._nothing(session, inputs)
+
+    def _one(self, session: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The result for one slice. Raises MemoryError where memory runs out."""
+        try:
+            found: np.ndarray = session.run(None, inputs)[0]
+        except Exception as error:
+            if any(words in str(error) for words in ("allocate", "bad_alloc")):
+                raise MemoryError(str(error)) from error
+            raise
+        return found
+
+    def _nothing(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The result without slices: that of one slice, without it."""
+        one = {name: np.zeros((1, *value.shape[1:]), value.numpy().dtype) for name, value in inputs.items()}
+        return torch.from_numpy(self._one(session, one)[:0])

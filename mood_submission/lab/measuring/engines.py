@@ -1,0 +1,129 @@
+"""The default run of a volume by each engine and precision, as users run it: a process of `predict` each."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import SpatialImage
+
+# What is measured, by engine and precision. Others are compared with the first.
+RUNS = (("torch", "float32"), ("torch", "bf16"), ("onnx", "float32"), ("onnx", "int8"))
+# What stands in the line that `predict` tells where another engine computes than the one that was asked for.
+INSTEAD = "torch computes instead"
+
+
+@dataclass(eq=False)
+class EngineRuns:
+    """What one engine took for a volume, and what it found.
+
+    seconds: of the volume, in each run. whole: of the whole process. cpu: processor seconds of the whole process,
+        which other work on the machine hardly changes. peak_mb: the most memory that it had in use.
+    score: the sample score, 0 .. 1.
+    scores: the pixel scores, (X, Y, Z).
+    note: the line that says that torch computed instead. None where the engine did.
+    """
+
+    engine: str
+    precision: str
+    seconds: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak_mb: list[float] = field(default_factory=list)
+    score: float = 0.0
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    note: str | None = None
+
+    def figures(self, first: "EngineRuns") -> dict[str, float | str | None]:
+        """Medians, and how they compare with those of the first engine."""
+        seconds = statistics.median(self.seconds)
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "seconds": seconds,
+            "times_as_fast": statistics.median(first.seconds) / max(seconds, 1e-9),
+            "process_seconds": statistics.median(self.whole),
+            "cpu_seconds": statistics.median(self.cpu),
+            "peak_rss_mb": statistics.median(self.peak_mb),
+            "sample_score_apart": abs(self.score - first.score),
+            "voxel_apart": float(np.abs(self.scores - first.scores).max()),
+            "note": self.note,
+        }
+
+
+def measure_engines(
+    words: Sequence[str],
+    volume: Path,
+    work: Path,
+    repeats: int,
+    progress: Callable[[], object] = lambda: None,
+) -> list[dict[str, float | str | None]]:
+    """Run all RUNS in turn, `repeats` times each. Returns the figures of each.
+
+    words: the options of `predict` that all have in common, without task, folders, engine and precision.
+    volume: a file of one volume.
+    work: an empty folder.
+    progress: is called after each run.
+    Raises OSError where a run fails.
+    """
+    given = work / "in"
+    given.mkdir(parents=True)
+    (given / volume.name).symlink_to(volume.resolve())
+    measured = [EngineRuns(engine, precision) for engine, precision in RUNS]
+    for repeat in range(repeats):
+        for one in measured:
+            _run(one, words, given, work / f"{one.engine}_{one.precision}_{repeat}")
+            progress()
+    return [one.figures(measured[0]) for one in measured]
+
+
+def _run(one: EngineRuns, words: Sequence[str], given: Path, out: Path) -> None:
+    """Run once, and add what it took."""
+    report = out.with_name(f"{out.name}.json")
+    chosen = ["--engine", one.engine, "--precision", one.precision, "--report", str(report)]
+    command = [sys.executable, "-m", "mood_submission", "predict", "--task", "both", "-i", str(given), "-o", str(out)]
+    # The folder of this package, installed or not.
+    here = str(Path(__file__).resolve().parents[3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
+    begin = time.monotonic()
+    with open(out.with_name(f"{out.name}.log"), "w+") as log:
+        process = subprocess.Popen([*command, *words, *chosen], env=environment, stdout=log, stderr=log)
+        # Of this process alone, whatever others have ended before.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        told = log.read().splitlines()
+    if process.returncode:
+        raise OSError(f"predict: expected exit status 0, found {process.returncode}: {(told or ['nothing said'])[-1]}")
+    one.whole.append(time.monotonic() - begin)
+    one.cpu.append(usage.ru_utime + usage.ru_stime)
+    one.peak_mb.append(usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3))
+    (outcome,) = json.loads(report.read_text())["volumes"]
+    one.seconds.append(outcome["seconds"])
+    one.note = next((line for line in told if INSTEAD in line), None)
+    (text,) = out.glob("*.txt")
+    one.score = float(text.read_text())
+    (image,) = (file for file in out.iterdir() if file.suffix != ".txt")
+    loaded = nib.load(image)
+    assert isinstance(loaded, SpatialImage)
+    one.scores = np.asarray(loaded.dataobj, dtype=np.float32)
+
+
+def engine_table(figures: Sequence[dict[str, float | str | None]]) -> list[str]:
+    """Lines of text: one an engine, then what was not as asked for."""
+    lines = [
+        f"{'engine':16}{'seconds':>9}{'as fast':>9}{'process s':>11}{'CPU s':>8}{'peak MB':>9}{'sample':>9}{'voxel':>9}"
+    ]
+    for row in figures:
+        lines.append(
+            f"{row['engine']} {row['precision']:{15 - len(str(row['engine']))}}{row['seconds']:9.1f}{row['times_as_fast']:8.2f}x"
+            f"{row['process_seconds']:11.1f}{row['cpu_seconds']:8.1f}{row['peak_rss_mb']:9.0f}{row['sample_score_apart']:9.4f}{row['voxel_apart']:9.4f}"
+        )
+    return lines + [str(row["note"]) for row in figures if row["note"]]

@@ -1,0 +1,121 @@
+"""What computes the networks: the choice, and torch where ONNX Runtime cannot."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import mood
+
+from mood_submission import load_model
+from mood_submission.about import ModelError
+from mood_submission.runtime import processor
+
+WITH, WITHOUT = "processor : 0\nflags\t\t: fpu avx2 {} sse\n", "flags\t\t: fpu avx2 avx512f\n"
+
+
+@pytest.fixture
+def cpuinfo(tmp_path, monkeypatch):
+    """Lets the system say what the processor can do."""
+
+    def say(text: str) -> None:
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.delenv(processor.LIMIT, raising=False)
+
+    return say
+
+
+@pytest.mark.parametrize("flag", ["avx512_vnni", "avx_vnni"])
+def test_vnni_is_seen(flag, cpuinfo, monkeypatch):
+    cpuinfo(WITH.format(flag))
+    assert processor.has_vnni()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    assert processor.has_vnni()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert not processor.has_vnni()
+
+
+@pytest.mark.parametrize("text", [WITHOUT, "", "Features : asimd\n", WITH.format("avx512_vnnix")])
+def test_processors_without_vnni(text, cpuinfo):
+    cpuinfo(text)
+    assert not processor.has_vnni()
+
+
+def test_a_system_that_does_not_say_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "absent")
+    assert not processor.has_vnni()
+
+
+@pytest.mark.parametrize(
+    "engine, precision, told",
+    [
+        ("onnx", "bf16", "engine onnx: expected precision float32 or int8, found bf16"),
+        ("onnx", "tf32", "found tf32"),
+        ("torch", "int8", "precision int8: expected engine onnx, found torch"),
+        ("tensor", "float32", "engine: expected one of torch, onnx"),
+        ("torch", "float8", "precision: expected one of float32"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(engine, precision, told, tiny_weights):
+    with pytest.raises(ModelError, match=told):
+        load_model(tiny_weights["brain"], "cpu", engine=engine, precision=precision)
+
+
+def fall_back(file, precision="float32"):
+    """The note of a model that torch computes, in float32, though ONNX Runtime was asked for."""
+    model = load_model(file, "cpu", engine="onnx", precision=precision)
+    assert model.engine.name == "torch" and model.precision == "float32"
+    (note,) = model.notes
+    assert note.startswith(f"engine onnx, precision {precision}: torch computes instead, in float32: ")
+    assert "expected" in note and "found" in note and "\n" not in note
+    again = model.on_cpu()
+    assert again.notes == model.notes
+    return note
+
+
+def test_torch_computes_where_the_package_is_missing(tiny_weights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "expected the package onnxruntime, found none" in fall_back(tiny_weights["brain"])
+
+
+def test_torch_computes_where_there_are_no_graphs_of_the_model(tiny_weights, tmp_path):
+    pytest.importorskip("onnxruntime")
+    assert "brain.graphs: expected the model's graphs, found no such file" in fall_back(tiny_weights["brain"])
+    (tmp_path / "brain.safetensors").symlink_to(tiny_weights["brain"])
+    for content in (b"", b"no graphs", b"PK\x03\x04 torn"):
+        (tmp_path / "brain.graphs").write_bytes(content)
+        assert "expected a file of mood-submission quantise" in fall_back(tmp_path / "brain.safetensors")
+    with open(tmp_path / "brain.graphs", "wb") as file:
+        np.savez(file, about=np.array("{}"))
+    assert "expected a file of mood-submission quantise" in fall_back(tmp_path / "brain.safetensors")
+
+
+def test_torch_computes_where_the_processor_has_no_vnni(tiny_weights, cpuinfo):
+    pytest.importorskip("onnxruntime")
+    cpuinfo(WITHOUT)
+    assert "expected a processor with avx512_vnni or avx_vnni" in fall_back(tiny_weights["brain"], "int8")
+
+
+def test_torch_computes_other_parameters_than_float32(tiny_weights):
+    pytest.importorskip("onnxruntime")
+    model = load_model(tiny_weights["brain"], "cpu", torch.float64, engine="onnx")
+    assert "expected parameters in float32" in model.notes[0] and model.engine.name == "torch"
+
+
+def test_predict_says_once_that_torch_computes_and_scores_as_torch_does(tiny_weights, blobs, tmp_path, cpuinfo):
+    cpuinfo(WITHOUT)
+    words = "--region brain --task sample --sample-method paper --pixel-method paper --device cpu --slices 2 --restorations 1"
+    asked = ("--engine onnx --precision int8", "")
+    for name, more in zip(("onnx", "torch"), asked):
+        done = mood("predict", words, more, "-i", blobs, "-o", tmp_path / name, "--weights", tiny_weights["brain"])
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("torch computes instead") == (name == "onnx")
+    for file in (tmp_path / "torch").iterdir():
+        assert file.read_bytes() == (tmp_path / "onnx" / file.name).read_bytes()
+
+
+def test_predict_refuses_in_one_line_what_does_not_go_together(tiny_weights, blobs, tmp_path):
+    words = "--region brain --task sample --device cpu --precision int8"
+    done = mood("predict", words, "-i", blobs, "-o", tmp_path / "out", "--weights", tiny_weights["brain"])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected engine onnx" in done.stderr
