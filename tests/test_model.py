@@ -175,7 +175,7 @@ def test_rough_precision_leaves_codes_alone(tiny_weights):
     uniforms = torch.rand(2, 3, *codes.shape[1:], generator=generator)
     expected = restore(copy.deepcopy(exact.prior).bfloat16(), codes, position.bfloat16(), uniforms, 1.0)
     assert torch.equal(rough.restore(codes, position, uniforms, 1.0), expected)
-    with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, found 'half'"):
+    with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, int8, found 'half'"):
         load_model(tiny_weights["brain"], device="cpu", precision="half")
 
 
