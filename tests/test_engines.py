@@ -9,7 +9,10 @@ from conftest import mood
 
 from mood_submission import load_model
 from mood_submission.about import ModelError
+from mood_submission.engines.graphs import SUFFIX, read_graphs
 from mood_submission.runtime import processor
+from mood_submission.runtime.contract import REGIONS
+from mood_submission.runtime.sources import source_of
 
 WITH, WITHOUT = "processor : 0\nflags\t\t: fpu avx2 {} sse\n", "flags\t\t: fpu avx2 avx512f\n"
 
@@ -60,6 +63,19 @@ def test_a_system_that_does_not_say_has_none(tmp_path, monkeypatch):
 def test_what_does_not_go_together_is_refused(engine, precision, told, tiny_weights):
     with pytest.raises(ModelError, match=told):
         load_model(tiny_weights["brain"], "cpu", engine=engine, precision=precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("region", REGIONS)
+def test_shipped_graphs_are_of_the_shipped_weights(region, cpuinfo):
+    pytest.importorskip("onnxruntime")
+    cpuinfo(WITH.format("avx512_vnni"))
+    model = load_model(region, "cpu", engine="onnx", precision="int8")
+    assert model.notes == () and model.engine.name == "onnx" and model.precision == "int8"
+    assert model.file is not None
+    trained_on = model.about.training["vqvae"]["volumes"]["train"]
+    measured_on = read_graphs(model.file.with_suffix(SUFFIX)).calibration
+    assert set(measured_on["sources"]) <= set(map(source_of, trained_on)) and measured_on["slices"] > 50
 
 
 def fall_back(file, precision="float32"):

@@ -151,7 +151,7 @@ PARTS = ("codes", "nll", "decoded", "logits")
 
 def by(file, precision: str):
     model = load_model(file, "cpu", precision=precision, engine="onnx")
-    assert model.engine.name == "onnx" and model.notes == () and model.precision == precision
+    assert model.notes == () and model.engine.name == "onnx" and model.precision == precision
     return model
 
 
@@ -277,6 +277,25 @@ def test_graphs_of_other_networks_are_not_used(quantised, tmp_path):
     assert "found those of networks with other settings" in note
 
 
+def test_graphs_serve_another_detector_of_the_same_sizes_and_none(quantised, tmp_path):
+    """The ranges are of the VQ-VAE and the prior alone."""
+    before = load_model(quantised[0], "cpu")
+    settings = dataclasses.replace(before.detector.settings, dropout=0.4, ordinary_quantile=0.9, in_plane=0.01)
+    torch.manual_seed(5)
+    detector = Detector(settings).eval()
+    add_detector(quantised[0], tmp_path / "brain.safetensors", detector, before.about)
+    (tmp_path / "brain.graphs").symlink_to(quantised[0].with_suffix(".graphs"))
+    found = evidence_of(by(tmp_path / "brain.safetensors", "int8"), 2)
+    inputs = next(one for one in exported_networks(before) if one.name == "detector").inputs.values()
+    assert (found.model.engine.detect(*inputs) - detector(*inputs)).abs().max() < 1e-4
+    without = load_model(quantised[0], "cpu", precision="int8", engine="onnx", detector=False)
+    assert without.notes == () and torch.equal(without.nll(found.codes, found.position), found.nll)
+    wider = Detector(dataclasses.replace(settings, widths=(4, 6, 10)))
+    add_detector(quantised[0], tmp_path / "brain.safetensors", wider, before.about)
+    (note,) = load_model(tmp_path / "brain.safetensors", "cpu", engine="onnx").notes
+    assert "found those of networks with other settings" in note
+
+
 def test_quantise_takes_a_cache_too(quantised, blobs, tmp_path):
     model = load_model(quantised[0], "cpu")
     build_cache(blobs, tmp_path / "cache.npz", model.about.preprocessing)
@@ -290,6 +309,9 @@ def test_quantise_takes_a_cache_too(quantised, blobs, tmp_path):
         expected = of_volumes[name]
         assert slices.shape[1:] == expected[0].shape[1:] and position.shape == (len(slices), 1)
         assert abs(slices.max() - expected[0].max()) < 0.1
+    # Of volumes that the model was trained on and others, the others are left out.
+    model.about.training["vqvae"] = {"volumes": {"train": ["other", names[-1]]}}
+    assert slices_of_cache(model, options)[1] == slices_of_volumes(model, same)[1] == names[-1:]
 
 
 def test_what_quantise_cannot_use_is_one_line(quantised, tmp_path, monkeypatch):

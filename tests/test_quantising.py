@@ -8,6 +8,7 @@ from torch.nn import functional as F
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 from mood_submission.lab.quantising.convolutions import as_convolutions
+from mood_submission.lab.quantising.editing import Graph
 from mood_submission.lab.quantising.int8 import in_int8, layers, measure_ranges
 
 GENERATOR = np.random.default_rng(0)
@@ -128,3 +129,12 @@ def test_layers_are_named_by_the_parameters_that_their_weights_are_made_of():
         "pads": np.array([0, 0, 0, 0, 0, 0, 0, 1]),
     }
     assert list(layers(model_of(nodes, parameters, 3))) == ["a", "b"]
+
+
+def test_new_names_are_new_in_graphs_that_were_edited_before():
+    first = Graph(model_of([onnx.helper.make_node("Neg", ["x"], ["before"])], {}, 3))
+    first.add("Identity", first.add("Abs", "before"), output="y")
+    again = Graph(first.finish())
+    again.add("Abs", "before")
+    names = [output for node in again.finish().graph.node for output in node.output]
+    assert len(names) == len(set(names)) == 4

@@ -55,7 +55,8 @@ def choose_engine(
         if graphs is None:
             raise EngineError("expected a model from a file, found one without")
         found = read_graphs(graphs)
-        if found.settings != settings_of(vqvae, prior, detector, image_size):
+        # Graphs with a detector also serve a model that is read without its own.
+        if not settings_of(vqvae, prior, detector, image_size).items() <= found.settings.items():
             raise EngineError(
                 f"{graphs}: expected graphs of these networks, found those of networks with other settings"
             )

@@ -27,6 +27,8 @@ SUFFIX = ".graphs"
 FLOAT32, INT8 = "float32", "int8"
 # The networks, and the network of the model that holds the parameters of each.
 OWNERS = {"encoder": "vqvae", "decoder": "vqvae", "prior": "prior", "detector": "detector"}
+# Settings that no graph depends on: of training, and of what is done with a detector's logits.
+OUTSIDE = ("dropout", "along", "in_plane", "restorations", "ordinary_quantile", "ordinary_spread_quantile")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +80,17 @@ def read_graphs(file: Path) -> Graphs:
 
 
 def settings_of(vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, image_size: int) -> dict[str, Any]:
-    """What the graphs of networks depend on besides parameters and ranges, as JSON gives it back."""
-    settings = {
-        "vqvae": asdict(vqvae.settings),
-        "prior": asdict(prior.settings),
-        "detector": None if detector is None else asdict(detector.settings),
-        "image_size": image_size,
+    """What the graphs of networks depend on besides parameters and ranges, as JSON gives it back.
+
+    Without a detector nothing is said of one.
+    """
+    every = {"vqvae": asdict(vqvae.settings), "prior": asdict(prior.settings)}
+    if detector is not None:
+        every["detector"] = asdict(detector.settings)
+    inside = {
+        name: {key: value for key, value in settings.items() if key not in OUTSIDE} for name, settings in every.items()
     }
-    given_back: dict[str, Any] = json.loads(json.dumps(settings))
+    given_back: dict[str, Any] = json.loads(json.dumps(inside | {"image_size": image_size}))
     return given_back
 
 

@@ -71,8 +71,9 @@ class PredictOptions:
     device: str | None = option(DEVICE_HELP, default=None)
     precision: str = option(
         "tf32 (CUDA only) and bf16 are faster where the hardware knows them. They draw other restorations, as likely. "
-        "bf16 also computes the NLL, decoded slices and the detector so, which moves scores a little. int8, with --engine onnx, "
-        "is the fastest on a CPU for the NLL and decoded slices, and moves scores a little more (default: float32)",
+        "bf16 also computes the NLL, decoded slices and the detector so, which moves scores a little. int8, with --engine onnx "
+        "on a CPU, computes most of the NLL and of decoded slices so; its average precision is not measured yet "
+        "(default: float32)",
         choices=PRECISIONS,
         default="float32",
     )

@@ -89,6 +89,12 @@ def quantise(options: QuantiseOptions) -> list[str]:
     return lines
 
 
+def _trained_on(model: Model) -> list[str]:
+    """The names of the volumes that the VQ-VAE was trained on. None where the model file does not say."""
+    names: list[str] = model.about.training.get("vqvae", {}).get("volumes", {}).get("train", [])
+    return names
+
+
 def _chosen(names: Sequence[str], trained_on: Sequence[str], most: int) -> list[str]:
     """At most so many names of each source, evenly spread: of those that were trained on, or of all where none was."""
     from ..quantising.make import evenly
@@ -103,8 +109,7 @@ def _chosen(names: Sequence[str], trained_on: Sequence[str], most: int) -> list[
 def slices_of_volumes(model: Model, options: QuantiseOptions) -> tuple[list, list[str]]:
     """Slices and positions of each volume, and the volumes' names."""
     found: dict[str, Source] = named_volumes(options.data)
-    trained_on = model.about.training.get("vqvae", {}).get("volumes", {}).get("train", [])
-    names = _chosen(list(found), trained_on, options.volumes)
+    names = _chosen(list(found), _trained_on(model), options.volumes)
     sample, pixel = (table.first_that_fits(task, model.about, 0).name for task in TASKS)
     predictor = Predictor(model, options.slices, 0, sample_method=sample, pixel_method=pixel)
     parts = []
@@ -125,7 +130,7 @@ def slices_of_cache(model: Model, options: QuantiseOptions) -> tuple[list, list[
     data, every = splits["train"], cache_names(options.data[0])
     if data.preprocessing.image_size != model.about.preprocessing.image_size:
         raise ValueError(f"{options.data[0]}: expected slices of the model's preprocessing, found others")
-    names = _chosen(of_split["train"], (), options.volumes)
+    names = _chosen(of_split["train"], _trained_on(model), options.volumes)
     parts = []
     for name in names:
         rows = ((data.volume == every.index(name)) & data.filled).nonzero()[:, 0]

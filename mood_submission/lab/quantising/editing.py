@@ -21,6 +21,9 @@ class Graph:
         self.model, self.graph = model, model.graph
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
+        # No new name may be one of these.
+        self._taken = {*self.shapes, *(one.name for one in model.graph.input)}
+        self._taken |= {output for node in self.nodes for output in node.output}
         self._count = 0
 
     def producers(self) -> dict[str, NodeProto]:
@@ -71,9 +74,8 @@ class Graph:
         return self.model
 
     def _name(self, kind: str) -> str:
-        taken = self.shapes
         self._count += 1
-        while f"{kind}_q{self._count}" in taken:
+        while f"{kind}_q{self._count}" in self._taken:
             self._count += 1
         return f"{kind}_q{self._count}"
 
