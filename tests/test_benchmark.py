@@ -95,7 +95,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told", [("--io --profile", "expected no --io beside it"), ("--restorations 0", "expected 1 or more")]
+    "words, told", [("--io --profile", "expected one of these at most"), ("--restorations 0", "expected 1 or more")]
 )
 def test_options_that_do_not_go_together_are_wrong_usage(words, told):
     run = benchmark("--region brain", words)
