@@ -575,6 +575,11 @@ def run_quietly(words: list[str], log: str) -> None:
         sys.exit(main())
 
 
+def predictions_in(folder: Path) -> list[str]:
+    """The names of what is in a folder of predictions, but hidden files. The folder need not be there."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+
+
 def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, folder: Path, seed: int) -> tuple[int, int]:
     """Runs that are sent a signal at random moments, each going on where the last one ended, until so many were hit;
     when all volumes are done, they begin anew. Checks after each that what is there is whole. Returns how many were hit
@@ -596,26 +601,26 @@ def killed_runs(kills: int, sent: signal.Signals, task: str, weights: Path, fold
     ]
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["mood_submission.__main__", "test_robustness"])
-    whole_run = fresh.Process(target=run_quietly, args=(words, log), daemon=True)
-    begin = time.monotonic()
-    whole_run.start()
-    whole_run.join()
-    shutil.rmtree(out)
-    hit, left, took = 0, 0, time.monotonic() - begin  # which depends on how busy the machine is
+    # Its server has loaded the package then.
+    ready = fresh.Process(target=str)
+    ready.start()
+    ready.join()
+    hit, left = 0, 0
     while hit < kills:
         process = fresh.Process(target=run_quietly, args=(words, log), daemon=True)
-        begin = time.monotonic()
         process.start()
-        process.join(rng.uniform(0, 1) * took)
+        # Hits come by how far a run is, not by the clock, which depends on how busy the machine is.
+        wanted = rng.randrange(4)
+        while process.is_alive() and len(predictions_in(out)) < wanted:
+            process.join(0.005)
+        process.join(rng.uniform(0, 0.1 if wanted else 1))
         if process.is_alive():
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(process.pid, sent)
             process.join(60)
             assert process.exitcode in (-sent, 130, 0), Path(log).read_text()
-        else:
-            took = time.monotonic() - begin
         hit += process.exitcode != 0
-        whole = [path.name for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+        whole = predictions_in(out)
         for name in whole:
             assert finished(source / name.removesuffix(".txt"), task, out) is not None, f"{name} after hit {hit}"
         assert sent == signal.SIGKILL or not out.exists() or len(whole) == len(list(out.iterdir())), "left something"
