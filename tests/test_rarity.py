@@ -88,7 +88,7 @@ def test_top_mean_takes_the_highest_share():
 def calibrated(tiny_weights, blobs, tmp_path_factory):
     """The tiny brain model, calibrated by the script on two of the blobs."""
     folder = tmp_path_factory.mktemp("calibrated")
-    (folder / "names.txt").write_text("case_0 case_1\n")
+    (folder / "names.txt").write_text("case_0\ncase_1\n")
     run = mood(
         "calibrate",
         tiny_weights["brain"],
