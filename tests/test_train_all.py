@@ -190,6 +190,15 @@ def test_volumes_and_devices_that_will_not_do_are_refused_before_anything_is_wri
     assert not (tmp_path / "m.run").exists()
 
 
+def test_processes_of_torchrun_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RunError, match="expected one process, found 2 that torchrun has started"):
+        WholeRun(options_for(*data, "--quick"))
+    assert not (tmp_path / "m.run").exists()
+
+
 @pytest.mark.parametrize("place", ["-o", "--run"])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(place, tmp_path):
     (tmp_path / "file").write_text("no folder")

@@ -23,6 +23,7 @@ from ...runtime.names import as_text
 from ...runtime.option_types import DEVICE_HELP, above_zero, ending_in, positive
 from ...runtime.options import option
 from ...runtime.settings_file import check_settings
+from ...runtime.torchrun import Process
 from ...volumes import named_volumes
 from .cache import load_cache, matches, split_names
 from .checkpoints import RunError
@@ -145,6 +146,11 @@ class WholeRun:
 
     def __init__(self, options: AllOptions, say: Callable[[str], None] = lambda line: None):
         self.options, self.folder, self.say = options, options.folder, say
+        if process := Process.from_torchrun():
+            raise RunError(
+                f"train all: expected one process, found {process.count} that torchrun has started; "
+                "start the stages by torchrun one by one, see docs/training.md"
+            )
         device_named(options.device)
         self.volumes = named_volumes(options.data)
         self._check_split()
