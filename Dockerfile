@@ -89,7 +89,7 @@ ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="mood-submission" \
       org.opencontainers.image.description="Anomaly detection in brain MRI and abdominal CT by latent space restoration" \
-      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-3.0 AND CC-BY-3.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-3.0 AND CC-BY-4.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
