@@ -110,7 +110,7 @@ def test_what_is_no_model_is_one_line(tmp_path):
 
 
 def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("mood_submission.lab.cli.export_onnx.NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr("mood_submission.lab.onnx_export.NEEDED", ("onnx", "no_such_package"))
     done = mood("export-onnx brain -o", tmp_path / "out")
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert done.stderr.count("\n") == 1 and "expected the package no_such_package" in done.stderr
@@ -318,7 +318,7 @@ def test_what_quantise_cannot_use_is_one_line(quantised, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     done = mood("quantise", quantised[0], "--data", tmp_path / "empty", "-o", tmp_path / "out.graphs")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected" in done.stderr
-    monkeypatch.setattr("mood_submission.lab.cli.quantise.NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr("mood_submission.lab.onnx_export.NEEDED", ("onnx", "no_such_package"))
     done = mood("quantise", quantised[0], "--data", tmp_path, "-o", tmp_path / "out.graphs")
     assert done.returncode == 1 and "expected the package no_such_package" in done.stderr
     assert not (tmp_path / "out.graphs").exists()

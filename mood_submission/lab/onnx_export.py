@@ -2,8 +2,11 @@
 
 import copy
 import json
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +22,17 @@ Network = TypeVar("Network", bound=nn.Module)
 OPSET = 20
 # How many slices are in the inputs that a network is traced with.
 EXAMPLES = 2
+# The packages that export.
+NEEDED = ("onnx", "onnxscript")
+
+
+def prepare_exporter(*more: str) -> None:
+    """Silence the exporter, which warns of itself. Raises ValueError where its packages, or `more`, are not there."""
+    missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'")
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,19 +5,14 @@ and so is the size of the box that the detector reads.
 """
 
 import argparse
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from ...cli.command import run_command
 from ...model_file import load_model
 from ...runtime.options import option
-from ..onnx_export import export_onnx
-
-NEEDED = ("onnx", "onnxscript")
+from ..onnx_export import export_onnx, prepare_exporter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +25,7 @@ class ExportOptions:
 
 def export(options: ExportOptions) -> list[str]:
     """Write the files. Returns a line on each. Raises ValueError where there is no model, or no package that writes them."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'")
-    # The exporter warns of itself.
-    warnings.simplefilter("ignore")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    prepare_exporter()
     files = export_onnx(load_model(options.model, "cpu"), options.out)
     return [f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in files]
 

@@ -5,11 +5,8 @@ where --data has them. `predict --engine onnx` then needs the package onnxruntim
 """
 
 import argparse
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import numpy as np
 from ...cli.command import run_command
 from ...cli.output import Progress
 from ...engines.graphs import INT8, SUFFIX
+from ...engines.onnx_engine import PACKAGE
 from ...methods import table
 from ...model import Model
 from ...model_file import load_model
@@ -26,8 +24,8 @@ from ...runtime.option_types import positive
 from ...runtime.options import option
 from ...runtime.sources import source_of
 from ...volumes import Source, named_volumes, read_volume
+from ..onnx_export import prepare_exporter
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 CACHE = ".npz"
 
 
@@ -52,15 +50,10 @@ class QuantiseOptions:
 
 def quantise(options: QuantiseOptions) -> list[str]:
     """Write the file. Returns lines on what was measured. Raises ValueError and OSError."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'")
+    prepare_exporter(PACKAGE)
     # These packages are loaded where they are known to be there.
     from ..quantising.make import Examples, concatenated, differences, make_graphs
 
-    # The exporter warns of itself.
-    warnings.simplefilter("ignore")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     model = load_model(options.model, "cpu")
     assert model.file is not None
     cached = len(options.data) == 1 and options.data[0].suffix == CACHE
