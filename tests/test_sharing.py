@@ -186,24 +186,23 @@ def test_the_minutes_of_a_run_follow_from_its_folder(options, tmp_path):
     said: list[str] = []
     run = WholeRun(options, said.append)
     assert run.recipe.planned == {"vqvae": 18, "prior": 30, "detector": 60}
-    assert "18.0" in run._words("vqvae") and "--until-flat" in run._words("vqvae") and not said
+    assert run._minutes("vqvae") == {"minutes": 18} and not said
+    assert "--until-flat" in run.recipe.words("vqvae")
     run.note("cache", 30)
     run.note("vqvae", 60)
     (run.folder / "vqvae.csv").write_text("step,minutes,validation_l1\n5,4,0.2\n9,9,0.1\n")
     for _ in range(2):
-        words = WholeRun(options, said.append)._words("prior")
-        assert words[words.index("--minutes") + 1] == "33.0"
+        assert WholeRun(options, said.append)._minutes("prior") == {"minutes": 33}
     assert said == ["prior: 33 minutes instead of 30, by what the steps before have taken"] * 2
     # The cache took 10 minutes more than the 5.4 that are meant for it and its like.
     run.note("cache", 60 * 15.4)
-    words = WholeRun(options)._words("prior")
-    assert words[words.index("--minutes") + 1] == "29.67"
+    assert WholeRun(options)._minutes("prior") == {"minutes": 29.67}
 
 
 def test_a_recipe_of_steps_has_no_minutes_to_share(options, tmp_path):
     run = WholeRun(AllOptions(region="brain", data=options.data, out=options.out, quick=True))
     run.note("cache", 10**4)
-    assert run._words("prior") == run.recipe.words("prior") and "--minutes" not in run._words("prior")
+    assert run._minutes("prior") == {} and "--minutes" not in run.recipe.words("prior")
 
 
 def test_a_second_start_in_a_folder_is_refused(options, monkeypatch):
@@ -227,10 +226,12 @@ def imitated(options, monkeypatch):
         store = options.folder / "store"
         monkeypatch.setattr(commands, "LOOK_EVERY", 0.05)
 
-        def start(words, threads=None):
+        def start(words, log, **how):
+            log.begin(words)
             code = waiting.pop(0) if "plant" in words else detector
             code = f"import os, signal, sys, time, pathlib; store = pathlib.Path({str(store)!r})\n{code}"
-            started.append(subprocess.Popen([sys.executable, "-S", "-c", code]))
+            with open(log.file, "ab") as file:
+                started.append(subprocess.Popen([sys.executable, "-S", "-c", code], stderr=file))
             return started[-1]
 
         monkeypatch.setattr(whole, "start", start)
@@ -243,19 +244,19 @@ def imitated(options, monkeypatch):
     commands.end(started)
 
 
+FAIL = "print('mood-submission train: no disk', file=sys.stderr); sys.exit(3)"
 PLANT = "[(store / f'{n}.npz').touch() for n in range(3)]; time.sleep(60)"
 
 
 def test_planters_that_all_die_are_named_and_not_waited_for(imitated):
-    run, said, _ = imitated(["sys.exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"], "")
+    run, said, _ = imitated([FAIL, "os.kill(os.getpid(), signal.SIGKILL)"], "")
     with pytest.raises(
         RunError, match="train plant --shard 1/2.*2/2: expected 3 planted volumes, found that it failed"
     ):
         run._detector()
     assert sorted(said) == [
-        f"train plant --shard {shard}: expected it to go on, found that it ended with status {code}; the others go on "
-        "without it"
-        for shard, code in (("1/2", 3), ("2/2", -9))
+        f"train plant --shard {shard}: expected it to go on, found that {end}; the others go on without it"
+        for shard, end in (("1/2", "it ended with status 3: no disk"), ("2/2", "signal 9 ended it"))
     ]
 
 
@@ -275,6 +276,8 @@ def test_planters_that_are_done_are_no_failure(imitated):
 
 def test_a_detector_that_fails_ends_the_planters(imitated):
     run, _, started = imitated([PLANT, PLANT], "sys.exit(5)")
-    with pytest.raises(RunError, match="train detector: expected it to work, found exit status 5"):
+    with pytest.raises(
+        RunError, match="train detector: expected it to work, found that it ended with status 5; all .*detector.log$"
+    ):
         run._detector()
     assert len(started) == 3 and all(process.poll() is not None for process in started)

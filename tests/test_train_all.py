@@ -27,11 +27,14 @@ from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorOptions
 from mood_submission.lab.training.names_file import read_names, write_names
 from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
-from mood_submission.lab.training.whole import AllOptions, WholeRun, train_all
+from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, alone, train_all
+from mood_submission.lab.training.whole_options import how_many_together
 from mood_submission.model_file import WEIGHTS
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.runtime.options import add_options, options_of
+from mood_submission.volumes import source_at
+from mood_submission.volumes.source import Source
 
 
 @pytest.mark.parametrize("region", ["brain", "abdom"])
@@ -186,8 +189,92 @@ def test_volumes_and_devices_that_will_not_do_are_refused_before_anything_is_wri
     """So the corrected command is not refused for what this one wrote."""
     data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", count), "-o", tmp_path / "m.safetensors")
     with pytest.raises(RunError, match=re.escape(found)):
-        WholeRun(options_for(*data, "--quick", *words))
-    assert not (tmp_path / "m.run").exists()
+        train_all(options_for(*data, "--quick", *words), print)
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):
+    volumes = little_volumes(tmp_path / "in", 2)
+    (tmp_path / "there").mkdir()
+    for out, run in (("there/new/m.safetensors", "there/runs/1"), ("m.safetensors", "there")):
+        words = ("--region", "brain", "--data", volumes, "-o", tmp_path / out, "--run", tmp_path / run, "--quick")
+        with pytest.raises(RunError, match="at least three of a source"):
+            train_all(options_for(*words), print)
+    assert {file.name for file in tmp_path.iterdir()} == {"in", "there"}
+    assert [file.name for file in (tmp_path / "there").iterdir()] == [RUNNING]
+
+
+def test_a_run_that_lacks_disk_writes_nothing(tmp_path, monkeypatch):
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(RunError, match="of free disk, found 0.0 GB"):
+        train_all(options_for(*data, "--hours", 2), print)
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+# --- several processes for each network --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        (("--together", 3), "--together 3: expected a batch in [vqvae] that is a multiple of 3, found 4"),
+        (("--together", 4, "--device", "cpu"), "[detector] that is a multiple of 4, found 2"),
+        (("--together", 2, "--device", "mps"), "--together 2: expected --device cpu or cuda, found mps"),
+    ],
+)
+def test_processes_that_cannot_train_together_are_refused_before_anything_is_written(
+    words, found, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    with pytest.raises(RunError, match=re.escape(found)):
+        train_all(options_for(*data, "--quick", *words), print)
+    assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("gpus, together", [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2)])
+def test_as_many_gpus_as_can_part_the_batches_train_together(gpus, together, monkeypatch):
+    """The quick recipe's are of 4 slices and of 2 patches."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    recipe, words = quick_recipe("brain"), ("--region", "brain", "--data", "d", "-o", "m.safetensors", "--quick")
+    assert how_many_together(options_for(*words), recipe) == together
+    assert how_many_together(options_for(*words, "--device", "cpu"), recipe) == 1
+    assert how_many_together(options_for(*words, "--device", "cpu", "--together", 2), recipe) == 2
+    assert how_many_together(options_for(*words, "--together", 1), recipe) == 1
+    if gpus:
+        assert how_many_together(options_for(*words, "--device", "cuda:0"), recipe) == 1
+        with pytest.raises(RunError, match="--together 2: expected --device cpu or cuda, found cuda:0"):
+            how_many_together(options_for(*words, "--device", "cuda:0", "--together", 2), recipe)
+    if gpus == 1:
+        with pytest.raises(RunError, match="--together 2: expected at most as many processes as GPUs, found 1 GPUs"):
+            how_many_together(options_for(*words, "--together", 2), recipe)
+
+
+def test_processes_that_train_together_share_the_memory_and_have_a_gpu_each(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 20 << 30)
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*data, "--hours", 2, "--device", "cuda"))
+    assert run.together == 2 and "2 processes train each network together" in run.needs()
+    ran: dict[str, tuple[list[str], int]] = {}
+
+    def note(words, log, *, together, meanwhile):
+        ran[words[1]] = [str(word) for word in words], together
+
+    monkeypatch.setattr("mood_submission.lab.training.whole.run", note)
+    run._train("vqvae")
+    run._train_detector("detector", run.folder)
+    assert [together for _, together in ran.values()] == [2, 2]
+    assert not any("--device" in words for words, _ in ran.values())
+    detector = options_of(DetectorOptions, parser().parse_args(ran["detector"][0][1:]))
+    assert detector.most == run.stored // 2 == run.recipe.options["detector"]["most"] // 2
+
+
+# --- what cannot be begun ------------------------------------------------------------------------------------------------
 
 
 def test_processes_of_torchrun_are_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -197,6 +284,20 @@ def test_processes_of_torchrun_are_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(RunError, match="expected one process, found 2 that torchrun has started"):
         WholeRun(options_for(*data, "--quick"))
     assert not (tmp_path / "m.run").exists()
+
+
+def test_a_volume_alone_is_its_file_or_a_copy_of_its_series(tmp_path):
+    """Slices of one name in two folders stay apart, and what a copy of before held is gone."""
+    file = write_nifti(tmp_path / "in" / "a.nii.gz", np.ones((4, 4, 4), np.float32))
+    assert alone(source_at(file), tmp_path / "copy") == file
+    slices = [tmp_path / "study" / part / "1.dcm" for part in ("a", "b")]
+    for number, one in enumerate(slices):
+        one.parent.mkdir(parents=True)
+        one.write_text(str(number))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "old.nii.gz").touch()
+    folder = alone(Source("dicom", tmp_path / "study", tuple(slices)), tmp_path / "copy")
+    assert sorted(one.read_text() for one in folder.rglob("*") if one.is_file()) == ["0", "1"]
 
 
 @pytest.mark.parametrize("place", ["-o", "--run"])
@@ -396,7 +497,7 @@ def test_a_second_detector_starts_from_the_first_and_the_mean_of_both_is_taken(m
     run = WholeRun(options_for(*data, "--recipe", SHIPPED["abdom"]))
     ran: list[list[str]] = []
     monkeypatch.setattr(
-        "mood_submission.lab.training.whole.run", lambda words, *more: ran.append([str(word) for word in words])
+        "mood_submission.lab.training.whole.run", lambda words, log, **how: ran.append([str(word) for word in words])
     )
     (run.folder / "networks.safetensors").touch()
     for step in run.steps():

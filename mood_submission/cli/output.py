@@ -82,10 +82,10 @@ class Progress:
             return
         self.last_line = now
         left = (now - self.began) / self.done * (self.total - self.done)
-        say(f"{self.what}: {self.done} of {self.total} {self.unit}s, {_duration(left)} left")
+        say(f"{self.what}: {self.done} of {self.total} {self.unit}s, {duration(left)} left")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Such as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
     """`write_whole` for text, in UTF-8. Characters that UTF-8 cannot hold are escaped."""
     with write_whole(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def copy_whole(file: Path, path: Path) -> None:
+    """`write_whole` of what another file holds."""
+    with open(file, "rb") as source, write_whole(path) as copy:
+        shutil.copyfileobj(source, copy)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from ...cli.output import Progress, say
 from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
 from ...runtime.files import write_whole
-from ...runtime.names import shown
 from ...runtime.sources import source_of
 from .order import BatchOrder
 
@@ -72,16 +70,19 @@ def build_cache(
     names: list[str] = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent) as raw:
-        for source in tqdm(sources, desc="caching slices", unit="volume", disable=None):
-            try:
-                slices, values = _slices_of(source, framing, preprocessing, max_slices)
-            except VolumeError as error:
-                tqdm.write(shown(f"left out: {error}"), file=sys.stderr)
-                continue
-            raw.write(slices.tobytes())
-            for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
-                columns[name].append(value)
-            names.append(source.name)
+        with Progress(len(sources), "caching slices") as progress:
+            for source in sources:
+                try:
+                    slices, values = _slices_of(source, framing, preprocessing, max_slices)
+                except VolumeError as error:
+                    say(f"left out: {error}")
+                    progress.update()
+                    continue
+                raw.write(slices.tobytes())
+                for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
+                    columns[name].append(value)
+                names.append(source.name)
+                progress.update()
         if not names:
             raise VolumeError(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...runtime.torchrun import Process
+from .parents import end_with_parent
 
 # How long the others wait for one process that reads volumes, plants or validates.
 PATIENCE = timedelta(hours=12)
@@ -31,6 +32,8 @@ class Group(Process):
         group = cls.from_torchrun()
         if group is None:
             return SINGLE_PROCESS
+        # torchrun ends its processes, unless it is killed at once.
+        end_with_parent()
         if group.device is not None:
             torch.cuda.set_device(group.device)
         if not dist.is_initialized():

@@ -152,9 +152,9 @@ def quick_recipe(region: str) -> Recipe:
         "res_blocks": 1,
         "first_kernel": 7,
         "downsample": 2,
-        "steps": 10,
+        "steps": 5,
     }
-    vqvae: Options = {"channels": [4, 8, 8, 16], "codebook_size": 16, "res_blocks": 1, "steps": 20}
+    vqvae: Options = {"channels": [4, 8, 8, 16], "codebook_size": 16, "res_blocks": 1, "steps": 8}
     options: dict[str, Options] = {
         "cache": {"max_slices": 12},
         "vqvae": vqvae | few,

@@ -8,32 +8,33 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ...preprocessing import Preprocessing
-from ...runtime.contract import REGIONS
-from ...runtime.files import exclusive_lock, write_text
+from ...runtime.files import copy_whole, exclusive_lock, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
-from ...runtime.option_types import DEVICE_HELP, above_zero, ending_in, positive
-from ...runtime.options import option
 from ...runtime.settings_file import check_settings
 from ...runtime.torchrun import Process
-from ...volumes import named_volumes
-from .cache import load_cache, matches, split_names
+from ...volumes import Source, named_volumes
+from .cache import load_cache, matches
 from .checkpoints import RunError
 from .commands import Helpers, run, start
+from .detector_stage import DetectorOptions
 from .names_file import read_names, write_names
-from .recipe import TRAINED, Recipe, default_recipe, quick_recipe
+from .recipe import TRAINED, Options, Recipe, default_recipe, quick_recipe
 from .run import device_named
 from .sharing import minutes_beside, minutes_for
+from .step_log import StepLog, in_short, share_trained
 from .store import stored_files
 from .trainer import Log
+from .whole_options import AllOptions, check_split, how_many_together
+from .whole_progress import WholeProgress
 
 # Bytes of a planted volume on disk and in memory, and of all checkpoints together.
 STORED_BYTES, CHECKPOINT_BYTES = 40 << 20, 2 << 30
@@ -44,50 +45,14 @@ LEAST_MEMORY = 3 << 30
 # The detector begins when so many volumes are planted.
 FIRST_PLANTED = 3
 # Names of files in the run's folder.
-FINISHED, RECIPE, VOLUMES = "finished.json", "recipe.toml", "volumes.json"
+FINISHED, RECIPE, VOLUMES, LOGS = "finished.json", "recipe.toml", "volumes.json", "logs"
 # This is locked as long as a run goes on.
 RUNNING = ".running"
 NETWORKS, MODEL = "networks.safetensors", "model.safetensors"
+# The fewest planted volumes that are meant to be held in memory.
+LEAST_STORED = 20
 # Options that follow from the memory that is free, which another start may find otherwise.
 BY_MEMORY = ("keep", "most")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllOptions:
-    """Options of `train all`."""
-
-    region: str = option(None, choices=REGIONS)
-    data: tuple[Path, ...] = option("healthy volumes, of one or several scanners", metavar="FOLDER")
-    out: Path = option("model file to write", "-o", "--out", metavar="FILE.safetensors", type=ending_in(".safetensors"))
-    leave_out: tuple[str, ...] = option("volumes not to read, by name", metavar="PATTERN", default=())
-    hold_out: tuple[str, ...] = option(
-        "volumes for validation, by name (default: a tenth of each source, and another tenth for the test)",
-        metavar="PATTERN",
-        default=(),
-    )
-    run: Path | None = option(
-        "folder for what is made on the way (default: FILE.run beside the model file)", metavar="RUN_DIR", default=None
-    )
-    hours: float | None = option("train so long", type=above_zero("hours"), default=None, one_of="time")
-    quick: bool = option("tiny networks and a few steps, to see whether all works", default=False, one_of="time")
-    recipe: Path | None = option(
-        "a recipe of your own, such as RUN_DIR/recipe.toml of another run",
-        metavar="FILE.toml",
-        default=None,
-        one_of="time",
-    )
-    processes: int = option(
-        "processes that plant volumes beside the detector's training",
-        type=positive,
-        metavar="N",
-        default=lambda: max(1, (os.cpu_count() or 1) // 2),
-    )
-    device: str | None = option(DEVICE_HELP, default=None)
-
-    @property
-    def folder(self) -> Path:
-        """The run's."""
-        return self.run or self.out.with_suffix(".run")
 
 
 @dataclass(frozen=True)
@@ -106,26 +71,52 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     Raises RunError where a step fails, where the volumes, the device, disk or memory do not suffice, for a folder with the run
     of another recipe or of other volumes, and for one where another process is at work.
     """
-    for folder in (options.folder, options.out.parent):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
-        if not os.access(folder, os.W_OK):
-            raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
-    with _alone_in(options.folder):
-        whole = WholeRun(options, say)
+    with ExitStack() as stack:
+        with _no_empty_folders_left(options):
+            stack.enter_context(_alone_in(options.folder))
+            whole = WholeRun(options, say)
         say(whole.needs())
         steps = whole.steps()
+        progress = stack.enter_context(whole.progress)
         for number, step in enumerate(steps):
             if whole.has_finished(step.name):
                 continue
             then = f", then {steps[number + 1].name}" if number + 1 < len(steps) else ""
             say(f"{number + 1}/{len(steps)} {step.name}: {step.what}{then}")
+            progress.begin(step.name)
             began = time.monotonic()
             step.act()
             whole.note(step.name, time.monotonic() - began)
     return whole.folder / "index.html"
+
+
+@contextmanager
+def _no_empty_folders_left(options: AllOptions) -> Iterator[None]:
+    """Make the folders of a run. Where it is refused, those that were not there are taken away again.
+
+    Raises RunError where a folder cannot be made or written to.
+    """
+    wanted = (options.folder, options.out.parent)
+    made: list[Path] = []
+    try:
+        for folder in wanted:
+            try:
+                made += [one for one in (folder, *folder.parents) if not one.exists()]
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
+            if not os.access(folder, os.W_OK):
+                raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
+        yield
+    except BaseException:
+        # A folder may hold what others have put there.
+        if options.folder in made:
+            with suppress(OSError):
+                (options.folder / RUNNING).unlink()
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -142,46 +133,47 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 class WholeRun:
-    """The run of a recipe in a folder. say: prints a line. Raises RunError where it cannot work."""
+    """The run of a recipe in a folder. Nothing is written before all is found to be right.
+
+    say: prints a line.
+    Raises RunError where it cannot work.
+    """
 
     def __init__(self, options: AllOptions, say: Callable[[str], None] = lambda line: None):
         self.options, self.folder, self.say = options, options.folder, say
         if process := Process.from_torchrun():
             raise RunError(
-                f"train all: expected one process, found {process.count} that torchrun has started; "
-                "start the stages by torchrun one by one, see docs/training.md"
+                f"train all: expected one process, found {process.count} that torchrun has started; it starts such processes "
+                "itself, see --together"
             )
         device_named(options.device)
         self.volumes = named_volumes(options.data)
-        self._check_split()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        volumes = {
-            "region": options.region,
-            "volumes": [as_text(name) for name in sorted(self.volumes)],
-            "leave_out": options.leave_out,
-            "hold_out": options.hold_out,
-        }
-        check_settings(self.folder / VOLUMES, volumes, RunError)
+        check_split(options, self.volumes)
         self.stored = self._stored()
         self.recipe = self._recipe()
+        self.together = how_many_together(options, self.recipe)
+        self.needs()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._note_what_it_is_of()
         file = self.folder / FINISHED
         self.finished: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        names = [step.name for step in self.steps()]
+        self.progress = WholeProgress(names, self.recipe.planned, self.finished, say)
 
-    def _check_split(self) -> None:
-        """Raises RunError where the volumes' names leave none to train on, or none to hold out."""
-        options, where = self.options, ", ".join(map(str, self.options.data))
-        names = [name for name in self.volumes if not matches(name, options.leave_out)]
-        held_out = [name for name in names if matches(name, options.hold_out)]
-        if options.hold_out and not held_out:
-            raise RunError(f"{where}: expected volumes named {', '.join(options.hold_out)} to hold out, found none")
-        split = split_names(names, held_out=held_out)
-        if not (split["train"] and split["validation"]):
-            raise RunError(
-                f"{where}: expected volumes to train on and others to hold out, at least three of a source, found {len(names)}"
-            )
+    def _note_what_it_is_of(self) -> None:
+        """Write the volumes' names and the recipe. Raises RunError where the folder is of other volumes."""
+        volumes = {
+            "region": self.options.region,
+            "volumes": [as_text(name) for name in sorted(self.volumes)],
+            "leave_out": self.options.leave_out,
+            "hold_out": self.options.hold_out,
+        }
+        check_settings(self.folder / VOLUMES, volumes, RunError)
+        if not (self.folder / RECIPE).exists():
+            self.recipe.write(self.folder / RECIPE)
 
     def _recipe(self) -> Recipe:
-        """The run's recipe, which is written where there is none yet."""
+        """The run's recipe: the folder's, where there is one. Raises RunError where that is another than the one asked for."""
         file, options = self.folder / RECIPE, self.options
         if options.recipe is not None:
             wanted = Recipe.read(options.recipe)
@@ -193,7 +185,6 @@ class WholeRun:
         if wanted.region != options.region:
             raise RunError(f"{options.recipe}: expected a recipe for {options.region}, found one for {wanted.region}")
         if not file.exists():
-            wanted.write(file)
             return wanted
         found = Recipe.read(file)
         if found.without(BY_MEMORY) != wanted.without(BY_MEMORY):
@@ -204,7 +195,7 @@ class WholeRun:
 
     def _stored(self) -> int:
         """How many planted volumes memory holds in a third of what is free, 20 .. 400."""
-        return min(max(free_memory(torch.device("cpu")) // 3 // STORED_BYTES, 20), 400)
+        return min(max(free_memory(torch.device("cpu")) // 3 // STORED_BYTES, LEAST_STORED), 400)
 
     def needs(self) -> str:
         """What the run needs, in a line. Raises RunError where there is less."""
@@ -214,16 +205,18 @@ class WholeRun:
         planted = int(kept if isinstance(kept, int) else 0)
         quick = self.options.quick
         disk = cache + planted * STORED_BYTES + (0 if quick else CHECKPOINT_BYTES)
-        free, memory = shutil.disk_usage(self.folder).free, free_memory(torch.device("cpu"))
+        there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
+        free, memory = shutil.disk_usage(there).free, free_memory(torch.device("cpu"))
         # Once planting has begun its disk is taken already.
         if free < disk and not (self.folder / "store").exists():
             raise RunError(f"{self.folder}: expected {_gb(disk)} of free disk, found {_gb(free)}; choose another --run")
         if memory < LEAST_MEMORY and not quick:
             raise RunError(f"expected {_gb(LEAST_MEMORY)} of free memory, found {_gb(memory)}")
         hours = "" if self.options.hours is None else f" and {self.options.hours:g} hours"
+        together = f"; {self.together} processes train each network together" if self.together > 1 else ""
         return (
             f"{len(self.volumes)} volumes; needs about {_gb(disk)} of disk in {self.folder}, "
-            f"{_gb(planted * STORED_BYTES + (1 << 30))} of memory{hours}; the recipe is {self.folder / RECIPE}"
+            f"{_gb(planted * STORED_BYTES + (1 << 30))} of memory{hours}{together}; the recipe is {self.folder / RECIPE}"
         )
 
     def has_finished(self, step: str) -> bool:
@@ -254,36 +247,86 @@ class WholeRun:
 
     # --- the steps -----------------------------------------------------------------------------------------------------
 
+    def _run(
+        self,
+        step: str,
+        words: Sequence[object],
+        *,
+        budget: Mapping[str, object] | None = None,
+        together: int = 1,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Run a command of a step, and show what it tells. budget: a training's "minutes" or "steps"."""
+        log, began, before = self._log(step), time.monotonic(), self._trained(step)
+
+        def look() -> None:
+            meanwhile()
+            line = (log.lines() or [""])[-1]
+            minutes = before + (time.monotonic() - began) / 60
+            self.progress.show(in_short(line), share_trained(line, budget or {}, minutes))
+
+        run(words, log, together=together, meanwhile=look)
+
+    def _log(self, name: str) -> StepLog:
+        return StepLog(self.folder / LOGS / f"{name}.log")
+
     def _cache(self) -> None:
         words = ["--data", *self.options.data, "-o", self.slices]
         words += ["--leave-out", *self.options.leave_out] if self.options.leave_out else []
         words += ["--hold-out", *self.options.hold_out] if self.options.hold_out else []
-        run(["train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache")])
+        words = ["train", "cache", "--region", self.options.region, *words, *self.recipe.words("cache")]
+        self._run("cache", words)
+        _, names = load_cache(self.slices)
+        asked = sum(not matches(name, self.options.leave_out) for name in self.volumes)
+        if left_out := asked - sum(map(len, names.values())):
+            self.say(f"{left_out} of {asked} volumes cannot be read and are left out: see {self._log('cache').file}")
 
     def _train(self, stage: str) -> None:
-        run([*self._stage(stage), "--out", self.folder, "--resume", *self._words(stage)])
+        self._run_training(stage, [*self._stage(stage, self.together), "--out", self.folder, "--resume"])
 
-    def _words(self, stage: str) -> list[str]:
-        """The options of a stage that trains, with the minutes that are left for it."""
+    def _run_training(
+        self, stage: str, words: Sequence[object], meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Run a command that trains, with the minutes that are left for it and the recipe's other options."""
+        instead = self._minutes(stage) | self._most(stage)
+        words, budget = [*words, *self.recipe.words(stage, **instead)], {**self.recipe.options[stage], **instead}
+        self._run(stage, words, budget=budget, together=self.together, meanwhile=meanwhile)
+
+    def _minutes(self, stage: str) -> Options:
+        """The minutes that a stage trains, where it trains by the clock."""
         planned = self.recipe.planned
         if stage not in planned:
-            return self.recipe.words(stage)
+            return {}
         others = [seconds / 60 for step, seconds in self.finished.items() if step not in TRAINED]
         paid = {name: self._paid(name) for name in planned if name in self.finished}
         minutes = minutes_for(stage, planned, paid, minutes_beside(others, planned))
         if minutes != planned[stage]:
             self.say(f"{stage}: {minutes:g} minutes instead of {planned[stage]:g}, by what the steps before have taken")
-        return self.recipe.words(stage, minutes=minutes)
+        return {"minutes": minutes}
+
+    def _most(self, stage: str) -> Options:
+        """How many planted volumes each of several processes holds in memory."""
+        if self.together == 1 or stage not in ("detector", "detector_2"):
+            return {}
+        most = self.recipe.options[stage].get("most", DetectorOptions.most)
+        return {"most": min(int(str(most)), max(self.stored // self.together, LEAST_STORED))}
 
     def _paid(self, stage: str) -> float:
         """The minutes that a finished stage has taken. Its log counts those before a kill too, but the training alone."""
+        return max(self.finished[stage] / 60, self._trained(stage))
+
+    def _trained(self, stage: str) -> float:
+        """The minutes that a stage has trained, by its log."""
         folder = self.folder / stage if stage == "detector_2" else self.folder
         log = Log(folder / f"{stage.removesuffix('_2')}.csv").numbers()
-        return max(self.finished[stage] / 60, log[-1]["minutes"] if log else 0.0)
+        return log[-1]["minutes"] if log else 0.0
 
-    def _stage(self, stage: str) -> list[object]:
+    def _stage(self, stage: str, together: int = 1) -> list[object]:
         """The words that every command of `train` takes."""
-        return ["train", stage, "--region", self.options.region, "--data", self.slices, *self._device]
+        # Of several processes each takes its own GPU.
+        own_gpu = together > 1 and device_named(self.options.device).type == "cuda"
+        device = [] if own_gpu else self._device
+        return ["train", stage, "--region", self.options.region, "--data", self.slices, *device]
 
     @property
     def _device(self) -> list[str]:
@@ -295,15 +338,16 @@ class WholeRun:
         return ["--data", *self.options.data, "--names-file", self._held_out(), *self._device]
 
     def _export(self) -> None:
-        run(["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
+        self._run("export", ["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
 
     def _detector(self) -> None:
         """Planters fill the store while the detector trains, and end with it."""
         planters = self._start_planters()
         try:
-            while len(stored_files(self.folder / "store")) < FIRST_PLANTED and planters.look():
+            while (planted := self._planted()) < FIRST_PLANTED and planters.look():
+                self.progress.show(f"{planted} of the first {FIRST_PLANTED} volumes are planted", 0.0)
                 time.sleep(0.2)
-            if planters.failed and len(stored_files(self.folder / "store")) < FIRST_PLANTED:
+            if planters.failed and self._planted() < FIRST_PLANTED:
                 raise RunError(
                     f"{', '.join(planters.failed)}: expected {FIRST_PLANTED} planted volumes, found that it failed; see above"
                 )
@@ -311,14 +355,21 @@ class WholeRun:
         finally:
             planters.end()
 
+    def _planted(self) -> int:
+        """How many planted volumes there are."""
+        return len(stored_files(self.folder / "store"))
+
     def _start_planters(self) -> Helpers:
         """The processes that plant volumes."""
         budget = [] if "count" in self.recipe.options["plant"] else ["--minutes", 10**6]
         words = [*self._stage("plant"), *self._networks, *self.recipe.words("plant"), *budget]
         count = self.options.processes
-        shards = [f"{number}/{count}" for number in range(1, count + 1)]
-        started = {f"train plant --shard {shard}": start([*words, "--shard", shard], threads=1) for shard in shards}
-        return Helpers(started, self.say)
+        started, logs = {}, {}
+        for number in range(1, count + 1):
+            shard, log = f"{number}/{count}", self._log(f"plant_{number}")
+            name = f"train plant --shard {shard}"
+            started[name], logs[name] = start([*words, "--shard", shard], log, threads=1), log
+        return Helpers(started, logs, self.say)
 
     def _detector_2(self) -> None:
         """The second one trains on what is planted."""
@@ -327,8 +378,8 @@ class WholeRun:
     def _train_detector(
         self, stage: str, out: Path, *more: object, meanwhile: Callable[[], object] = lambda: None
     ) -> None:
-        words = [*self._stage("detector"), *self._networks, "--out", out, "--resume", *more]
-        run([*words, *self._words(stage)], meanwhile)
+        words = [*self._stage("detector", self.together), *self._networks, "--out", out, "--resume", *more]
+        self._run_training(stage, words, meanwhile)
 
     def _add_detector(self) -> None:
         """The mean of both detectors where there are two."""
@@ -336,30 +387,25 @@ class WholeRun:
         detectors: list[object] = [self.folder, self.folder / MODEL]
         if self.recipe.options["detector_2"]:
             detectors = [self.folder / "detector_2", self.folder / MODEL, "--mean-with", self.folder]
-        run(["add-detector", *detectors, *self.recipe.words("add_detector")])
+        self._run("add_detector", ["add-detector", *detectors, *self.recipe.words("add_detector")])
 
     def _calibrate(self) -> None:
         words = ["calibrate", self.folder / MODEL, *self._measured_on]
-        run([*words, *self.recipe.words("calibrate")])
-        run([*words, "--restorations", 0])
+        self._run("calibrate", [*words, *self.recipe.words("calibrate")])
+        self._run("calibrate", [*words, "--restorations", 0])
 
     def _compare(self) -> None:
         words = ["compare", "--region", self.options.region, *self._measured_on]
         words += ["--weights", self.folder / MODEL, "-o", self.folder / "results"]
-        run([*words, *self.recipe.words("compare")])
+        self._run("compare", [*words, *self.recipe.words("compare")])
 
     def _try(self) -> None:
-        source = self.volumes[read_names(self._held_out())[0]]
-        alone = self.folder / "tried" / "volume"
-        shutil.rmtree(alone, ignore_errors=True)
-        alone.mkdir(parents=True)
-        for file in source.files:
-            shutil.copyfile(file, alone / file.name)
-        words: list[object] = ["--region", self.options.region, "--task", "both", "-i", alone]
+        volume = alone(self.volumes[read_names(self._held_out())[0]], self.folder / "tried" / "volume")
+        words: list[object] = ["--region", self.options.region, "--task", "both", "-i", volume]
         words += ["-o", self.folder / "tried" / "scores", "--weights", self.folder / MODEL, "--restorations", 0]
-        run(["predict", *words, *(["--slices", 4] if self.options.quick else [])])
+        self._run("try", ["predict", *words, *(["--slices", 4] if self.options.quick else [])])
         self.options.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / MODEL, self.options.out)
+        copy_whole(self.folder / MODEL, self.options.out)
 
     def _report(self) -> None:
         from .whole_report import write_report
@@ -385,6 +431,23 @@ class WholeRun:
             _, names = load_cache(self.slices)
             write_names(file, names["validation"])
         return file
+
+
+def alone(source: Source, folder: Path) -> Path:
+    """What `predict -i` reads a volume alone from: its file, or a copy of a series' files, which may lie beside others.
+
+    folder: where the copy is made. Files of one name in different folders stay apart.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if len(source.files) == 1:
+        return source.files[0]
+    files = [file.absolute() for file in source.files]
+    top = os.path.commonpath([file.parent for file in files])
+    for file in files:
+        copy = folder / "series" / file.relative_to(top)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return folder
 
 
 def _gb(count: int) -> str:
