@@ -27,6 +27,7 @@ from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorOptions
 from mood_submission.lab.training.names_file import read_names, write_names
 from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
+from mood_submission.lab.training.trainer import Log
 from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, alone, train_all
 from mood_submission.lab.training.whole_options import how_many_together
 from mood_submission.model_file import WEIGHTS
@@ -373,15 +374,27 @@ def command(region: str, volumes, model) -> list[str]:
     return [sys.executable, "-m", "mood_submission", *map(str, words), "--quick", "--processes", "1"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_abdomens_from_nothing_to_a_model_that_predicts(tmp_path):
+    """Two processes train each network. Brains are trained on by tests/test_commands.py, as the README has it."""
     make_toy("abdom", tmp_path, 4, 40, healthy_fraction=1.0)
     volumes, model = tmp_path / "abdom" / "toy", tmp_path / "model.safetensors"
-    run = subprocess.run(command("abdom", volumes, model), cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    words = [*command("abdom", volumes, model), "--together", "2", "--device", "cpu"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     predicts(model, "abdom", volumes, tmp_path)
-    page = (tmp_path / "model.run" / "index.html").read_text()
+    run = tmp_path / "model.run"
+    page = (run / "index.html").read_text()
     assert "held out 2 for thresholds" in page and "results/examples.png" in page and "[vqvae]" in page
+    # What steps tell is in their files; each step has its line.
+    assert re.findall(r"^\d+/10 (\w+): ", done.stderr, re.M) == list(json.loads((run / "finished.json").read_text()))
+    told = {file.stem: file.read_text() for file in (run / "logs").iterdir()}
+    assert set(told) == {*re.findall(r"^\d+/10 (\w+): ", done.stderr, re.M), "plant_1"} - {"report"}
+    assert '"loss"' in told["prior"] and "loss" not in done.stderr and done.stdout.count("\n") == 1
+    for stage in ("vqvae", "prior", "detector"):
+        # The first of the processes alone writes rows.
+        steps = [row["step"] for row in Log(run / f"{stage}.csv").numbers()]
+        assert steps == sorted(set(steps)) and steps[-1] == quick_recipe("abdom").options[stage]["steps"]
 
 
 @pytest.mark.long
@@ -408,7 +421,7 @@ def test_it_goes_on_after_a_kill_in_any_step(tmp_path):
     finished = json.loads((tmp_path / "model.run" / "finished.json").read_text())
     assert list(finished) == killed, (finished, killed)
     predicts(model, "brain", volumes, tmp_path)
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path / "model.run") not in listed
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,53 @@ def test_prior_and_another_number_of_processes_after_a_stop(healthy, tmp_path):
     done = together(2, *prior)
     assert done.returncode == 0, done.stderr
     assert {"prior.pt", "prior.csv", "prior_pictures.png"} <= {file.name for file in run.iterdir()}
+
+
+STARTER = """
+import signal, sys
+from pathlib import Path
+from mood_submission.lab.training.commands import run
+from mood_submission.lab.training.step_log import StepLog
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+run(sys.argv[2:], StepLog(Path(sys.argv[1])), together=2)
+"""
+
+
+def at_work(place: Path) -> dict[int, str]:
+    """The processes whose words name a place, by their numbers."""
+    listed = subprocess.run(["ps", "-ewwo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return {int(line.split()[0]): line for line in listed if str(place) in line}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing ends with the process that started it")
+@pytest.mark.parametrize(
+    "whom, number",
+    [
+        ("the run", signal.SIGKILL),
+        pytest.param("the run", signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("torchrun", signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
+def test_processes_that_a_run_has_started_end_with_it(whom, number, cache, tmp_path):
+    """Killed while they train, with some hundred steps to go: the run that started them, or what torchrun does."""
+    words = words_of(VQVAE, "--data", cache, "--steps", 500, "--batch", 4, "--out", tmp_path / "run")
+    log = tmp_path / "vqvae.log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", STARTER, log, *words], env=environment, stderr=subprocess.PIPE)
+    while not (log.exists() and '"loss"' in log.read_text()):
+        assert run.poll() is None
+        time.sleep(0.1)
+    others = {pid: line for pid, line in at_work(tmp_path / "run").items() if pid != run.pid}
+    torchrun = next((pid for pid, line in others.items() if "launch" in line), run.pid)
+    os.kill(run.pid if whom == "the run" else torchrun, number)
+    assert len(others) == 3
+    told = run.communicate(timeout=120)[1].decode()
+    for _ in range(600):
+        if not at_work(tmp_path / "run"):
+            break
+        time.sleep(0.1)
+    assert at_work(tmp_path / "run") == {} and int(curve(tmp_path / "run")[-1]["step"]) < 500
+    assert whom == "the run" or "signal 9 ended it; all that it told is in" in told
 
 
 @pytest.mark.parametrize("status", [0, 3])
