@@ -10,6 +10,7 @@ from format_matrix import affine_of, voxels_of, write_frames
 from heads import head_round
 
 from mood_submission import load_model
+from mood_submission.cli.output import Progress
 from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom
 from mood_submission.preprocessing.region import region_of
 from mood_submission.running.options import PredictOptions
@@ -110,6 +111,16 @@ def test_a_run_that_looks_for_its_region_can_be_stopped(blobs, monkeypatch, tmp_
     stopping.ask_to_stop()
     with pytest.raises(KeyboardInterrupt):
         region_for(options, survey(blobs).volumes)
+
+
+@pytest.mark.parametrize("words, shown", [((), True), (("--quiet",), False)])
+def test_a_run_shows_how_many_volumes_it_has_looked_at(words, shown, blobs, monkeypatch, tmp_path):
+    """On a terminal by a bar, which has come to the volume that looks like no region."""
+    drawn: list[str] = []
+    monkeypatch.setattr(Progress, "update", lambda self, done=None: drawn.append(f"{self.what} {self.quiet}"))
+    monkeypatch.setattr("mood_submission.running.region.region_of", lambda *_: "brain" if len(drawn) < 2 else None)
+    assert mood(WORDS, blobs, "-o", tmp_path / "out", *words).returncode == 2
+    assert drawn == [f"looking for the region {not shown}"] * 2
 
 
 def test_a_model_file_names_the_region(tiny_weights, blobs, tmp_path):

@@ -8,11 +8,14 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from ..runtime.names import in_one_line, shown
+
+Item = TypeVar("Item")
 
 
 def say(line: object) -> None:
@@ -72,6 +75,12 @@ class Progress:
     def stage(self, name: str) -> None:
         """Show beside the bar what is being done now."""
         self.bar.set_postfix_str(shown(name), refresh=True)
+
+    def counting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each counted as done when the next one is taken."""
+        for item in items:
+            yield item
+            self.update()
 
     def update(self, done: int | None = None) -> None:
         """Count one more item as done. done: how many are done in all, where others count too."""

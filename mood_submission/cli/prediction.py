@@ -14,7 +14,8 @@ from ..running.run_folder import Outcome, predict_files
 from ..running.work_sharing import Ranks
 from ..runtime.names import as_text, shown
 from ..runtime.stopping import check_stopped
-from ..volumes import FORMATS, Survey, VolumeError, survey
+from ..runtime.torchrun import Process
+from ..volumes import FORMATS, Source, Survey, VolumeError, survey
 from .output import Progress, say
 
 
@@ -29,7 +30,7 @@ def predict(options: PredictOptions, words: Sequence[str]) -> int:
             raise VolumeError(f"{options.input}: expected {FORMATS}, found {found}")
         recognised = options.region == AUTO
         if recognised:
-            options = dataclasses.replace(options, region=region_for(options, content.volumes))
+            options = dataclasses.replace(options, region=recognise(options, content.volumes))
             words = [*words, "--region", options.region]
         run = prepare_run(options, content.volumes)
         if recognised and run.is_first and not options.quiet:
@@ -47,6 +48,14 @@ def predict(options: PredictOptions, words: Sequence[str]) -> int:
     status = conclude(outcomes)
     volumes = {as_text(outcome.file.name): outcome.to_dict() for outcome in outcomes}
     return finish(run, volumes, status) if run.ranks is None else finish_together(run, run.ranks, volumes, status)
+
+
+def recognise(options: PredictOptions, volumes: Sequence[Source]) -> str:
+    """The region of a run that names none. Shows how many volumes were looked at. Raises what `region_for` raises."""
+    process = Process.from_torchrun()
+    quiet = options.quiet or options.weights is not None or (process is not None and process.rank > 0)
+    with Progress(len(volumes), "looking for the region", quiet=quiet) as progress:
+        return region_for(options, progress.counting(volumes))
 
 
 def announce(run: Run, content: Survey) -> None:

@@ -1,7 +1,7 @@
 """Finds the region of a run that names none: the model file's, or the one that all volumes look like."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from ..model_file import load_model
 from ..preprocessing.region import region_of
@@ -14,7 +14,7 @@ from .options import AUTO, PredictOptions
 EITHER = " or ".join(REGIONS)
 
 
-def region_for(options: PredictOptions, sources: Sequence[Source]) -> str:
+def region_for(options: PredictOptions, sources: Iterable[Source]) -> str:
     """The region of a run: the one that is asked for, else the model file's, else the one that all volumes look like.
 
     Volumes that cannot be read are left out here, since they fail by themselves later.

@@ -71,18 +71,16 @@ def build_cache(
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent) as raw:
         with Progress(len(sources), "caching slices") as progress:
-            for source in sources:
+            for source in progress.counting(sources):
                 try:
                     slices, values = _slices_of(source, framing, preprocessing, max_slices)
                 except VolumeError as error:
                     say(f"left out: {error}")
-                    progress.update()
                     continue
                 raw.write(slices.tobytes())
                 for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
                     columns[name].append(value)
                 names.append(source.name)
-                progress.update()
         if not names:
             raise VolumeError(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
