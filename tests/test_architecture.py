@@ -327,8 +327,7 @@ for line in sys.stdin:
 
 
 def test_help_does_not_wait_for_torch():
-    """predict is not among these: its help tells the scoring methods, which are made of tensors."""
-    lines = ["--version", "--help", *(f"{name} --help" for name in IN_PRODUCT if name != "predict")]
+    lines = ["--version", "--help", *(f"{name} --help" for name in IN_PRODUCT)]
     command = [sys.executable, "-c", IMPORTED_BY]
     run = subprocess.run(command, cwd=ROOT, input="\n".join(lines), capture_output=True, text=True)
     assert run.stdout.splitlines() == [f"{line} True False" for line in lines], run.stderr

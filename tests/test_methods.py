@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +18,7 @@ from mood_submission import Predictor, load_model
 from mood_submission.about import ModelError
 from mood_submission.evidence.evidence import USUAL
 from mood_submission.lab.evaluation.further_methods import FURTHER_METHODS
-from mood_submission.methods import table
+from mood_submission.methods import table, told
 from mood_submission.methods.base import Method
 from mood_submission.model_file import rewrite_about
 from mood_submission.running.run_folder import predict_files
@@ -161,6 +162,16 @@ def test_no_method_is_named_but_in_its_own_file():
     assert named.pop("about.py") == ["paper", "paper"]
     assert named.pop("lab/evaluation/further_methods.py") == ["vq-vae reconstruction"]
     assert named == {f"methods/{name}.py": [name] for name in table.METHODS}
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_help_tells_of_methods_what_the_table_knows(unread, monkeypatch):
+    """It reads their files, and asks the table where they cannot be read."""
+    known = {name: method.scores for name, method in table.METHODS.items()}
+    monkeypatch.delitem(sys.modules, told.TABLE)
+    if unread:
+        monkeypatch.setattr(told, "_tree", lambda module: ast.parse(""))
+    assert list(told.scores_by_name().items()) == list(known.items())
 
 
 # --- the evidence that methods look at ------------------------------------------------------------------------------

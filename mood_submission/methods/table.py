@@ -43,11 +43,6 @@ def names(task: str) -> list[str]:
     return [method.name for method in methods(task)]
 
 
-def described(task: str) -> str:
-    """What each method's score of the task is, in one line for the command line's help."""
-    return "; ".join(f"{method.name}: {method.scores[task]}" for method in methods(task))
-
-
 def first_that_fits(task: str, about: About, restorations: int | None) -> Method:
     """The first method that a model has all for: for whoever needs a predictor, whatever its method.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..methods import told
 from ..runtime.contract import BOTH, ENGINES, PRECISIONS, REGIONS, TASKS
 from ..runtime.option_types import (
     DEVICE_HELP,
@@ -34,9 +35,7 @@ def _names(task: str) -> Callable[[], list[str]]:
     """Gives the names of the methods that have scores of the task."""
 
     def give() -> list[str]:
-        from ..methods import table
-
-        return table.names(task)
+        return told.names(task)
 
     return give
 
@@ -45,9 +44,7 @@ def _described(task: str) -> Callable[[], str]:
     """Gives a line on the methods that have scores of the task."""
 
     def give() -> str:
-        from ..methods import table
-
-        return f"{table.described(task)} (default: what the model file says)"
+        return f"{told.described(task)} (default: what the model file says)"
 
     return give
 
