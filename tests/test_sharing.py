@@ -281,3 +281,10 @@ def test_a_detector_that_fails_ends_the_planters(imitated):
     ):
         run._detector()
     assert len(started) == 3 and all(process.poll() is not None for process in started)
+
+
+def test_what_killed_a_detector_may_not_do_so_again(imitated):
+    """What a command has found to be wrong stays wrong: there, nothing is said of going on."""
+    run, _, _ = imitated([PLANT, PLANT], "os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(RunError, match="signal 9 ended it; .*detector.log; the same command goes on from there$"):
+        run._detector()

@@ -1,6 +1,7 @@
 """From healthy volumes to a model that predicts, in one command: its recipe, and that it goes on after any kill."""
 
 import argparse
+import dataclasses
 import functools
 import json
 import re
@@ -331,6 +332,50 @@ def test_an_option_that_its_command_does_not_take_is_found_before_the_run(table,
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and f"{file}: expected options of its command in {found}" in told
     assert not (tmp_path / "m.run").exists()
+
+
+@pytest.mark.parametrize(
+    "table, key, value, found",
+    [
+        ("cache", "data", "IN", "expected no data in [cache], which train all says itself, found one"),
+        ("vqvae", "out", "elsewhere", "expected no out in [vqvae], which"),
+        ("compare", "region", "abdom", "expected no region in [compare], which"),
+        ("prior", "resume", False, "expected no resume in [prior], which"),
+        ("detector_2", "start_from", "RUN", "expected no start_from in [detector_2], which"),
+        ("plant", "max_slices", 3, "expected max_slices in [cache] alone, found it in [plant]"),
+        ("detector", "preprocessing", "published", "expected preprocessing in [cache] alone, found it in [detector]"),
+    ],
+)
+def test_what_is_not_a_recipe_s_to_say_is_refused(table, key, value, found, tmp_path):
+    recipe, file = quick_recipe("brain"), tmp_path / "own.toml"
+    Recipe("brain", dict(recipe.options) | {table: {**recipe.options[table], "steps": 1, key: value}}).write(file)
+    with pytest.raises(RunError, match=re.escape(f"{file}: {found}")):
+        check_recipe(file, kinds_in_recipes())
+
+
+def test_a_recipe_may_start_from_other_weights_and_say_what_was_trained_on(tmp_path):
+    options = dict(quick_recipe("brain").options)
+    options |= {"vqvae": {**options["vqvae"], "start_from": "RUN"}, "export": {"data": "twelve people"}}
+    Recipe("brain", options).write(tmp_path / "own.toml")
+    check_recipe(tmp_path / "own.toml", kinds_in_recipes())
+
+
+@pytest.mark.parametrize(
+    "words, again",
+    [
+        ("all --region brain --data d -o m.safetensors --quick", "the same command goes on where it was"),
+        ("cache --region brain --data d -o s.npz", "the same command begins anew"),
+        ("vqvae --region brain --data d --out r --steps 1", "--resume goes on from the last checkpoint"),
+        ("plant --region brain --data d --model m --store s --count 1", "the same command goes on where it was"),
+    ],
+)
+def test_who_stops_a_training_is_told_how_it_goes_on(words, again, monkeypatch, capsys):
+    def stopped(options):
+        raise KeyboardInterrupt
+
+    stage = words.split()[0]
+    monkeypatch.setitem(TRAIN_STAGES, stage, dataclasses.replace(TRAIN_STAGES[stage], run=stopped))
+    assert main(words.split()) == 130 and capsys.readouterr().err == f"mood-submission train: stopped; {again}\n"
 
 
 @pytest.mark.parametrize("region", REGIONS)

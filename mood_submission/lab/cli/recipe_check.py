@@ -1,13 +1,23 @@
 """Checks all options of a recipe before `train all` begins. Otherwise the last command might refuse its own after hours."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from ...runtime.options import add_options
 from ..training.checkpoints import RunError
 from ..training.recipe import STAGES, Recipe
+
+# What `train all` tells its commands itself: which volumes, which device, and where files lie.
+ITS_OWN = (
+    *("region", "data", "leave_out", "hold_out", "names", "names_file", "device"),
+    *("out", "resume", "model", "store", "shard", "weights", "mean_with"),
+)
+# Options that do nothing in a table: the cache has decided how volumes become slices.
+IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", "detector_2")}
+# What only looks like one of these: in [export] it is a text, for the file's metadata.
+MEANT = (("export", "data"),)
 
 
 class _Words(argparse.ArgumentParser):
@@ -18,12 +28,13 @@ class _Words(argparse.ArgumentParser):
 
 
 def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
-    """Raises RunError, in one line, for what is no recipe and for an option that its command does not take.
+    """Raises RunError, in one line, for what is no recipe and for an option that its command does not take, or not from a recipe.
 
     kinds: the dataclass of each command's options, by the tables' names (recipe.STAGES).
     """
     recipe = Recipe.read(file)
     for table in STAGES:
+        _check_keys(file, table, recipe.options[table])
         # Without options there is no second detector.
         if table == "detector_2" and not recipe.options[table]:
             continue
@@ -42,3 +53,13 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
             raise RunError(f"{file}: expected options of its command in [{table}], found: {error}") from None
         if unknown:
             raise RunError(f"{file}: expected options of its command in [{table}], found {' '.join(unknown)}")
+
+
+def _check_keys(file: Path, table: str, keys: Collection[str]) -> None:
+    """Raises RunError for the first key that is not a recipe's to say."""
+    own = (*ITS_OWN, "start_from") if table == "detector_2" else ITS_OWN
+    for key in keys:
+        if key in own and (table, key) not in MEANT:
+            raise RunError(f"{file}: expected no {key} in [{table}], which train all says itself, found one")
+        if key in IN_VAIN.get(table, ()):
+            raise RunError(f"{file}: expected {key} in [cache] alone, found it in [{table}]")

@@ -79,21 +79,29 @@ class Command:
     options: a dataclass of options.
     run: trains with these options.
     defaults: by field, where this stage has another default.
+    again: how a run that was stopped goes on.
     """
 
     help: str
     options: type
     run: Callable[[Any], None]
     defaults: dict[str, float] = field(default_factory=dict)
+    again: str = "--resume goes on from the last checkpoint"
 
 
+THE_SAME = "the same command goes on where it was"
 STAGES = {
-    "all": Command("make a model from healthy volumes, from beginning to end", AllOptions, _all),
-    "cache": Command("only cache the slices, for training on a machine without nibabel", CacheOptions, _cache),
+    "all": Command("make a model from healthy volumes, from beginning to end", AllOptions, _all, again=THE_SAME),
+    "cache": Command(
+        "only cache the slices, for training on a machine without nibabel",
+        CacheOptions,
+        _cache,
+        again="the same command begins anew",
+    ),
     "vqvae": Command("train the VQ-VAE", VQVAEOptions, train_vqvae, {"rate": 1e-3}),
     "prior": Command("train the prior", PriorOptions, train_prior, {"rate": 4e-4}),
     "detector": Command("train the detector", DetectorOptions, train_detector, {"rate": 1.5e-3}),
-    "plant": Command("fill a store of planted volumes for a detector", PlantOptions, _plant),
+    "plant": Command("fill a store of planted volumes for a detector", PlantOptions, _plant, again=THE_SAME),
     "vae": Command("train the VAE, for comparison", VAEOptions, train_vae, {"rate": 1e-3}),
 }
 
@@ -117,11 +125,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:
-        again = (
-            "the same command goes on where it was"
-            if args.stage == "all"
-            else "--resume goes on from the last checkpoint"
-        )
-        say(f"mood-submission train: stopped; {again}")
+        say(f"mood-submission train: stopped; {command.again}")
         return Group.leave(130)
     return Group.leave(0)

@@ -361,7 +361,7 @@ class WholeRun:
 
     def _start_planters(self) -> Helpers:
         """The processes that plant volumes."""
-        budget = [] if "count" in self.recipe.options["plant"] else ["--minutes", 10**6]
+        budget = [] if {"count", "minutes"} & set(self.recipe.options["plant"]) else ["--minutes", 10**6]
         words = [*self._stage("plant"), *self._networks, *self.recipe.words("plant"), *budget]
         count = self.options.processes
         started, logs = {}, {}
