@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, mood
 
 from mood_submission import load_model
+from mood_submission.cli import COMMANDS
 from mood_submission.model_file import WEIGHTS, rewrite_about
 from mood_submission.runtime.integrity import SUMS, file_sha256
 
@@ -174,3 +176,46 @@ def test_a_detector_without_healthy_scores_is_unfinished(take_weights, tmp_path)
         ValueError, match="model.safetensors: expected a finished model, found a detector of which no healthy"
     ):
         take_weights.region_of(tmp_path / "model.safetensors")
+
+
+# The commands that take no volumes, or serve what others have written.
+NOT_MEASURED = {"add-detector", "export", "export-onnx", "import-reference", "view"}
+
+
+def test_every_command_that_takes_volumes_is_measured_with_options_that_it_has(tmp_path):
+    run = sh("measure_commands.sh", "--dry-run", tmp_path / "all", 24, 32, path=tmp_path)
+    assert run.returncode == 0 and not run.stderr and not (tmp_path / "all").exists()
+    lines = [line.split()[1:] for line in run.stdout.splitlines()]
+    assert {words[0] for words in lines} == set(COMMANDS) - NOT_MEASURED
+    helps: dict[str, str] = {}
+    for words in lines:
+        key = " ".join(words[: 2 if words[0] == "train" else 1])
+        if key not in helps:
+            helps[key] = mood(key, "--help").stdout
+        for option in (word for word in words if word.startswith("-")):
+            assert re.search(rf"{option}\b", helps[key]), (words, option)
+
+
+def test_what_is_measured_stands_in_a_table_and_what_fails_is_told(tmp_path):
+    """Of two commands: the others are imitated as failing at once."""
+    work = tmp_path / "in one place"
+    python = imitate(
+        tmp_path / "bin",
+        "python",
+        f"""
+case "$1 $3" in
+-c*) exec {sys.executable} "$@" ;;
+"-m make-toy") while [ "$1" != -o ]; do shift; done
+    mkdir -p "$2/brain/toy" "$2/abdom/toy"; : >"$2/brain/toy/toy_0.nii.gz"; : >"$2/abdom/toy/toy_0.nii.gz" ;;
+"-m info") echo told ;;
+*) echo wrong >&2; exit 3 ;;
+esac""",
+    )
+    run = sh("measure_commands.sh", work, 24, 32, path=tmp_path, PYTHON=str(python / "python"))
+    assert run.returncode == 1 and not run.stderr
+    for region, size in (("brain", 24), ("abdom", 32)):
+        assert f"{region}, {size} voxels a side:\n\n| command | seconds | peak memory, MiB |" in run.stdout
+        assert (work / region / "logs" / "info.log").read_text() == "told\n"
+        log = work / region / "logs" / "predict__sample.log"
+        assert f"| predict, sample | failed | see {log} |" in run.stdout and log.read_text() == "wrong\n"
+    assert len(re.findall(r"^\| info \| \d+\.\d \| \d+ \|$", run.stdout, re.M)) == 2
