@@ -271,3 +271,21 @@ def test_quiet_and_verbose(tiny_weights, blobs, tmp_path):
     lines = mood(*words, tmp_path / "v", "--verbose").stderr.splitlines()
     assert len(lines) == 4 and lines[1].startswith("case_0.nii.gz: predicted, score ")
     assert mood(*words, tmp_path / "b", "--quiet --verbose").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        ("--region abdom --task pixel", "expected a model of region abdom, found brain"),
+        ("--region brain --task sample --findings F/new", "--findings: expected --task pixel or both, found sample"),
+        ("--region brain --task pixel --html P/new --findings F/new", "scores were measured on healthy volumes"),
+        ("--region brain --task pixel --report file/r.json", "expected a file to write the report to"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder_that_was_not_there(words, found, tiny_weights, blobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("F").mkdir()
+    run = mood("predict", words, "-i", blobs, "-o O/new --weights", tiny_weights["brain"])
+    assert run.returncode == 2 and found in run.stderr and run.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["F", "file"]

@@ -12,6 +12,7 @@ from ..running.region import region_for
 from ..running.report import Report, merge_reports
 from ..running.run_folder import Outcome, predict_files
 from ..running.work_sharing import Ranks
+from ..runtime.files import no_folders_left
 from ..runtime.names import as_text, shown
 from ..runtime.stopping import check_stopped
 from ..runtime.torchrun import Process
@@ -32,14 +33,16 @@ def predict(options: PredictOptions, words: Sequence[str]) -> int:
         if recognised:
             options = dataclasses.replace(options, region=recognise(options, content.volumes))
             words = [*words, "--region", options.region]
-        run = prepare_run(options, content.volumes)
-        if recognised and run.is_first and not options.quiet:
-            say(f"{options.input}: region {options.region}, as {'the model file' if options.weights else 'it looks'}")
-        check_stopped()
-        # Each process would find the same to be wrong. So it is found here, and told once.
-        if run.processes > 1:
-            return launch(run.processes, ["predict", *words])
-        report = run.report()
+        with no_folders_left(*filter(None, (options.output, options.html, options.findings_folder))):
+            run = prepare_run(options, content.volumes)
+            if recognised and run.is_first and not options.quiet:
+                how = "the model file" if options.weights else "it looks"
+                say(f"{options.input}: region {options.region}, as {how}")
+            check_stopped()
+            # Each process would find the same to be wrong. So it is found here, and told once.
+            if run.processes > 1:
+                return launch(run.processes, ["predict", *words])
+            report = run.report()
     except (VolumeError, ModelError) as error:
         say(f"mood_submission: {error}")
         return 2

@@ -74,6 +74,23 @@ def exclusive_lock(lock: Path, wait: bool = True) -> Iterator[None]:
         os.close(file)
 
 
+@contextmanager
+def no_folders_left(*folders: Path) -> Iterator[None]:
+    """Where what is done within raises, take away those of these folders, and above them, that were not there before.
+
+    A folder that holds something stays.
+    """
+    paths = {path for folder in folders for path in (folder.absolute(), *folder.absolute().parents)}
+    missing = [path for path in paths if not os.path.exists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in sorted(missing, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
 # --- the hidden file -------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ...preprocessing import Preprocessing
-from ...runtime.files import copy_whole, exclusive_lock, write_text
+from ...runtime.files import copy_whole, exclusive_lock, no_folders_left, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
 from ...runtime.settings_file import check_settings
@@ -72,7 +72,7 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     of another recipe or of other volumes, and for one where another process is at work.
     """
     with ExitStack() as stack:
-        with _no_empty_folders_left(options):
+        with _folders_of(options):
             stack.enter_context(_alone_in(options.folder))
             whole = WholeRun(options, say)
         say(whole.needs())
@@ -91,32 +91,32 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
 
 
 @contextmanager
-def _no_empty_folders_left(options: AllOptions) -> Iterator[None]:
+def _folders_of(options: AllOptions) -> Iterator[None]:
     """Make the folders of a run. Where it is refused, those that were not there are taken away again.
 
     Raises RunError where a folder cannot be made or written to.
     """
-    wanted = (options.folder, options.out.parent)
-    made: list[Path] = []
+    wanted, new = (options.folder, options.out.parent), not os.path.exists(options.folder)
+    with no_folders_left(*wanted):
+        try:
+            for folder in wanted:
+                _make_folder(folder)
+            yield
+        except BaseException:
+            if new:
+                with suppress(OSError):
+                    (options.folder / RUNNING).unlink()
+            raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises RunError where it cannot be made or written to."""
     try:
-        for folder in wanted:
-            try:
-                made += [one for one in (folder, *folder.parents) if not one.exists()]
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RunError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
-            if not os.access(folder, os.W_OK):
-                raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
-        yield
-    except BaseException:
-        # A folder may hold what others have put there.
-        if options.folder in made:
-            with suppress(OSError):
-                (options.folder / RUNNING).unlink()
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder}: expected a folder to write to, found: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
 
 
 @contextmanager
