@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .about import FORMAT, About, ModelError
+from .engines.choice import chosen
 from .engines.graphs import SUFFIX
 from .methods import table
 from .model import Model
@@ -40,7 +41,7 @@ def load_model(
     name: str | Path,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    precision: str = "float32",
+    precision: str | None = None,
     detector: bool = True,
     *,
     engine: str = "torch",
@@ -54,12 +55,15 @@ def load_model(
     name: "brain" or "abdom" for the shipped weights, or a file.
     device: see `runtime.devices`. None for CUDA where there is one, else the CPU.
     dtype: of the parameters in memory. None for float32, whatever the file stores.
-    precision, engine: see `Model`.
+    precision, engine: see `Model`. The engine may also be "auto", see `engines.choice.chosen`, which also says what a precision of
+        None is: float32, but for "auto" on a CPU.
     graphs: the file of graphs that the engine "onnx" needs. None for the one beside the model file.
     detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
     Raises ModelError, in one line that names the file. One reason is a default method that is not registered.
     """
     file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
+    on = device_named(device)
+    engine, precision = chosen(engine, precision, on)
     try:
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata() or {}
@@ -82,7 +86,7 @@ def load_model(
         prior,
         about,
         detector=detecting,
-        device=device_named(device),
+        device=on,
         dtype=dtype or torch.float32,
         precision=precision,
         engine=engine,

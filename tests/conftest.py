@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from mood_submission import cli  # noqa: E402
 from mood_submission.about import About  # noqa: E402
+from mood_submission.model import Model  # noqa: E402
 from mood_submission.model_file import load_model, rewrite_about, save_model  # noqa: E402
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings  # noqa: E402
 from mood_submission.networks.vqvae import VQVAE, VQVAESettings  # noqa: E402
@@ -58,6 +59,22 @@ LONGEST = (
 )
 
 
+# The engine that computes wherever a test asks for none: `scripts/test.sh --engine onnx` tries all of them with ONNX Runtime.
+ENGINES_TRIED = {"torch": ("torch", None), "onnx": ("onnx", None), "int8": ("onnx", "int8")}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=ENGINES_TRIED, default="torch", help="what computes the networks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    engine, precision = ENGINES_TRIED[config.getoption("--engine")]
+    if engine != "torch":
+        os.environ["MOOD_ENGINE"] = "auto" if precision else engine
+        for function in (load_model, Model.__init__):
+            function.__kwdefaults__["engine"] = engine
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process waits for another at the end (`scripts/test.sh`)."""
     order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
@@ -88,7 +105,7 @@ def reference(request) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory) -> dict[str, Path]:
+def tiny_weights(tmp_path_factory, request) -> dict[str, Path]:
     """Model files of tiny, random networks, one a region."""
     folder = tmp_path_factory.mktemp("weights")
     for region, (vqvae, prior) in TINY.items():
@@ -96,8 +113,22 @@ def tiny_weights(tmp_path_factory) -> dict[str, Path]:
         network = VQVAE(vqvae)
         network.codebook.data *= 0.1  # as small as an untrained encoder's output, so that many codes are used
         about = About(region, vqvae, prior, Preprocessing.published(region), pixel_threshold=2.45, sample_threshold=2.4)
-        save_model(folder / f"{region}.safetensors", network, PixelSNAIL(prior), about)
+        file = folder / f"{region}.safetensors"
+        save_model(file, network, PixelSNAIL(prior), about)
+        if request.config.getoption("--engine") != "torch":
+            write_graphs(file)
     return {region: folder / f"{region}.safetensors" for region in TINY}
+
+
+def write_graphs(file: Path) -> None:
+    """Write the graphs of a model file beside it, with ranges of made-up slices."""
+    from mood_submission.lab.quantising.make import Examples, make_graphs
+
+    model = load_model(file, "cpu", engine="torch")
+    side = model.about.preprocessing.image_size
+    slices = torch.rand(4, side, side, generator=torch.Generator().manual_seed(0))
+    examples = Examples(slices, torch.linspace(-0.5, 0.5, 4)[:, None], {})
+    make_graphs(model, examples).write(file.with_suffix(".graphs"))
 
 
 def words_of(*arguments: object) -> list[str]:

@@ -1,14 +1,18 @@
 """What computes the networks: the choice, and torch where ONNX Runtime cannot."""
 
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import mood
+from conftest import ROOT, mood
 
 from mood_submission import load_model
 from mood_submission.about import ModelError
+from mood_submission.engines.choice import chosen
 from mood_submission.engines.graphs import SUFFIX, read_graphs
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
@@ -78,6 +82,24 @@ def test_shipped_graphs_are_of_the_shipped_weights(region, cpuinfo):
     assert set(measured_on["sources"]) <= set(map(source_of, trained_on)) and measured_on["slices"] > 50
 
 
+@pytest.mark.parametrize(
+    "engine, precision, device, expected",
+    [
+        ("auto", None, "cpu", ("onnx", "int8")),
+        ("auto", "int8", "cpu", ("onnx", "int8")),
+        ("auto", "float32", "cpu", ("torch", "float32")),
+        ("auto", "bf16", "cpu", ("torch", "bf16")),
+        ("auto", None, "cuda:1", ("torch", "float32")),
+        ("auto", None, "mps", ("torch", "float32")),
+        ("torch", None, "cpu", ("torch", "float32")),
+        ("onnx", None, "cpu", ("onnx", "float32")),
+        ("onnx", "int8", "cpu", ("onnx", "int8")),
+    ],
+)
+def test_what_auto_stands_for(engine, precision, device, expected):
+    assert chosen(engine, precision, torch.device(device)) == expected
+
+
 def fall_back(file, precision="float32"):
     """The note of a model that torch computes, in float32, though ONNX Runtime was asked for."""
     model = load_model(file, "cpu", engine="onnx", precision=precision)
@@ -129,6 +151,69 @@ def test_predict_says_once_that_torch_computes_and_scores_as_torch_does(tiny_wei
         assert done.stderr.count("torch computes instead") == (name == "onnx")
     for file in (tmp_path / "torch").iterdir():
         assert file.read_bytes() == (tmp_path / "onnx" / file.name).read_bytes()
+
+
+def test_auto_of_the_environment_falls_back_to_torch_where_vnni_is_hidden(tiny_weights, blobs, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    words = "--region brain --task sample --sample-method paper --pixel-method paper --slices 2 --restorations 1 --device cpu"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    for name in ("torch", "auto"):
+        monkeypatch.setenv("MOOD_ENGINE", name)
+        report = tmp_path / f"{name}.json"
+        folders = ("-i", blobs, "-o", tmp_path / name, "--weights", tiny_weights["brain"], "--report", report)
+        done = mood("predict", words, *folders)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("torch computes instead") == (name == "auto")
+        assert "on cpu by torch in float32" in done.stderr
+        assert json.loads(report.read_text())["computed"] == {"engine": "torch", "precision": "float32"}
+    for file in (tmp_path / "torch").iterdir():
+        assert file.read_bytes() == (tmp_path / "auto" / file.name).read_bytes()
+
+
+def test_an_engine_of_the_environment_that_is_none_is_one_line(tiny_weights, blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOOD_ENGINE", "steam")
+    done = mood("predict --region brain --task sample -i", blobs, "-o", tmp_path, "--weights", tiny_weights["brain"])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected one of torch, onnx" in done.stderr
+
+
+GROWTH = """
+import threading
+import torch
+from mood_submission import load_model
+
+model = load_model("brain", "cpu", engine="onnx")
+assert model.engine.name == "onnx", model.notes
+kept = []
+
+def score(count):
+    for _ in range(count):
+        codes = model.engine.encode(torch.rand(1, 160, 160), torch.zeros(1, 1))
+        kept.append((codes, model.engine.decode(codes, torch.zeros(1, 1))))
+
+def peak():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+def both(count):
+    threads = [threading.Thread(target=score, args=(count,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+both(2)
+before = peak()
+both(12)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peak of memory")
+def test_memory_does_not_grow_with_the_slices_that_onnx_runtime_has_computed():
+    pytest.importorskip("onnxruntime")
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 50_000
 
 
 def test_predict_refuses_in_one_line_what_does_not_go_together(tiny_weights, blobs, tmp_path):

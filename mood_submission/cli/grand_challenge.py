@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.contract import REGIONS
+from ..runtime.contract import AUTO_ENGINE, ENGINE_VARIABLE, ENGINES, REGIONS
 from ..runtime.options import option
 from .command import run_command
 from .output import say
@@ -37,6 +37,12 @@ class CaseOptions:
         default=lambda: os.environ.get("MOOD_SAMPLE_SLUG", "anomaly-score"),
     )
 
+    engine: str = option(
+        f"what computes the networks, as in predict (default: {ENGINE_VARIABLE}, or torch; the images say auto)",
+        choices=(AUTO_ENGINE, *ENGINES),
+        default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
+    )
+
     def __post_init__(self) -> None:
         if self.region not in (None, *REGIONS):
             raise argparse.ArgumentError(
@@ -56,6 +62,7 @@ def score(options: CaseOptions) -> list[str]:
                 models=options.model,
                 region=options.region,
                 slugs=(options.pixel_slug, options.sample_slug),
+                engine=options.engine,
                 remark=say,
             )
         ]

@@ -70,7 +70,8 @@ def announce(run: Run, content: Survey) -> None:
             say(note)
     if not run.options.quiet:
         which = "" if run.ranks is None else f", process {run.ranks.rank + 1} of {run.ranks.count}"
-        where = f"on {run.predictor.model.device}{which}"
+        model = run.predictor.model
+        where = f"on {model.device} by {model.engine.name} in {model.precision}{which}"
         say(f"{len(run.sources)} volumes, {run.options.region}, {run.options.task} task, {where}")
 
 

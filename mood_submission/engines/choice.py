@@ -7,7 +7,7 @@ import torch
 from ..networks.detector import Detector
 from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
-from ..runtime.contract import ENGINES, PRECISIONS
+from ..runtime.contract import AUTO_ENGINE, ENGINES, PRECISIONS
 from ..runtime.processor import VNNI, has_vnni
 from .base import Engine, EngineError
 from .graphs import INT8, networks_digest, read_graphs, settings_of
@@ -16,6 +16,20 @@ from .torch_engine import TorchEngine
 
 # The precisions that ONNX Runtime computes in.
 OF_ONNX = ("float32", INT8)
+
+
+def chosen(engine: str, precision: str | None, device: torch.device) -> tuple[str, str]:
+    """The engine and the precision that an engine's name and a precision stand for.
+
+    engine: one of ENGINES, or "auto": ONNX Runtime in int8 on a CPU, torch on any other device. Where a precision other than int8
+        is asked for, "auto" is torch.
+    precision: one of PRECISIONS, or None: int8 for ONNX Runtime as "auto" chooses it, else float32.
+    """
+    if engine != AUTO_ENGINE:
+        return engine, precision or "float32"
+    if device.type == "cpu" and precision in (None, INT8):
+        return "onnx", INT8
+    return "torch", precision or "float32"
 
 
 def check_choice(engine: str, precision: str) -> None:

@@ -80,14 +80,14 @@ def region_of(slug: str) -> str:
     return region
 
 
-def model_of(region: str, folder: Path) -> Model:
+def model_of(region: str, folder: Path, engine: str) -> Model:
     """The model in a folder, where grand-challenge unpacks what was uploaded beside the image: REGION.safetensors, or the one
-    model file there; else the shipped one. Raises ModelError."""
+    model file there; else the shipped one. engine: see `load_model`. Raises ModelError."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     named = [file for file in files if file.stem == region] or files
     if len(named) > 1:
         raise ModelError(f"{folder}: expected one model file, or one called {region}.safetensors, found {len(named)}")
-    model = load_model(named[0] if named else region)
+    model = load_model(named[0] if named else region, engine=engine)
     if model.about.region != region:
         raise ModelError(f"{named[0]}: expected a model of region {region}, found {model.about.region}")
     return model
@@ -100,6 +100,7 @@ def score_case(
     models: Path,
     region: str | None,
     slugs: tuple[str, str],
+    engine: str,
     remark: Callable[[str], object],
 ) -> str:
     """Score the case and write its two outputs.
@@ -109,13 +110,17 @@ def score_case(
     models: see `model_of`.
     region: one of REGIONS. None for the one that the input's slug names.
     slugs: PIXEL_SLUG and SAMPLE_SLUG.
-    remark: is called with a line where the volume looks unlike the scans that the weights know.
+    engine: see `load_model`.
+    remark: is called with a line where the volume looks unlike the scans that the weights know, and where another engine computes
+        than the one that was asked for.
     Returns a line on the scores. Raises CaseError, VolumeError, ModelError, OSError, MemoryError.
     """
     # What is odd about a volume is no matter for the platform's log.
     warnings.simplefilter("ignore")
     slug, source = find_case(inputs)
-    model = model_of(region or region_of(slug), models)
+    model = model_of(region or region_of(slug), models, engine)
+    for note in model.notes:
+        remark(note)
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
     prepared = read_prepared(predictor, source)
     scored = predictor.compute(prepared, BOTH, remark)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..methods import told
-from ..runtime.contract import BOTH, ENGINES, PRECISIONS, REGIONS, TASKS
+from ..runtime.contract import AUTO_ENGINE, BOTH, ENGINE_VARIABLE, ENGINES, PRECISIONS, REGIONS, TASKS
 from ..runtime.option_types import (
     DEVICE_HELP,
     at_least,
@@ -66,19 +66,19 @@ class PredictOptions:
     output: Path = option("folder for the predictions", "-o", "--output", metavar="OUT")
     weights: Path | None = option("model file (default: the region's shipped one)", default=None, metavar="FILE")
     device: str | None = option(DEVICE_HELP, default=None)
-    precision: str = option(
+    precision: str | None = option(
         "tf32 (CUDA only) and bf16 are faster where the hardware knows them. They draw other restorations, as likely. "
         "bf16 also computes the NLL, decoded slices and the detector so, which moves scores a little. int8, with --engine onnx "
-        "on a CPU, computes most of the NLL and of decoded slices so; its average precision is not measured yet "
-        "(default: float32)",
+        "on a CPU, computes most of the NLL and of decoded slices so (default: float32; with --engine auto on a CPU int8)",
         choices=PRECISIONS,
-        default="float32",
+        default=None,
     )
     engine: str = option(
         "what computes the networks on a CPU: torch, or onnx, which is ONNX Runtime (the extra onnx). Where that cannot, torch "
-        "does, and a line says why. Restorations are torch's (default: torch)",
-        choices=ENGINES,
-        default="torch",
+        "does, and a line says why. auto: onnx in int8 on a CPU, else torch. Restorations are torch's (default: "
+        f"{ENGINE_VARIABLE} of the environment, else torch; the images say auto)",
+        choices=(AUTO_ENGINE, *ENGINES),
+        default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
     )
     slices: int | str | None = option(
         "how many slices of a volume to look at; published: 32 (default: one every few mm, as the model file says, or all)",

@@ -31,8 +31,9 @@ OPTIONS = (
 class Report:
     """The report of a run. It is written when the run begins and after each volume.
 
-    The file holds: version; weights (file and sha256); options, null for what the model file says; device; input; output;
-    started (UTC); seconds so far; counts by status; volumes, each as `run_folder.Outcome.to_dict`.
+    The file holds: version; weights (file and sha256); options, null for what the model file says; device; computed (the engine
+    and the precision that computed); input; output; started (UTC); seconds so far; counts by status; volumes, each as
+    `run_folder.Outcome.to_dict`.
 
     options: the command's.
     model: the networks.
@@ -49,6 +50,7 @@ class Report:
             "weights": {"file": as_text(str(model.file)), "sha256": model.sha256},
             "options": {name: getattr(options, name) for name in OPTIONS},
             "device": str(model.device),
+            "computed": {"engine": model.engine.name, "precision": model.precision},
             "input": as_text(options.input),
             "output": as_text(options.output),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
