@@ -1,6 +1,7 @@
 #!/bin/sh
 # Sets up .venv and runs the tests in two processes. usage: scripts/test.sh [--quick] [OPTIONS of pytest]
 # --quick leaves out what takes long: kills, soaks, training from end to end, the shipped weights.
+# --engine onnx or --engine int8 lets ONNX Runtime compute wherever a test does not ask for an engine.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 "$root/scripts/setup.sh"

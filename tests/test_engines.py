@@ -119,8 +119,8 @@ def test_torch_computes_where_the_package_is_missing(tiny_weights, monkeypatch):
 
 def test_torch_computes_where_there_are_no_graphs_of_the_model(tiny_weights, tmp_path):
     pytest.importorskip("onnxruntime")
-    assert "brain.graphs: expected the model's graphs, found no such file" in fall_back(tiny_weights["brain"])
     (tmp_path / "brain.safetensors").symlink_to(tiny_weights["brain"])
+    assert "brain.graphs: expected the model's graphs, found no such file" in fall_back(tmp_path / "brain.safetensors")
     for content in (b"", b"no graphs", b"PK\x03\x04 torn"):
         (tmp_path / "brain.graphs").write_bytes(content)
         assert "expected a file of mood-submission quantise" in fall_back(tmp_path / "brain.safetensors")
@@ -217,6 +217,6 @@ def test_memory_does_not_grow_with_the_slices_that_onnx_runtime_has_computed():
 
 
 def test_predict_refuses_in_one_line_what_does_not_go_together(tiny_weights, blobs, tmp_path):
-    words = "--region brain --task sample --device cpu --precision int8"
+    words = "--region brain --task sample --device cpu --engine torch --precision int8"
     done = mood("predict", words, "-i", blobs, "-o", tmp_path / "out", "--weights", tiny_weights["brain"])
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected engine onnx" in done.stderr

@@ -150,5 +150,7 @@ def test_what_fails_is_one_line_and_status_1(case, tiny_weights, what, says):
         weights = tiny_weights["abdom"]
     done = run(case, weights=weights)
     assert done.returncode == 1 and done.stdout == ""
-    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    # Another engine may be tried than the one that has graphs of these weights: `scripts/test.sh --engine onnx`.
+    told = [line for line in done.stderr.splitlines() if "torch computes instead" not in line]
+    assert len(told) == 1 and says in told[0], done.stderr
     assert not list((case / "output").rglob("*.*")) if (case / "output").exists() else True

@@ -89,7 +89,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
 
 
 def test_saved_and_loaded_is_the_same_model(tiny_weights, tmp_path):
-    model = load_model(tiny_weights["brain"], device="cpu")
+    model = load_model(tiny_weights["brain"], device="cpu", engine="torch")
     save_model(tmp_path / "again.safetensors", model.vqvae, model.prior, model.about)
     again = load_model(tmp_path / "again.safetensors", device="cpu")
     assert again.about == model.about
@@ -163,7 +163,7 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
 
 
 def test_rough_precision_leaves_codes_alone(tiny_weights):
-    exact, rough = (load_model(tiny_weights["brain"], device="cpu", precision=p) for p in ("float32", "bf16"))
+    exact, rough = (load_model(tiny_weights["brain"], device="cpu", precision=p, engine="torch") for p in ("float32", "bf16"))
     generator = torch.Generator().manual_seed(0)
     slices, position = torch.randn(2, 160, 160, generator=generator), torch.zeros(2, 1)
     codes = exact.encode(slices, position)
@@ -176,7 +176,7 @@ def test_rough_precision_leaves_codes_alone(tiny_weights):
     expected = restore(copy.deepcopy(exact.prior).bfloat16(), codes, position.bfloat16(), uniforms, 1.0)
     assert torch.equal(rough.restore(codes, position, uniforms, 1.0), expected)
     with pytest.raises(ValueError, match="precision: expected one of float32, tf32, bf16, int8, found 'half'"):
-        load_model(tiny_weights["brain"], device="cpu", precision="half")
+        load_model(tiny_weights["brain"], device="cpu", precision="half", engine="torch")
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 19])

@@ -275,7 +275,7 @@ def cache(healthy, tmp_path_factory):
 def planter(cache, tiny_weights):
     return Planter(
         load_cache(cache)[0]["train"],
-        load_model(tiny_weights["brain"], "cpu"),
+        load_model(tiny_weights["brain"], "cpu", engine="torch"),
         PlantingSettings(variants=2, seed=5),
     )
 
@@ -298,7 +298,7 @@ def test_a_planted_volume_is_its_healthy_one_but_for_the_slices_that_changed(pla
 @pytest.mark.slow
 def test_a_part_of_a_scan_is_placed_as_a_scan_that_holds_no_more(cache, tiny_weights):
     """A brain's anatomy tells where a slice lies, a part or not; an abdomen's slices lie relative to the scan's ends."""
-    data, model = load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu")
+    data, model = load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu", engine="torch")
     settings = PlantingSettings(variants=1, kinds=("uniform",), short=8, partial=1.0)
     whole = Planter(data, model, dataclasses.replace(settings, partial=0.0))
     seen = set()
@@ -330,7 +330,7 @@ def test_small_lesions_are_many_and_small(host):
 
 def test_volumes_held_out_must_be_new_to_the_networks(cache, healthy, tiny_weights, tmp_path):
     """Other volumes may be trained on. What the networks have seen would look more ordinary than what they have not."""
-    model = load_model(tiny_weights["brain"], "cpu")
+    model = load_model(tiny_weights["brain"], "cpu", engine="torch")
     names = load_cache(cache)[1]
     options = DataOptions(region="brain", data=(cache,))
     slices = Slices(options, SplitOptions(), tmp_path, torch.device("cpu"))
@@ -349,7 +349,7 @@ def test_volumes_held_out_must_be_new_to_the_networks(cache, healthy, tiny_weigh
 
 def test_restored_volumes_are_short_and_have_restorations(cache, tiny_weights):
     settings = PlantingSettings(variants=1, restored=1.0, restorations=1, short=8)
-    planter = Planter(load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu"), settings)
+    planter = Planter(load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu", engine="torch"), settings)
     arrays = planter.volume(0)
     assert arrays["rows"].shape[1] == 8 and arrays["restoration"].shape == arrays["reconstruction"].shape
     assert (arrays["restoration"] != arrays["reconstruction"]).any()
