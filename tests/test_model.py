@@ -163,7 +163,9 @@ def test_files_that_are_no_models_are_named(tiny_weights, tmp_path):
 
 
 def test_rough_precision_leaves_codes_alone(tiny_weights):
-    exact, rough = (load_model(tiny_weights["brain"], device="cpu", precision=p, engine="torch") for p in ("float32", "bf16"))
+    exact, rough = (
+        load_model(tiny_weights["brain"], device="cpu", precision=p, engine="torch") for p in ("float32", "bf16")
+    )
     generator = torch.Generator().manual_seed(0)
     slices, position = torch.randn(2, 160, 160, generator=generator), torch.zeros(2, 1)
     codes = exact.encode(slices, position)
