@@ -280,6 +280,7 @@ def test_the_best_detector_is_kept_beside_the_last(detecting, cache, tmp_path):
             rows = [(float(row["validation_ap"]), int(row["step"])) for row in csv.DictReader(file)]
         (best, about), (_, last) = (load_detector(run_folder, best) for best in (True, False))
         assert about["steps"] == max(rows, key=lambda row: row[0])[1] and last["steps"] == steps
+        assert about["planted_volumes"] == last["planted_volumes"] == 2
     done = mood("add-detector", run_folder, detecting, "-o", model, "--best")
     assert done.returncode == 0, done.stderr
     assert torch.equal(load_model(model, "cpu").detector.head[1].weight, best.head[1].weight)

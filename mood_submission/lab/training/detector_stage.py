@@ -113,7 +113,11 @@ def train_detector(options: DetectorOptions) -> None:
     trainer = run.trainer(stage, about, data)
     trainer.train(validations=options.validations)
     if run.group.first:
-        add_to_about(trainer.file, {"planted_volumes": len(stored_files(options.store))})
+        planted_volumes = {"planted_volumes": len(stored_files(options.store))}
+        for file in (trainer.file, trainer.best_file):
+            # A run that ended before its first validation has no best detector.
+            if file.exists():
+                add_to_about(file, planted_volumes)
         plots.curves(run.out / "detector.csv", run.out / "detector_curves.png")
 
 

@@ -145,7 +145,7 @@ class Trainer(Generic[Data, Network]):
         self.stage, self.splits, self.out, self.budget = stage, splits, out, budget
         self.schedule, self.device, self.about = schedule, device, about
         self.group = group
-        self.file = out / f"{stage.name}.pt"
+        self.file, self.best_file = out / f"{stage.name}.pt", out / f"{stage.name}_best.pt"
         # Channels last is the faster layout everywhere, except for the VQ-VAE's wide, thin images on a CPU.
         if device.type != "cpu" or stage.channels_last_on_cpu:
             stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, unused-ignore]
@@ -273,7 +273,7 @@ class Trainer(Generic[Data, Network]):
         judged = row[self.stage.judged_by] if self.stage.judged_by else -math.inf
         if judged > self.best:
             self.best = judged
-            save_checkpoint(self.out / f"{self.stage.name}_best.pt", self._result())
+            save_checkpoint(self.best_file, self._result())
         minutes, rate = round(self.seconds / 60, 2), self.schedule.rate_at(progress)
         log.write({"step": self.step, "minutes": minutes, "rate": rate} | row)
         bar.set_postfix({k: f"{v:.4g}" for k, v in row.items()})
