@@ -111,20 +111,20 @@ as_the_challenge() {
 }
 
 by_each_engine() {
-    say "on a CPU: in int8 where the processor has VNNI, by torch where that is hidden, or by default"
+    say "on a CPU: in int8 where the processor has VNNI, by torch where that is hidden, or asked for"
     vnni=$(run "$image" python3 -c 'from mood_submission.runtime.processor import has_vnni; print(has_vnni())')
-    predict 0 brain/toy engine-auto -e MOOD_ENGINE=auto "$image" sample brain --device cpu
+    predict 0 brain/toy engine-auto "$image" sample brain --device cpu
     if [ "$vnni" = True ]; then
         log_says ' on cpu by onnx in int8'
     else
         log_says 'torch computes instead'
     fi
     check sample brain/toy engine-auto
-    predict 0 brain/toy engine-hidden -e MOOD_ENGINE=auto -e ONEDNN_MAX_CPU_ISA=AVX2 "$image" sample brain --device cpu
+    predict 0 brain/toy engine-hidden -e ONEDNN_MAX_CPU_ISA=AVX2 "$image" sample brain --device cpu
     log_says 'torch computes instead, in float32: expected a processor with'
     log_says ' on cpu by torch in float32'
     check sample brain/toy engine-hidden
-    predict 0 brain/toy engine-torch -e ONEDNN_MAX_CPU_ISA=AVX2 "$image" sample brain --device cpu
+    predict 0 brain/toy engine-torch -e ONEDNN_MAX_CPU_ISA=AVX2 "$image" sample brain --device cpu --engine torch
     log_says ' on cpu by torch in float32'
     run -v "$work:/mnt/pred:ro" "$image" bash -c 'diff -r /mnt/pred/engine-hidden /mnt/pred/engine-torch' ||
         fail "expected the same scores where torch computes instead as where it is asked for"

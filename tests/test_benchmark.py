@@ -3,11 +3,14 @@
 import json
 import math
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import mood, write_nifti
+
+from mood_submission.lab.measuring.engines import SMALL_PARENT
 
 pytestmark = pytest.mark.slow
 
@@ -100,3 +103,14 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
 def test_options_that_do_not_go_together_are_wrong_usage(words, told):
     run = benchmark("--region brain", words)
     assert run.returncode == 2 and told in run.stderr and not run.stdout
+
+
+def test_a_command_s_peak_of_memory_is_its_own_not_that_of_what_measures(tmp_path):
+    """Linux counts the memory that a parent had, so a small process stands between."""
+    volume = np.ones(50_000_000)
+    file = tmp_path / "usage.json"
+    nothing = [sys.executable, "-c", "raise SystemExit(3)"]
+    subprocess.run([sys.executable, "-c", SMALL_PARENT, str(file), *nothing], check=True)
+    status, cpu_seconds, peak = json.loads(file.read_text())
+    assert status == 3 and cpu_seconds > 0
+    assert peak * (1 if sys.platform == "darwin" else 1024) < volume.nbytes

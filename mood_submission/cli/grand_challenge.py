@@ -38,7 +38,7 @@ class CaseOptions:
     )
 
     engine: str = option(
-        f"what computes the networks, as in predict (default: {ENGINE_VARIABLE}, or torch)",
+        f"what computes the networks, as in predict (default: {ENGINE_VARIABLE}, or torch; the images say auto)",
         choices=(AUTO_ENGINE, *ENGINES),
         default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
     )

@@ -76,7 +76,7 @@ class PredictOptions:
     engine: str = option(
         "what computes the networks on a CPU: torch, or onnx, which is ONNX Runtime (the extra onnx). Where that cannot, torch "
         "does, and a line says why. auto: onnx in int8 on a CPU, else torch. Restorations are torch's (default: "
-        f"{ENGINE_VARIABLE} of the environment, else torch)",
+        f"{ENGINE_VARIABLE} of the environment, else torch; the images say auto)",
         choices=(AUTO_ENGINE, *ENGINES),
         default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
     )

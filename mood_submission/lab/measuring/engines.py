@@ -16,6 +16,15 @@ from nibabel.spatialimages import SpatialImage
 
 # What is measured, by engine and precision. Others are compared with the first.
 RUNS = (("torch", "float32"), ("torch", "bf16"), ("onnx", "float32"), ("onnx", "int8"))
+# Runs a command line, and writes a JSON file of its exit status, processor seconds and ru_maxrss. A process counts the memory that
+# its parent had when it was started. So a small one starts the command, not this one, which holds volumes.
+SMALL_PARENT = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as file:
+    json.dump([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
+"""
 # What stands in the line that `predict` tells where another engine computes than the one that was asked for.
 INSTEAD = "torch computes instead"
 
@@ -94,17 +103,17 @@ def _run(one: EngineRuns, words: Sequence[str], given: Path, out: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))}
     begin = time.monotonic()
     with open(out.with_name(f"{out.name}.log"), "w+") as log:
-        process = subprocess.Popen([*command, *words, *chosen], env=environment, stdout=log, stderr=log)
-        # Of this process alone, whatever others have ended before.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        usage = out.with_name(f"{out.name}.usage")
+        parent = [sys.executable, "-c", SMALL_PARENT, str(usage)]
+        subprocess.run([*parent, *command, *words, *chosen], env=environment, stdout=log, stderr=log, check=True)
+        status, cpu, peak = json.loads(usage.read_text())
         log.seek(0)
         told = log.read().splitlines()
-    if process.returncode:
-        raise OSError(f"predict: expected exit status 0, found {process.returncode}: {(told or ['nothing said'])[-1]}")
+    if status:
+        raise OSError(f"predict: expected exit status 0, found {status}: {(told or ['nothing said'])[-1]}")
     one.whole.append(time.monotonic() - begin)
-    one.cpu.append(usage.ru_utime + usage.ru_stime)
-    one.peak_mb.append(usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3))
+    one.cpu.append(cpu)
+    one.peak_mb.append(peak / (1e6 if sys.platform == "darwin" else 1e3))
     (outcome,) = json.loads(report.read_text())["volumes"]
     one.seconds.append(outcome["seconds"])
     one.note = next((line for line in told if INSTEAD in line), None)
