@@ -60,7 +60,8 @@ LONGEST = (
 
 
 # The engine that computes wherever a test asks for none: `scripts/test.sh --engine onnx` tries all of them with ONNX Runtime.
-ENGINES_TRIED = {"torch": ("torch", None), "onnx": ("onnx", None), "int8": ("onnx", "int8")}
+# It is what MOOD_ENGINE and load_model are given, and what a model that is made of networks is.
+ENGINES_TRIED = {"torch": ("torch", "float32"), "onnx": ("onnx", "float32"), "int8": ("auto", "int8")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,9 +71,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     engine, precision = ENGINES_TRIED[config.getoption("--engine")]
     if engine != "torch":
-        os.environ["MOOD_ENGINE"] = "auto" if precision else engine
-        for function in (load_model, Model.__init__):
-            function.__kwdefaults__["engine"] = engine
+        os.environ["MOOD_ENGINE"] = engine
+        load_model.__kwdefaults__["engine"] = engine
+        Model.__init__.__kwdefaults__.update(engine="onnx", precision=precision)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,8 +12,10 @@ from conftest import ROOT, mood
 
 from mood_submission import load_model
 from mood_submission.about import ModelError
+from mood_submission.engines.base import EngineError
 from mood_submission.engines.choice import chosen
 from mood_submission.engines.graphs import SUFFIX, read_graphs
+from mood_submission.engines.onnx_engine import share_memory
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.runtime.sources import source_of
@@ -115,6 +117,18 @@ def fall_back(file, precision="float32"):
 def test_torch_computes_where_the_package_is_missing(tiny_weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "expected the package onnxruntime, found none" in fall_back(tiny_weights["brain"])
+
+
+def test_a_runtime_that_shares_no_memory_is_named(monkeypatch):
+    runtime = pytest.importorskip("onnxruntime")
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("an allocator\nis there already")
+
+    monkeypatch.setattr(runtime, "create_and_register_allocator", refuse)
+    # Not the cached one, which has shared the memory of this process perhaps.
+    with pytest.raises(EngineError, match="onnxruntime has no memory to share: an allocator is there already"):
+        share_memory.__wrapped__()
 
 
 def test_torch_computes_where_there_are_no_graphs_of_the_model(tiny_weights, tmp_path):

@@ -36,7 +36,6 @@ class CaseOptions:
         "of the output number (default: MOOD_SAMPLE_SLUG, or anomaly-score)",
         default=lambda: os.environ.get("MOOD_SAMPLE_SLUG", "anomaly-score"),
     )
-
     engine: str = option(
         f"what computes the networks, as in predict (default: {ENGINE_VARIABLE}, or torch; the images say auto)",
         choices=(AUTO_ENGINE, *ENGINES),

@@ -34,20 +34,22 @@ def share_memory() -> None:
     """Let all sessions of this process take the memory of their activations from one pool, which grows by what is asked for.
 
     Without a pool the memory of each slice is asked of the system anew, which takes a tenth of the time. A pool of each session's
-    own would keep the largest slice's memory for each network.
+    own would keep the largest slice's memory for each network. Raises EngineError where the runtime has no such pools.
     """
     runtime = load_runtime()
-    cpu = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
     # 0: no limit. 1: as much as is asked for, not twice as much as before. -1: as the runtime does by default.
-    pool = runtime.OrtArenaCfg(
-        {
-            "max_mem": 0,
-            "arena_extend_strategy": 1,
-            "initial_chunk_size_bytes": -1,
-            "max_dead_bytes_per_chunk": -1,
-        }
-    )
-    runtime.create_and_register_allocator(cpu, pool)
+    settings = {
+        "max_mem": 0,
+        "arena_extend_strategy": 1,
+        "initial_chunk_size_bytes": -1,
+        "max_dead_bytes_per_chunk": -1,
+    }
+    try:
+        cpu = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+        runtime.create_and_register_allocator(cpu, runtime.OrtArenaCfg(settings))
+    # It raises errors of many classes that have nothing else in common.
+    except Exception as error:
+        raise EngineError(f"{PACKAGE} has no memory to share: {in_one_line(error)[:300]}") from error
     return_large_blocks()
 
 

@@ -9,7 +9,7 @@ BOTH = "both"
 PRECISIONS = ("float32", "tf32", "bf16", "int8")
 # What computes them.
 ENGINES = ("torch", "onnx")
-# The engine and the precision that are the fastest here of those that lose nothing measured, see `engines.choice.chosen`.
+# ONNX Runtime in int8 on a CPU, torch on any other device, see `engines.choice.chosen`.
 AUTO_ENGINE = "auto"
 # This variable of the environment says which engine computes where --engine does not.
 ENGINE_VARIABLE = "MOOD_ENGINE"
