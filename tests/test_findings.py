@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mood_submission import Predictor, load_model
 from mood_submission.findings.objects import least_voxels, outline_objects
-from mood_submission.findings.thresholds import HealthyVoxels, false_alarm_score, how_many
+from mood_submission.findings.thresholds import CORNERS, HealthyVoxels, false_alarm_score, object_counts
 from mood_submission.volumes import read_volume
 
 
@@ -33,6 +33,12 @@ def healthy() -> HealthyVoxels:
     return HealthyVoxels.of(volumes, [9] * 6)
 
 
+def counted_slowly(scores: np.ndarray, level: float, least: int) -> int:
+    """How many objects a volume shows at a level, looked for in all of it."""
+    labels, count = ndimage.label(scores.astype(np.float64) >= level, CORNERS)
+    return sum((labels == number).sum() >= least for number in range(1, count + 1))
+
+
 def grid_of(tmp_path, affine, shape=(40, 40, 40)):
     return read_volume(write_nifti(tmp_path / "v.nii.gz", np.zeros(shape, np.float32), np.asarray(affine)))
 
@@ -43,8 +49,22 @@ def test_counts_of_false_objects_fall_and_end_at_none(healthy):
     for wanted in (0.1, 0.5, 1.0):
         threshold = healthy.threshold(wanted)
         volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
-        assert np.mean([how_many(v >= threshold, 9) for v in volumes]) <= wanted
+        assert np.mean([counted_slowly(v, threshold, 9) for v in volumes]) <= wanted
         assert healthy.expected(threshold) <= wanted
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("least", [1, 9, 40])
+def test_objects_counted_level_by_level_are_those_of_the_whole_volume(dtype, least):
+    """Rings, bridges that break, plateaus and noise: parts of an object that fall apart, or become too small."""
+    rng = np.random.default_rng(4)
+    rough = ndimage.gaussian_filter(rng.random((22, 20, 18)), 1.1)
+    rough = ((rough - rough.min()) / np.ptp(rough)).astype(dtype)
+    rough[3:6, 3:6, 3:6] = rough.max()
+    levels = [*np.linspace(0.4, float(rough.max()), 23).tolist(), math.nextafter(float(rough.max()), 2.0)]
+    counts = object_counts(rough, levels, least)
+    assert counts == [counted_slowly(rough, level, least) for level in levels]
+    assert max(counts) > 1 and counts[-1] == 0 and (counts[-2] > 0) == (least <= 27)
 
 
 def test_voxel_thresholds_are_exceeded_as_often_as_they_say(healthy):

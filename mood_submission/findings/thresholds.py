@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,8 @@ def false_objects_table(scores: Sequence[np.ndarray], least: Sequence[int]) -> t
     tops = np.concatenate([np.partition(s.ravel(), -_many(s))[-_many(s) :] for s in scores])
     low, high = float(np.median(tops)), float(tops.max())
     levels = np.linspace(low, high, LEVELS - 1).tolist() + [math.nextafter(high, 1.0)]
-    counts = [sum(how_many(s >= level, n) for s, n in zip(scores, least)) / len(scores) for level in levels]
+    each = [object_counts(volume, levels, fewest) for volume, fewest in zip(scores, least)]
+    counts = [sum(at_level) / len(scores) for at_level in zip(*each)]
     falling = np.maximum.accumulate(counts[::-1])[::-1]
     return levels, [float(count) for count in falling]
 
@@ -82,12 +83,34 @@ def _many(scores: np.ndarray) -> int:
     return max(1, scores.size // 100)
 
 
-def how_many(mask: np.ndarray, least: int) -> int:
-    """How many connected components with at least `least` voxels a mask has."""
-    if not mask.any():
-        return 0
-    labels, _ = ndimage.label(mask[ndimage.find_objects(mask.astype(np.uint8))[0]], CORNERS)
-    return int(np.count_nonzero(np.bincount(labels.ravel())[1:] >= least))
+def object_counts(scores: np.ndarray, levels: Sequence[float], least: int) -> list[int]:
+    """How many objects a volume shows at each of some rising levels.
+
+    An object is a connected component with at least `least` voxels, all of them at the level or above. It lies within an object
+    of every lower level. So each level is searched only where the level before has shown objects.
+
+    scores: (X, Y, Z). levels: rising.
+    """
+    parts, counts = [scores], []
+    for level in levels:
+        parts = [shown for part in parts for shown in _objects(part, level, least)]
+        counts.append(len(parts))
+    return counts
+
+
+def _objects(scores: np.ndarray, level: float, least: int) -> Iterator[np.ndarray]:
+    """The objects at a level, each in the box round it, with -inf where the object is not."""
+    labels, count = ndimage.label(scores >= _not_below(level, scores.dtype), CORNERS)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        if sizes[number] >= least:
+            yield np.where(labels[box] == number, scores[box], -np.inf).astype(scores.dtype)
+
+
+def _not_below(level: float, dtype: np.dtype) -> np.ndarray:
+    """The lowest number of a type that is not below a level: float16 knows few levels, and would round it down."""
+    value = np.array(level, dtype)
+    return value if float(value) >= level else np.nextafter(value, np.array(np.inf, dtype))
 
 
 def false_alarm_score(healthy: Sequence[float], share: float) -> float:
