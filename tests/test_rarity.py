@@ -14,6 +14,7 @@ from mood_submission.about import ModelError
 from mood_submission.evidence.evidence import USUAL
 from mood_submission.evidence.rareness import EVIDENCE, EXPONENTS, rarity, rarity_table
 from mood_submission.evidence.smoothing import ALONG, IN_PLANE, smooth_evidence, top_mean
+from mood_submission.lab.measuring.calibration import calibrate, calibration_steps
 from mood_submission.methods.rarity import combined_rarity, soften
 from mood_submission.model_file import rewrite_about
 from mood_submission.volumes import read_volume
@@ -112,6 +113,15 @@ def test_calibration_fills_in_the_tables_and_leaves_the_parameters(calibrated, t
     for part in ("vqvae", "prior"):
         states = [getattr(model, part).state_dict() for model in (before, after)]
         assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("before", ["never calibrated", "calibrated"])
+def test_calibration_tells_as_many_steps_as_it_takes(before, tiny_weights, calibrated, blobs):
+    file = calibrated if before == "calibrated" else tiny_weights["brain"]
+    predictor = Predictor(load_model(file, device="cpu"), slice_count=3, restorations=1)
+    steps = []
+    calibrate(predictor, [blobs / "case_0.nii.gz", blobs / "case_1.nii.gz"], lambda: steps.append(1))
+    assert len(steps) == calibration_steps(predictor, 2) > 2
 
 
 def test_scores_are_the_steps_one_by_one(calibrated, blobs):

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,17 +36,19 @@ class HealthyVoxels:
     false_objects: list[float]
 
     @classmethod
-    def of(cls, scores: Sequence[np.ndarray], least: Sequence[int]) -> "HealthyVoxels":
+    def of(
+        cls, scores: Sequence[np.ndarray], least: Sequence[int], progress: Callable[[], object] = lambda: None
+    ) -> "HealthyVoxels":
         """Measure volumes.
 
         scores: (X, Y, Z) of each, in [0, 1].
         least: the fewest voxels of an object, in each.
+        progress: called after each volume.
         Raises ValueError without volumes.
         """
         if not scores:
             raise ValueError("expected scores of healthy volumes, found none")
-        exceeded = {str(share): _exceeded(scores, share) for share in VOXEL_SHARES}
-        return cls(len(scores), exceeded, *false_objects_table(scores, least))
+        return cls(len(scores), _exceeded(scores), *false_objects_table(scores, least, progress))
 
     def threshold(self, false_objects: float) -> float:
         """The lowest level at which a healthy volume shows at most `false_objects` objects, or else the highest level."""
@@ -61,19 +63,25 @@ class HealthyVoxels:
         return self.false_objects[max(place, 0)]
 
 
-def false_objects_table(scores: Sequence[np.ndarray], least: Sequence[int]) -> tuple[list[float], list[float]]:
+def false_objects_table(
+    scores: Sequence[np.ndarray], least: Sequence[int], progress: Callable[[], object] = lambda: None
+) -> tuple[list[float], list[float]]:
     """Levels of the voxel score, and how many objects a healthy volume shows at each.
 
     A count is the largest at its level or any above, so counts never rise. The last level is above all scores, and has none.
 
     scores: (X, Y, Z) of each healthy volume, in [0, 1].
     least: the fewest voxels of an object, in each volume.
+    progress: called after each volume.
     """
     tops = np.concatenate([np.partition(s.ravel(), -_many(s))[-_many(s) :] for s in scores])
     low, high = float(np.median(tops)), float(tops.max())
     levels = np.linspace(low, high, LEVELS - 1).tolist() + [math.nextafter(high, 1.0)]
-    each = [object_counts(volume, levels, fewest) for volume, fewest in zip(scores, least)]
-    counts = [sum(at_level) / len(scores) for at_level in zip(*each)]
+    totals = np.zeros(LEVELS)
+    for volume, fewest in zip(scores, least):
+        totals += object_counts(volume, levels, fewest)
+        progress()
+    counts = (totals / len(scores)).tolist()
     falling = np.maximum.accumulate(counts[::-1])[::-1]
     return levels, [float(count) for count in falling]
 
@@ -118,6 +126,7 @@ def false_alarm_score(healthy: Sequence[float], share: float) -> float:
     return float(np.quantile(healthy, 1 - share, method="higher"))
 
 
-def _exceeded(voxels: Sequence[np.ndarray], share: float) -> float:
-    """The score that a share of the voxels exceeds. All volumes count alike, whatever their size."""
-    return float(np.mean([np.quantile(scores, 1 - share) for scores in voxels]))
+def _exceeded(voxels: Sequence[np.ndarray]) -> dict[str, float]:
+    """The score that each of VOXEL_SHARES of the voxels exceeds. All volumes count alike, whatever their size."""
+    quantiles = np.mean([np.quantile(scores, [1 - share for share in VOXEL_SHARES]) for scores in voxels], 0)
+    return {str(share): float(quantile) for share, quantile in zip(VOXEL_SHARES, quantiles)}

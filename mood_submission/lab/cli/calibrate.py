@@ -17,7 +17,7 @@ from ...methods import table
 from ...model_file import rewrite_about
 from ...runtime.options import option
 from ...volumes import Source, named_volumes
-from ..measuring.calibration import calibrate
+from ..measuring.calibration import calibrate, calibration_steps
 from ..training.names_file import read_names
 from .options import ScoringOptions
 
@@ -60,7 +60,7 @@ def calibrate_file(options: CalibrateOptions) -> list[str]:
     predictor = options.scoring.predictor(options.model)
     before = predictor.model.about
     volumes = options.volumes(before.training.get("vqvae", {}).get("volumes", {}).get("validation", []))
-    with Progress(len(volumes), "calibrating") as progress:
+    with Progress(calibration_steps(predictor, len(volumes)), "calibrating", "step") as progress:
         about = calibrate(predictor, volumes, progress.update)
     about = dataclasses.replace(
         about,

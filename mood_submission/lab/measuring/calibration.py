@@ -27,7 +27,7 @@ def calibrate(
 
     predictor: its slices and restorations are those of later use.
     sources: healthy volumes that the model was not trained on, from all scanners that it is for.
-    progress: called after each volume.
+    progress: called `calibration_steps` times: after each volume, and after each volume whose voxel scores were counted.
     Raises VolumeError for a file that is no volume, ValueError for no volumes.
     """
     measured: list[tuple[Prepared, Evidence]] = []
@@ -45,7 +45,7 @@ def calibrate(
         measured = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
         for method in _measurable(predictor):
             about = method.calibrated(about, [_as_by_default(method, evidence) for _, evidence in measured])
-        about = _with_healthy_scores(about, predictor, measured)
+        about = _with_healthy_scores(about, predictor, measured, progress)
     calibration = {
         "volumes": len(measured),
         "slices": sum(len(prepared.indices) for prepared, _ in measured),
@@ -60,6 +60,19 @@ def calibrate(
 def _measurable(predictor: Predictor) -> list[Method]:
     """The methods that have all the restorations that they need."""
     return [method for method in table.METHODS.values() if predictor.restorations or not method.needs_restorations]
+
+
+def calibration_steps(predictor: Predictor, volumes: int) -> int:
+    """How often `calibrate` calls its progress for so many volumes."""
+    detector = predictor.model.about.detector is not None
+    counted = [method for method in _countable(predictor) if detector or not method.needs_detector]
+    return volumes * (1 + len(counted))
+
+
+def _countable(predictor: Predictor) -> list[Method]:
+    """The methods with a pixel score, that have all the restorations that they need."""
+    measurable = _measurable(predictor)
+    return [method for method in table.methods("pixel") if method in measurable]
 
 
 def _compute(evidence: Evidence) -> None:
@@ -81,18 +94,23 @@ def _as_by_default(method: Method, evidence: Evidence) -> Evidence:
     return evidence if method.restorations(evidence.about) else evidence.without_restorations()
 
 
-def _with_healthy_scores(about: About, predictor: Predictor, measured: list[tuple[Prepared, Evidence]]) -> About:
+def _with_healthy_scores(
+    about: About,
+    predictor: Predictor,
+    measured: list[tuple[Prepared, Evidence]],
+    progress: Callable[[], object],
+) -> About:
     """The description with the healthy volumes' scores, by every method for which model and restorations suffice."""
     least = [least_voxels(prepared.spacing) for prepared, _ in measured]
     calibrated = [(prepared, evidence.with_calibration(about)) for prepared, evidence in measured]
     voxels, samples = dict(about.healthy_voxels), dict(about.healthy_samples)
-    for method in table.methods("pixel"):
-        if method.fits(about) and method in _measurable(predictor):
+    for method in _countable(predictor):
+        if method.fits(about):
             scores = [
                 predictor.to_volume(prepared, method.pixel(_as_by_default(method, evidence))).astype(np.float16)
                 for prepared, evidence in calibrated
             ]
-            voxels[method.name] = HealthyVoxels.of(scores, least)
+            voxels[method.name] = HealthyVoxels.of(scores, least, progress)
     for method in table.methods("sample"):
         if method.fits(about):
             # The sample task draws nothing.
