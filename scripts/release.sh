@@ -22,6 +22,8 @@ esac
 [ -z "$(git status --porcelain)" ] || fail "expected a clean tree, found changes: see git status"
 ! git rev-parse -q --verify "refs/tags/v$version" >/dev/null || fail "expected a new version, found the tag v$version"
 ! grep -q "^## \[$version\]" CHANGELOG.md || fail "CHANGELOG.md: expected no heading of $version yet, found one"
+now=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mood_submission/version.py)
+[ "$(printf '%s\n' "$now" "$version" | sort -V | tail -n 1)" = "$version" ] || fail "expected a version from $now on, found '$version'"
 awk '/^## /{here = /^## \[Unreleased\]/} here && /^- /{found = 1} END {exit !found}' CHANGELOG.md ||
     fail "CHANGELOG.md: expected changes below ## [Unreleased], found none"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ONLY_LINUX, ROOT
 from test_architecture import MODULES, in_workshop
 
 from mood_submission.running import run_folder
@@ -31,11 +31,10 @@ NEEDS_POSIX = pytest.mark.skipif(os.name == "nt", reason="the half that is teste
 KNOWN_BY = {
     "runtime.locks": {"fcntl", "msvcrt"},
     "runtime.stopping": {"signal"},
-    "runtime.system_memory": {"ctypes", "os.sysconf"},
+    "runtime.system_memory": {"ctypes", "os.sysconf", "resource"},
     "runtime.names": {"os.fsencode", "os.fsdecode", "os.pathconf"},
 }
 NOWHERE = {
-    "resource",
     "pwd",
     "grp",
     "termios",
@@ -119,6 +118,16 @@ def test_predict_info_report_and_view_need_nothing_of_posix(measured, blobs, tmp
     assert "case_2.nii.gz" in (tmp_path / "again" / "index.html").read_text("utf-8")
     left = [path for path in tmp_path.rglob("*") if path.name.startswith(files.HIDDEN)]
     assert left == []
+
+
+@pytest.mark.slow
+def test_every_test_that_other_systems_run_is_found_where_nothing_of_posix_is_there():
+    """A name that only POSIX has, in the head of one file, would end the whole suite there."""
+    ignored = [f"--ignore=tests/test_{name}.py" for name in ONLY_LINUX]
+    words = ["--collect-only", "-qq", "-p", "no:cacheprovider", "-m", "not slow and not long", *ignored]
+    code = f"import platformdirs, pytest, sys; sys.path.insert(0, 'tests'); import other_desk; other_desk.hide(); sys.exit(pytest.main({words!r}))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------------

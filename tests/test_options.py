@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mood_submission.cli.command import run_command
-from mood_submission.runtime.option_types import ending_in, positive
+from mood_submission.runtime.option_types import ending_in, port_option, positive
 from mood_submission.runtime.options import DefaultsShown, add_options, option, options_of
 
 
@@ -85,6 +85,13 @@ def test_a_file_s_name_ends_as_it_must():
     assert ending_in(".npz")("a/B.NPZ") == Path("a/B.NPZ")
     with pytest.raises(argparse.ArgumentTypeError, match="expected a name ending in .npz, found 'a.nii'"):
         ending_in(".npz")("a.nii")
+
+
+def test_a_port_is_one_that_machines_have():
+    assert port_option("0") == 0 and port_option("65535") == 65535
+    for text in ("65536", "-1", "http"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a port, 0 to 65535, found"):
+            port_option(text)
 
 
 def test_a_name_without_dashes_is_a_word_at_its_place():

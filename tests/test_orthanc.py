@@ -268,10 +268,12 @@ def test_a_study_gets_its_findings_and_its_score(server, measured, tmp_path, cap
 def test_orthanc_calls_the_script_for_each_study(tmp_path):
     """By the function that docs/pacs.md shows, with another program in the script's place."""
     (lua,) = re.findall(r"```lua\n(.*?)```", (ROOT / "docs" / "pacs.md").read_text(), re.S)
-    program = "python integrations/orthanc/score_study.py"
-    assert program in lua and ">>score_study.log" in lua
+    program = "/opt/mood-submission/.venv/bin/python /opt/mood-submission/integrations/orthanc/score_study.py"
+    assert program in lua and ">>/var/log/orthanc/score_study.log" in lua
     log = tmp_path / "score_study.log"
-    (tmp_path / "stable.lua").write_text(lua.replace(program, "echo").replace("score_study.log", str(log)))
+    (tmp_path / "stable.lua").write_text(
+        lua.replace(program, "echo").replace("/var/log/orthanc/score_study.log", str(log))
+    )
     with running_server(tmp_path, StableAge=1, LuaScripts=[str(tmp_path / "stable.lua")]) as orthanc:
         study = stored(orthanc, write_series(tmp_path / "in", head()[:, :, :2], affine_of(ORDERS[0]), 6))
         for _ in range(300):

@@ -124,6 +124,25 @@ def test_calibration_tells_as_many_steps_as_it_takes(before, tiny_weights, calib
     assert len(steps) == calibration_steps(predictor, 2) > 2
 
 
+def test_one_volume_is_enough_and_does_not_tell_how_much_looks_differ(tiny_weights, calibrated, blobs, tmp_path):
+    (tmp_path / "names.txt").write_text("case_0\n")
+    for before in (tiny_weights["brain"], calibrated):
+        words = ("--data", blobs, "--names-file", tmp_path / "names.txt", "--slices 5 --restorations 1")
+        run = mood("calibrate", before, *words, "-o", tmp_path / "one.safetensors")
+        assert run.returncode == 0, run.stderr
+        about = load_model(tmp_path / "one.safetensors", device="cpu").about
+        assert set(about.usual) == {kind for kind in USUAL if kind != "look"} and not about.typical
+        run = mood(
+            "predict --region brain --task sample -i",
+            blobs,
+            "-o",
+            tmp_path / "out",
+            "--weights",
+            tmp_path / "one.safetensors",
+        )
+        assert run.returncode == 0 and "look" not in run.stderr.replace("looks unlike", ""), run.stderr
+
+
 def test_scores_are_the_steps_one_by_one(calibrated, blobs):
     model = load_model(calibrated, device="cpu")
     predictor = Predictor(model, slice_count=6, restorations=3)

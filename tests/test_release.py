@@ -72,6 +72,7 @@ def test_what_cannot_be_released_is_refused_in_one_line(checkout):
         (["0.3"], "expected a version such as 0.3.0, found '0.3'"),
         (["0.3.0", "--dry"], "expected --dry-run or nothing more, found '--dry'"),
         (["0.1.0"], "expected no heading of 0.1.0 yet"),
+        (["0.0.1"], "expected a version from "),
     ):
         run = release(checkout, *words)
         assert run.returncode == 2 and told in run.stderr and run.stderr.count("\n") == 1, run.stderr

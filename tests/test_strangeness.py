@@ -69,7 +69,6 @@ def test_what_looks_otherwise_is_farther_from_healthy_volumes(looks):
     assert distances == sorted(distances) and distances[-1] > 3 * max(among)
     assert distance_from(looks[3] + 1e6, typical) == pytest.approx(MOST_DEVIATIONS)
     assert distance_from(np.full_like(looks[3], np.nan), typical) == 0
-    assert distances_among(looks[:1]) == [0.0]
 
 
 def test_a_slab_is_compared_where_it_is(looks):
@@ -93,3 +92,9 @@ def test_what_the_detector_reads_is_scaled_within_the_limits():
     bound = NormalisedEvidence.of(*maps, ranges=narrow)
     assert bound.residual == pytest.approx(0.125) and bound.usual == pytest.approx(1.25)
     assert bound.high == pytest.approx(1.25 + 1.25)
+
+
+def test_limits_have_a_width_where_all_healthy_volumes_have_the_same_value():
+    for usual in ([0.0, 0.0], [2.5, 2.5]):
+        low, high = limits(usual)
+        assert low < usual[0] < high and excess(usual[0], usual) == 0 < excess(high + 1, usual) < float("inf")

@@ -108,7 +108,8 @@ def test_a_run_does_not_go_on_with_another_recipe(tmp_path):
     run = WholeRun(options_for(*data, "--quick"))
     assert run.recipe == quick_recipe("brain") and run.folder == tmp_path / "m.run"
     assert re.match(
-        r"3 volumes; needs about \d+\.\d GB of disk in .*, \d+\.\d GB of memory; the recipe is ", run.needs()
+        r"3 volumes; needs about \d+\.\d GB of disk in .*, \d+\.\d GB of memory and a few minutes of training; the recipe is ",
+        run.needs(),
     )
     assert [step.name for step in run.steps()][-1] == "report"
     with pytest.raises(RunError, match="recipe.toml: expected the recipe of before, found another"):
@@ -193,6 +194,47 @@ def test_volumes_and_devices_that_will_not_do_are_refused_before_anything_is_wri
     with pytest.raises(RunError, match=re.escape(found)):
         train_all(options_for(*data, "--quick", *words), print)
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_model_file_that_cannot_be_written_and_a_missing_package_are_refused_before_the_run(tmp_path, monkeypatch):
+    volumes = little_volumes(tmp_path / "in", 3)
+    (tmp_path / "m.safetensors").mkdir()
+    words = ("--region", "brain", "--data", volumes, "--quick", "-o")
+    with pytest.raises(RunError, match="m.safetensors: expected a file to write, found a folder"):
+        train_all(options_for(*words, tmp_path / "m.safetensors"), print)
+    monkeypatch.setattr("mood_submission.lab.training.whole_options.find_spec", lambda name: None)
+    with pytest.raises(RunError, match="expected matplotlib"):
+        train_all(options_for(*words, tmp_path / "n.safetensors"), print)
+    assert {file.name for file in tmp_path.iterdir()} == {"in", "m.safetensors"}
+
+
+@pytest.mark.parametrize("file", ["finished.json", "volumes.json"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_a_damaged_file_of_a_run_is_named(file, text, tmp_path):
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    WholeRun(options_for(*words, "--quick"))
+    (tmp_path / "m.run" / file).write_text(text)
+    with pytest.raises(RunError, match=f"{file}: expected settings in JSON, found a damaged file"):
+        WholeRun(options_for(*words, "--quick"))
+
+
+def test_few_hours_are_planned_as_minutes_that_trainings_take(tmp_path):
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*words, "--hours", 1e-9))
+    assert min(run.recipe.planned.values()) > 0 and run.progress.seconds_left > 0
+
+
+@pytest.mark.parametrize(
+    "count, compared, planted", [(1, 1, 3), (4, 4, 3), (10, 10, 3), (15, 15, 2), (16, 8, 3), (80, 14, 3)]
+)
+def test_of_many_held_out_volumes_some_are_compared_and_of_few_each_several_times(count, compared, planted, tmp_path):
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run, ran = WholeRun(options_for(*words, "--quick")), []
+    write_names(tmp_path / "m.run" / "held_out.txt", [f"v{number}" for number in range(count)])
+    run._run = lambda step, words, **_: ran.append([str(word) for word in words])
+    run._compare()
+    assert len(read_names(tmp_path / "m.run" / "compared.txt")) == compared
+    assert ran[0][ran[0].index("--planted") + 1] == str(planted) and ran[0][-2:] == ["--planted", "1"]
 
 
 def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):

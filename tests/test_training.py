@@ -273,6 +273,16 @@ def test_what_is_no_device_is_refused_in_one_line(cache, tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "found nonsense" in done.stderr
 
 
+def test_places_that_cannot_be_written_to_are_told_in_one_line(healthy, cache, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for words in (
+        ("train cache --region brain --data", healthy, "-o", tmp_path / "file" / "c.npz"),
+        ("train vqvae --region brain --data", cache, "--out", tmp_path / "file", "--steps 1"),
+    ):
+        done = mood(*words)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(tmp_path / "file") in done.stderr
+
+
 def test_what_is_not_a_cache_is_named(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     for name in ("bad.npz", "absent.npz"):

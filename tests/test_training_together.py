@@ -119,9 +119,9 @@ def at_work(place: Path) -> dict[int, str]:
 @pytest.mark.parametrize(
     "whom, number",
     [
-        ("the run", signal.SIGKILL),
-        pytest.param("the run", signal.SIGTERM, marks=pytest.mark.long),
-        pytest.param("torchrun", signal.SIGKILL, marks=pytest.mark.long),
+        ("the run", "SIGKILL"),
+        pytest.param("the run", "SIGTERM", marks=pytest.mark.long),
+        pytest.param("torchrun", "SIGKILL", marks=pytest.mark.long),
     ],
 )
 def test_processes_that_a_run_has_started_end_with_it(whom, number, cache, tmp_path):
@@ -135,7 +135,7 @@ def test_processes_that_a_run_has_started_end_with_it(whom, number, cache, tmp_p
         time.sleep(0.1)
     others = {pid: line for pid, line in at_work(tmp_path / "run").items() if pid != run.pid}
     torchrun = next((pid for pid, line in others.items() if "launch" in line), run.pid)
-    os.kill(run.pid if whom == "the run" else torchrun, number)
+    os.kill(run.pid if whom == "the run" else torchrun, getattr(signal, number))
     assert len(others) == 3
     told = run.communicate(timeout=120)[1].decode()
     for _ in range(600):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.option_types import at_least
+from ..runtime.option_types import port_option
 from ..runtime.options import option
 from .command import run_command
 from .output import tell
@@ -23,7 +23,7 @@ class ViewOptions:
     """Options of `view`."""
 
     folder: Path = option("folder that 'report' or 'predict --html' wrote", "folder", metavar="FOLDER")
-    port: int = option("port of this machine (default: any free one)", type=at_least(0), default=0)
+    port: int = option("port of this machine (default: any free one)", type=port_option, default=0)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 # A value is strange where it lies beyond the range of healthy hold-out volumes by more than MARGIN of that range, and by more
 # than LEAST_MARGIN of the range's upper end.
 MARGIN, LEAST_MARGIN = 0.5, 0.05
+# Limits lie at least twice this apart, even where all healthy volumes have the value 0.
+LEAST_WIDTH = 1e-6
 # A coarse look at a volume has so many places along z, and so many along each side of a slice.
 COARSE = 8
 # A place of the coarse look counts where at least this share of the healthy volumes reaches it.
@@ -25,7 +27,7 @@ MOST_DEVIATIONS = 8.0
 def limits(usual: Sequence[float]) -> tuple[float, float]:
     """The values that are not strange. usual: the lowest and the highest value of healthy hold-out volumes."""
     low, high = usual
-    margin = max(MARGIN * (high - low), LEAST_MARGIN * abs(high))
+    margin = max(MARGIN * (high - low), LEAST_MARGIN * abs(high), LEAST_WIDTH)
     return low - margin, high + margin
 
 
@@ -100,9 +102,7 @@ def usual_range(values: Sequence[float]) -> list[float]:
 
 
 def distances_among(looks: Sequence[np.ndarray]) -> list[float]:
-    """How far each of some healthy looks is from the others. One look alone is at distance 0."""
-    if len(looks) == 1:
-        return [0.0]
+    """How far each of some healthy looks is from the others. looks: two at least, since one alone is far from none."""
     return [
         distance_from(look, typical_of([*looks[:number], *looks[number + 1 :]])) for number, look in enumerate(looks)
     ]

@@ -21,6 +21,13 @@ def at_least(low: int) -> Callable[[str], int]:
 positive = at_least(1)
 
 
+def port_option(text: str) -> int:
+    """A port of this machine, 0 to 65535."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port, 0 to 65535, found {text!r}")
+    return int(text)
+
+
 def shard_option(text: str) -> tuple[int, int]:
     """A shard and how many there are, such as 2/5."""
     try:

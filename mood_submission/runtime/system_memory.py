@@ -1,7 +1,10 @@
-"""Asks the system for its free memory: Linux and its containers, macOS, Windows. Tells it to take free memory back."""
+"""Asks the system for its free memory: Linux and its containers, macOS, Windows. Tells it to take free memory back. Asks how much
+memory this process has had at most."""
 
 import ctypes
+import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +32,16 @@ def free_bytes() -> int:
         except (OSError, ValueError, AttributeError, StopIteration):
             continue
     return UNKNOWN_BYTES
+
+
+def peak_mb() -> float:
+    """The most memory, in MB, that this process has had in use so far. NaN on systems that do not tell."""
+    try:
+        # Windows has no such module.
+        import resource
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def return_large_blocks() -> None:

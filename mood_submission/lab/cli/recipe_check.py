@@ -12,7 +12,7 @@ from ..training.recipe import STAGES, Recipe
 # What `train all` tells its commands itself: which volumes, which device, and where files lie.
 ITS_OWN = (
     *("region", "data", "leave_out", "hold_out", "names", "names_file", "device"),
-    *("out", "resume", "model", "store", "shard", "weights", "mean_with"),
+    *("out", "resume", "model", "store", "shard", "weights", "mean_with", "held_out", "only", "record"),
 )
 # Options that do nothing in a table: the cache has decided how volumes become slices.
 IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", "detector_2")}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...cli.output import say, tell
+from ...cli.output import quiet, say, tell
 from ...runtime.names import in_one_line
 from ...runtime.option_types import ending_in
 from ...runtime.options import DefaultsShown, add_options, option, options_of
@@ -117,11 +117,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    quiet()
     command = STAGES[args.stage]
     try:
         command.run(options_of(command.options, args))
     # Files and settings that are not as expected.
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         say(f"mood-submission train: {in_one_line(error)}")
         return Group.leave(1)
     except KeyboardInterrupt:

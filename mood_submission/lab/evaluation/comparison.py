@@ -298,17 +298,19 @@ def _parts(counts: dict[Case, np.ndarray], field: str, task: str) -> dict[str, f
 
 
 def to_markdown(result: Table) -> str:
-    """The table as Markdown, one for each task, best first."""
+    """The table as Markdown, one for each task, best first: of all cases, by kind and by size."""
     lines = []
     for task, methods in result.items():
-        kinds = list(next(iter(methods.values()))["kinds"])
+        first = next(iter(methods.values()))
+        parts = [(group, name) for group in ("kinds", "sizes") for name in first[group]]
+        names = [name for _, name in parts]
         more = ["healthy: lowest, median, highest"] if task == "sample" else []
         lines += [
-            f"| {task} task | AP | 95% interval | {' | '.join([*kinds, *more])} |",
-            "|---" * (len(kinds + more) + 3) + "|",
+            f"| {task} task | AP | 95% interval | {' | '.join([*names, *more])} |",
+            "|---" * (len(names + more) + 3) + "|",
         ]
         for name, row in sorted(methods.items(), key=lambda item: -item[1]["ap"]):
-            columns = [f"{row['kinds'][kind]:.2f}" for kind in kinds]
+            columns = [f"{row[group][name]:.2f}" for group, name in parts]
             columns += [", ".join(f"{value:.3g}" for value in row["healthy"])] if more else []
             lines.append(
                 f"| {name} | {row['ap']:.3f} | {row['low']:.3f} .. {row['high']:.3f} | {' | '.join(columns)} |"

@@ -1,7 +1,5 @@
 """How long each step of a prediction takes, and how that compares with the plain ways of doing the same."""
 
-import resource
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +19,7 @@ from ...restoration.plain import replace_unlikely
 from ...running.run_folder import predict_files
 from ...runtime.precision import exact_float32
 from ...runtime.stopwatch import Stopwatch
+from ...runtime.system_memory import peak_mb
 from .steps import predict_in_steps
 
 # The share of a slice's codes that are above its threshold where nothing is to be skipped.
@@ -35,11 +34,6 @@ STEPS = {
     "decode": "decode restorations",
     "write": "write",
 }
-
-
-def peak_rss_mb() -> float:
-    """The most memory, in MB, that this process had in use so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def machine(device: torch.device) -> str:
@@ -89,7 +83,7 @@ def benchmark(predictor: Predictor, path: Path, out: Path, places: int = 3) -> d
         predictor.evidence(prepared, restored).decode_restorations()
     above = (nll > thresholds[:, None, None]).flatten(1)
     result |= {"changed": _changed(restored, codes), "skipped": float((above.cumsum(1) == 0).float().mean())}
-    result["peak_rss_mb"] = peak_rss_mb()
+    result["peak_rss_mb"] = peak_mb()
     if model.device.type == "cuda":
         result["peak_device_mb"] = torch.cuda.max_memory_allocated(model.device) / 1e6
     places = min(places, codes[0].numel())
@@ -194,7 +188,7 @@ def benchmark_io(predictor: Predictor, path: Path, out: Path, volumes: int = 3) 
         ]
     if failed:
         raise OSError(f"{path}: expected {volumes} predictions, {len(failed)} failed")
-    peak = peak_rss_mb()
+    peak = peak_mb()
     with clock.step("nibabel_s"):
         image = nib.load(path)
         assert isinstance(image, SpatialImage)

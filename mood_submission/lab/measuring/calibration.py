@@ -85,6 +85,9 @@ def _with_usual(about: About, healthy: Sequence[Evidence]) -> About:
     looks = [evidence.look for evidence in healthy]
     values = [evidence.usual_values([kind for kind in USUAL if kind != "look"]) for evidence in healthy]
     usual = {kind: usual_range([of_one[kind] for of_one in values]) for kind in values[0]}
+    # One volume does not tell how much looks differ.
+    if len(looks) == 1:
+        return dataclasses.replace(about, usual=usual, typical={})
     usual["look"] = usual_range(distances_among(looks))
     return dataclasses.replace(about, usual=usual, typical=typical_of(looks))
 

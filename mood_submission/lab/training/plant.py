@@ -7,7 +7,7 @@ import torch
 
 from ...model import Model
 from ...model_file import load_model
-from ...runtime.option_types import positive, shard_option
+from ...runtime.option_types import above_zero, positive, shard_option
 from ...runtime.options import option
 from .cache import cache_names
 from .checkpoints import RunError
@@ -27,7 +27,7 @@ class PlantOptions:
     count: int | None = option(
         "volumes that the store is to have had in all", type=positive, default=None, one_of="much"
     )
-    minutes: float | None = option("plant so long", default=None, one_of="much")
+    minutes: float | None = option("plant so long", type=above_zero("minutes"), default=None, one_of="much")
     keep: int | None = option("volumes that are kept, the newest (default: all)", type=positive, default=None)
     shard: tuple[int, int] = option(
         "be one of N processes that fill the store together (default: 1/1)",

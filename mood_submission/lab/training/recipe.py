@@ -115,7 +115,7 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
     """
     brain = region == "brain"
     budgets: dict[str, Options] = {
-        name: {"minutes": round(60 * hours * share, 2), "until_flat": True} for name, share in SHARES.items()
+        name: {"minutes": max(round(60 * hours * share, 2), 0.01), "until_flat": True} for name, share in SHARES.items()
     }
     batch: Options = {"batch": 64 if gpu else 16}
     vary: Options = {"augment": "mild" if brain else "bold", "dropout": 0.05}
@@ -165,6 +165,6 @@ def quick_recipe(region: str) -> Recipe:
         "detector_2": {},
         "add_detector": {"restorations": 0},
         "calibrate": {"slices": 4, "restorations": 1},
-        "compare": {"slices": 4, "restorations": 0},
+        "compare": {"slices": 4, "restorations": 0, "planted": 1},
     }
     return Recipe(region, options)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...runtime.files import write_text
-from ...runtime.option_types import positive
+from ...runtime.option_types import above_zero, positive
 from ...runtime.options import option
 from .checkpoints import load_checkpoint, save_checkpoint
 from .group import SINGLE_PROCESS, Group
@@ -36,7 +36,9 @@ APART = 1_000_000_007
 class Budget:
     """How long to train: wall-clock minutes, those before a resumption included, or steps. One of both is given."""
 
-    minutes: float | None = option("train so long, resumed parts included", default=None, one_of="budget")
+    minutes: float | None = option(
+        "train so long, resumed parts included", type=above_zero("minutes"), default=None, one_of="budget"
+    )
     steps: int | None = option("train so many steps", default=None, one_of="budget")
     until_flat: bool = option(
         "once validation hardly gains any more, let the learning rate fall to its end in a fifth of the time that is left",

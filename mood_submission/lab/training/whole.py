@@ -5,6 +5,7 @@ the same command goes on after any kill.
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import torch
 
+from ...cli.output import duration
 from ...preprocessing import Preprocessing
 from ...runtime.files import copy_whole, exclusive_lock, no_folders_left, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
-from ...runtime.settings_file import check_settings
+from ...runtime.settings_file import check_settings, read_json
 from ...runtime.torchrun import Process
 from ...volumes import Source, named_volumes
 from .cache import load_cache, matches
@@ -33,7 +35,7 @@ from .sharing import minutes_beside, minutes_for
 from .step_log import StepLog, in_short, share_trained
 from .store import stored_files
 from .trainer import Log
-from .whole_options import AllOptions, check_split, how_many_together
+from .whole_options import AllOptions, check_before, check_split, how_many_together
 from .whole_progress import WholeProgress
 
 # Bytes of a planted volume on disk and in memory, and of all checkpoints together.
@@ -44,6 +46,8 @@ CACHED_SLICES = 100
 LEAST_MEMORY = 3 << 30
 # The detector begins when so many volumes are planted.
 FIRST_PLANTED = 3
+# The most held-out volumes that are compared on, how many anomalies show every kind in every size, and the most in a volume.
+MOST_COMPARED, ALL_PLANTED, MOST_PLANTED = 15, 30, 3
 # Names of files in the run's folder.
 FINISHED, RECIPE, VOLUMES, LOGS = "finished.json", "recipe.toml", "volumes.json", "logs"
 # This is locked as long as a run goes on.
@@ -147,6 +151,7 @@ class WholeRun:
                 "itself, see --together"
             )
         device_named(options.device)
+        check_before(options)
         self.volumes = named_volumes(options.data)
         check_split(options, self.volumes)
         self.stored = self._stored()
@@ -156,7 +161,7 @@ class WholeRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note_what_it_is_of()
         file = self.folder / FINISHED
-        self.finished: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.finished: dict[str, float] = read_json(file, RunError) if file.exists() else {}
         names = [step.name for step in self.steps()]
         self.progress = WholeProgress(names, self.recipe.planned, self.finished, say)
 
@@ -212,7 +217,8 @@ class WholeRun:
             raise RunError(f"{self.folder}: expected {_gb(disk)} of free disk, found {_gb(free)}; choose another --run")
         if memory < LEAST_MEMORY and not quick:
             raise RunError(f"expected {_gb(LEAST_MEMORY)} of free memory, found {_gb(memory)}")
-        hours = "" if self.options.hours is None else f" and {self.options.hours:g} hours"
+        hours = "a few minutes" if quick else duration(60 * sum(self.recipe.planned.values()))
+        hours = f" and {hours} of training" if quick or self.recipe.planned else ""
         together = f"; {self.together} processes train each network together" if self.together > 1 else ""
         return (
             f"{len(self.volumes)} volumes; needs about {_gb(disk)} of disk in {self.folder}, "
@@ -332,10 +338,9 @@ class WholeRun:
     def _device(self) -> list[str]:
         return ["--device", self.options.device] if self.options.device else []
 
-    @property
-    def _measured_on(self) -> list[object]:
-        """The words of commands that score the held-out volumes."""
-        return ["--data", *self.options.data, "--names-file", self._held_out(), *self._device]
+    def _measured_on(self, names: Path) -> list[object]:
+        """The words of commands that score held-out volumes. names: a file with theirs."""
+        return ["--data", *self.options.data, "--names-file", names, *self._device]
 
     def _export(self) -> None:
         self._run("export", ["export", self.folder, "-o", self.folder / NETWORKS, *self.recipe.words("export")])
@@ -390,12 +395,17 @@ class WholeRun:
         self._run("add_detector", ["add-detector", *detectors, *self.recipe.words("add_detector")])
 
     def _calibrate(self) -> None:
-        words = ["calibrate", self.folder / MODEL, *self._measured_on]
+        words = ["calibrate", self.folder / MODEL, *self._measured_on(self._held_out())]
         self._run("calibrate", [*words, *self.recipe.words("calibrate")])
         self._run("calibrate", [*words, "--restorations", 0])
 
     def _compare(self) -> None:
-        words = ["compare", "--region", self.options.region, *self._measured_on]
+        """Of many held-out volumes some are enough. Of few, each is planted in several times."""
+        held_out, file = read_names(self._held_out()), self.folder / "compared.txt"
+        some = held_out[:: max(1, math.ceil(len(held_out) / MOST_COMPARED))]
+        write_names(file, some)
+        planted = min(math.ceil(ALL_PLANTED / len(some)), MOST_PLANTED)
+        words = ["compare", "--region", self.options.region, *self._measured_on(file), "--planted", planted]
         words += ["--weights", self.folder / MODEL, "-o", self.folder / "results"]
         self._run("compare", [*words, *self.recipe.words("compare")])
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -60,6 +61,16 @@ class AllOptions:
     def folder(self) -> Path:
         """The run's."""
         return self.run or self.out.with_suffix(".run")
+
+
+def check_before(options: AllOptions) -> None:
+    """Raises RunError where the model file cannot be written, or a package is missing that a step needs."""
+    if options.out.is_dir():
+        raise RunError(f"{options.out}: expected a file to write, found a folder")
+    if find_spec("matplotlib") is None:
+        raise RunError(
+            "train all: expected matplotlib, for the pictures of each step, found none; pip install '.[train]'"
+        )
 
 
 def check_split(options: AllOptions, volumes: Collection[str]) -> None:

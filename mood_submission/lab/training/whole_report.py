@@ -42,6 +42,8 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
         f"<p>Region {about.region}. Trained on {len(names.get('train', []))} volumes, held out "
         f"{len(names.get('validation', []))} for thresholds and {len(names.get('test', []))} for the test.</p>",
         "<h2>Held-out volumes with planted anomalies</h2>",
+        "<p>Measured on the validation volumes, by which the detector's best step was chosen and thresholds were set. No step has "
+        "looked at the test volumes: <code>mood-submission compare --only</code> judges by them.</p>",
         _tables(folder / "results" / "table.md"),
         "<h2>Healthy held-out volumes</h2>",
         f"<p>Sample scores ({html.escape(about.sample_method)}): {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
