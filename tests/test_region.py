@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from conftest import mood, write_nifti
-from format_matrix import affine_of, voxels_of, write_frames
+from format_matrix import affine_of, voxels_of, write_dicom, write_frames
 from heads import head_round
 
 from mood_submission import load_model
@@ -167,3 +167,11 @@ def test_a_dicom_file_of_many_slices_is_a_volume(tmp_path):
     (source,) = survey(tmp_path / "in" / "scan.dcm").volumes
     assert source.kind == "dicom" and source.files == (tmp_path / "in" / "scan.dcm",)
     assert np.array_equal(read_volume(source).data, read_volume(tmp_path / "in").data)
+
+
+def test_a_dicom_file_of_one_slice_is_refused_and_its_folder_asked_for(tmp_path):
+    """It is one of a series, which is not to be scored as a volume of one slice."""
+    write_dicom(tmp_path / "in", voxels_of("int16", (7, 6, 5), seed=1), affine_of(np.eye(3)))
+    one = sorted(file for file in (tmp_path / "in").rglob("*") if file.is_file())[0]
+    run = mood("predict --task pixel -i", one, "-o", tmp_path / "out")
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "none by itself; name its folder" in run.stderr

@@ -31,7 +31,7 @@ def survey(folder: str | Path) -> Survey:
     can be read is seen when they are.
 
     folder: where to look. It may be one file, which is then looked at alone.
-    Raises VolumeError where `folder` is no readable folder or file, or where two volumes' predictions would have one name.
+    Raises VolumeError where `folder` is no readable folder or file, or a DICOM file of one slice, or where two volumes' predictions would have one name.
     """
     folder, found, scans = Path(folder), Survey(), []
     if folder.is_file():
@@ -59,6 +59,8 @@ def _survey_file(file: Path) -> Survey:
         return Survey([_by_name(file)])
     if has_mark(file):
         one = scan(file)
+        if not one.series:
+            raise VolumeError(f"{file}: expected a volume, found a DICOM file that is none by itself; name its folder")
         return Survey(one.series, notes=one.notes)
     return Survey(others=[file])
 
