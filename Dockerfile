@@ -53,12 +53,14 @@ RUN python3 -m venv /bill \
  && /bill/bin/cyclonedx-py environment --output-format JSON --output-file /sbom.cdx.json "$(command -v python3)"
 
 # The weights: the shipped ones or, with --build-arg WEIGHTS=FILE.safetensors, a model of one's own in place of those of its
-# region. FILE is a name in the build's folder; scripts/make_image.sh puts it there.
+# region, and with --build-arg GRAPHS=FILE.graphs what ONNX Runtime needs of it. FILE is a name in the build's folder;
+# scripts/make_image.sh puts both there.
 FROM packages AS weights
 ARG WEIGHTS
+ARG GRAPHS
 COPY --from=files /weights /weights
 COPY --from=files /workspace /workspace
-COPY ${WEIGHTS:-LICENSE} /own/
+COPY ${WEIGHTS:-LICENSE} ${GRAPHS:-LICENSE} /own/
 WORKDIR /workspace
 RUN [ -z "${WEIGHTS}" ] || PYTHONPATH=/workspace python3 docker/take_weights.py "/own/${WEIGHTS##*/}" /weights
 

@@ -2,7 +2,8 @@
 
 usage: take_weights.py MODEL.safetensors [FOLDER]
 
-FOLDER holds the shipped weights and their SHA256SUMS. Prints the model's region. What is no finished model is refused in one line.
+FOLDER holds the shipped weights and their SHA256SUMS. MODEL.graphs, of mood-submission quantise, is taken along where it lies beside the
+model; the region's shipped graphs, which are of other weights, are removed. Prints the model's region. What is no finished model is refused in one line.
 """
 
 import shutil
@@ -37,6 +38,7 @@ def region_of(file: Path) -> str:
 
 def take(file: Path, folder: Path) -> None:
     """Replace a region's weights in a folder, and say so in its SHA256SUMS and its README.md. Raises what `region_of` raises."""
+    from mood_submission.engines.graphs import SUFFIX
     from mood_submission.runtime.integrity import SUMS, file_sha256
 
     name = f"{region_of(file)}.safetensors"
@@ -44,6 +46,11 @@ def take(file: Path, folder: Path) -> None:
         raise ValueError(f"{folder}: expected {name} to replace, found none")
     shutil.copyfile(file, folder / name)
     (folder / name).chmod(0o644)
+    graphs, shipped = file.with_suffix(SUFFIX), (folder / name).with_suffix(SUFFIX)
+    shipped.unlink(missing_ok=True)
+    if graphs.is_file():
+        shutil.copyfile(graphs, shipped)
+        shipped.chmod(0o644)
     digest = file_sha256(folder / name)
     others = [line for line in (folder / SUMS).read_text().splitlines() if line.split()[-1] != name]
     lines = sorted([*others, f"{digest}  {name}"], key=lambda line: line.split()[-1])

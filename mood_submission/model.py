@@ -92,11 +92,16 @@ class Model:
             graphs=graphs,
             image_size=about.preprocessing.image_size,
         )
-        self.precision = precision if note is None else "float32"
+        self._precision = precision if note is None else "float32"
         # What users should know of how the model computes, in lines.
         self.notes = () if note is None else (note,)
         # By grid size, on CUDA only. It keeps the graphs that were recorded.
         self._cached: dict[torch.Size, CachedPrior] = {}
+
+    @property
+    def precision(self) -> str:
+        """The precision that networks are computed in. Where torch has taken over from another engine, that is float32."""
+        return "float32" if self._precision == "int8" and self.engine.name == "torch" else self._precision
 
     def on_cpu(self) -> "Model":
         """The same model on the CPU.

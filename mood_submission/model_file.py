@@ -26,6 +26,7 @@ from .runtime.contract import REGIONS
 from .runtime.devices import device_named
 from .runtime.files import write_whole
 from .runtime.integrity import check, content_sha256
+from .runtime.names import in_one_line
 
 # The weights of a wheel lie in the package; those of a checkout lie beside it.
 INSTALLED = Path(__file__).resolve().parent / "weights"
@@ -59,7 +60,8 @@ def load_model(
         None is: float32, but for "auto" on a CPU.
     graphs: the file of graphs that the engine "onnx" needs. None for the one beside the model file.
     detector: whether to read the detector too, where there is one. Without, files with an earlier version's are read.
-    Raises ModelError, in one line that names the file. One reason is a default method that is not registered.
+    Raises ModelError, in one line that names the file. One reason is a default method that is not registered. Raises RuntimeError for
+    a device that is not there.
     """
     file = WEIGHTS / f"{name}.safetensors" if str(name) in REGIONS else Path(name)
     on = device_named(device)
@@ -81,22 +83,26 @@ def load_model(
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
-    return Model(
-        vqvae,
-        prior,
-        about,
-        detector=detecting,
-        device=on,
-        dtype=dtype or torch.float32,
-        precision=precision,
-        engine=engine,
-        graphs=graphs or file.with_suffix(SUFFIX),
-        file=file,
-        sha256=sha256,
-        reread=partial(
-            load_model, file, "cpu", dtype, precision=precision, detector=detector, engine=engine, graphs=graphs
-        ),
-    )
+    try:
+        return Model(
+            vqvae,
+            prior,
+            about,
+            detector=detecting,
+            device=on,
+            dtype=dtype or torch.float32,
+            precision=precision,
+            engine=engine,
+            graphs=graphs or file.with_suffix(SUFFIX),
+            file=file,
+            sha256=sha256,
+            reread=partial(
+                load_model, file, "cpu", dtype, precision=precision, detector=detector, engine=engine, graphs=graphs
+            ),
+        )
+    # So says a torch that was built without CUDA.
+    except AssertionError as error:
+        raise RuntimeError(in_one_line(error)) from None
 
 
 def save_model(file: Path, vqvae: VQVAE, prior: PixelSNAIL, about: About, dtype: torch.dtype | None = None) -> None:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the submission's image with a model of your own in place of the shipped weights of its region.
+# Builds the submission's image with a model of your own in place of the shipped weights of its region. MODEL.graphs beside it, of
+# `mood-submission quantise`, is taken along: with it ONNX Runtime computes in int8 where the processor has VNNI.
 # usage: scripts/make_image.sh MODEL.safetensors [TAG [OPTIONS of docker build]]   (default tag: mood-submission)
 # Set VENV or PYTHON where the package's Python is elsewhere than in .venv.
 set -eu
@@ -19,9 +20,17 @@ if ! command -v docker >/dev/null; then
     exit 1
 fi
 # docker build sees nothing but the checkout.
-own=.own-$$.safetensors
-trap 'rm -f "$root/$own"' EXIT
+own=.own-$$
+trap 'rm -f "$root/$own.safetensors" "$root/$own.graphs"' EXIT
 trap 'exit 130' INT TERM
-cp -- "$model" "$root/$own"
-docker build "$@" --build-arg "WEIGHTS=$own" -t "$tag" "$root"
-echo "$tag: an image with $model as the weights of region $region; docker/smoke_test.sh $tag tries it"
+cp -- "$model" "$root/$own.safetensors"
+graphs=${model%.safetensors}.graphs
+if [ -f "$graphs" ]; then
+    cp -- "$graphs" "$root/$own.graphs"
+    set -- "$@" --build-arg "GRAPHS=$own.graphs"
+    engine="with its graphs for ONNX Runtime"
+else
+    engine="computed by torch (mood-submission quantise writes $graphs for ONNX Runtime)"
+fi
+docker build "$@" --build-arg "WEIGHTS=$own.safetensors" -t "$tag" "$root"
+echo "$tag: an image with $model as the weights of region $region, $engine; docker/smoke_test.sh $tag tries it"

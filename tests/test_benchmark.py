@@ -98,7 +98,15 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told", [("--io --profile", "expected one of these at most"), ("--restorations 0", "expected 1 or more")]
+    "words, told",
+    [
+        ("--io --profile", "expected one of these at most"),
+        ("--restorations 0", "expected 1 or more"),
+        ("--engines --engine onnx", "--engines measures all of them"),
+        ("--engines --precision int8", "expected no --engine and no --precision"),
+        ("--io --engine onnx --precision int8", "--io computes no network"),
+        ("--repeats 9", "--repeats: expected --engines beside it"),
+    ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(words, told):
     run = benchmark("--region brain", words)

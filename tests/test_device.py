@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import mood
 
 from mood_submission.runtime import memory as device
 from mood_submission.runtime import system_memory
@@ -78,3 +79,16 @@ def test_exact_float32_puts_back_what_was_set(allowed):
     finally:
         for backend, value in zip(backends, before):
             backend.allow_tf32 = value
+
+
+def test_a_gpu_that_torch_was_built_without_is_one_line(tiny_weights, blobs, tmp_path, monkeypatch):
+    """So says a torch without CUDA, by an error of another class than all others of devices."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("mood_submission.model_file.Model", refuse)
+    words = "--region brain --task sample --device cuda --weights"
+    done = mood("predict", words, tiny_weights["brain"], "-i", blobs, "-o", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "--device cuda: Torch not compiled with CUDA enabled" in done.stderr

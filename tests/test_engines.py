@@ -1,6 +1,8 @@
 """What computes the networks: the choice, and torch where ONNX Runtime cannot."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, mood
+from conftest import ROOT, mood, write_graphs
 
 from mood_submission import load_model
 from mood_submission.about import ModelError
 from mood_submission.engines.base import EngineError
 from mood_submission.engines.choice import chosen
-from mood_submission.engines.graphs import SUFFIX, read_graphs
-from mood_submission.engines.onnx_engine import share_memory
+from mood_submission.engines.graphs import OWNERS, SUFFIX, read_graphs
+from mood_submission.engines.onnx_engine import OnnxEngine, share_memory
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.runtime.sources import source_of
@@ -141,6 +143,86 @@ def test_torch_computes_where_there_are_no_graphs_of_the_model(tiny_weights, tmp
     with open(tmp_path / "brain.graphs", "wb") as file:
         np.savez(file, about=np.array("{}"))
     assert "expected a file of mood-submission quantise" in fall_back(tmp_path / "brain.safetensors")
+
+
+@pytest.fixture
+def own(tiny_weights, tmp_path):
+    """A copy of the tiny brain model with graphs of its own beside it."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    shutil.copy(tiny_weights["brain"], tmp_path / "brain.safetensors")
+    write_graphs(tmp_path / "brain.safetensors")
+    return tmp_path / "brain.safetensors"
+
+
+def test_torch_computes_where_the_graphs_are_damaged(own):
+    """Every kind of error that zip files, compressed data and the headers of arrays raise is one line."""
+    graphs, rng = own.with_suffix(SUFFIX), np.random.default_rng(7)
+    whole = graphs.read_bytes()
+    assert load_model(own, "cpu", engine="onnx").engine.name == "onnx"
+    refused = 0
+    for _ in range(120):
+        content = bytearray(whole)
+        content[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        graphs.write_bytes(content)
+        try:
+            read_graphs(graphs)
+        except EngineError as error:
+            assert "\n" not in str(error) and str(graphs) in str(error)
+            refused += 1
+    assert refused > 40
+
+
+def test_torch_computes_where_graphs_are_missing_in_their_file(own, cpuinfo):
+    cpuinfo(WITH.format("avx512_vnni"))
+    graphs, file = read_graphs(own.with_suffix(SUFFIX)), own.with_suffix(SUFFIX)
+    without = {network: {key: g for key, g in graphs.graphs.items() if key[0] != network} for network in OWNERS}
+    for network in ("encoder", "prior", "decoder"):
+        dataclasses.replace(graphs, graphs=without[network]).write(file)
+        assert f"found no graph of the {network} in float32" in fall_back(own)
+    float32 = {key: graph for key, graph in graphs.graphs.items() if key[1] == "float32"}
+    dataclasses.replace(graphs, graphs=float32).write(file)
+    assert "found no graph of the decoder in int8" in fall_back(own, "int8")
+    assert load_model(own, "cpu", engine="onnx").engine.name == "onnx"
+    for wrong in ({"parameters": {}}, {"parameters": []}, {"settings": []}, {"calibration": "none"}):
+        dataclasses.replace(graphs, **wrong).write(file)
+        assert "expected a file of mood-submission quantise, found" in fall_back(own)
+
+
+def test_torch_computes_where_the_package_cannot_be_imported(own, tmp_path, monkeypatch):
+    (tmp_path / "packages" / "onnxruntime").mkdir(parents=True)
+    (tmp_path / "packages" / "onnxruntime" / "__init__.py").write_text("raise AttributeError('_ARRAY_API not found')\n")
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    assert "expected the package onnxruntime, found none (_ARRAY_API not found)" in fall_back(own)
+
+
+def test_torch_goes_on_where_onnx_runtime_fails_while_it_computes(own, blobs, tmp_path, monkeypatch):
+    """One line tells it, and the report tells what computed."""
+    one, failed = OnnxEngine._one, []
+
+    def failing(self, session, inputs):
+        if "codes" in inputs:
+            failed.append(1)
+            raise RuntimeError("Non-zero status code\nreturned by a node")
+        return one(self, session, inputs)
+
+    words = (
+        "--region brain --task both --sample-method paper --pixel-method paper --device cpu --slices 3 --restorations 1"
+    )
+    said = {}
+    for engine in ("torch", "onnx"):
+        monkeypatch.setattr(OnnxEngine, "_one", failing)
+        more = ("--weights", own, "-o", tmp_path / engine, "--report", tmp_path / f"{engine}.json", "--engine", engine)
+        done = mood("predict", words, "-i", blobs, *more)
+        assert done.returncode == 0, done.stderr
+        said[engine] = done.stderr
+    assert failed and "torch" not in said["torch"].replace("by torch", "")
+    assert said["onnx"].count("torch computes from here on, in float32: Non-zero status code returned by a node") == 1
+    report = json.loads((tmp_path / "onnx.json").read_text())
+    assert report["computed"] == {"engine": "torch", "precision": "float32"}
+    for file in (tmp_path / "torch").iterdir():
+        assert file.read_bytes() == (tmp_path / "onnx" / file.name).read_bytes()
 
 
 def test_torch_computes_where_the_processor_has_no_vnni(tiny_weights, cpuinfo):

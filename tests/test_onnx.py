@@ -296,6 +296,16 @@ def test_graphs_serve_another_detector_of_the_same_sizes_and_none(quantised, tmp
     assert "found those of networks with other settings" in note
 
 
+def test_quantise_refuses_a_cache_of_other_preprocessing(quantised, blobs, tmp_path):
+    """Its slices have the model's size, and other grey values: ranges of them would be trusted all the same."""
+    model = load_model(quantised[0], "cpu")
+    other = dataclasses.replace(model.about.preprocessing, foreground_threshold=0.2)
+    build_cache(blobs, tmp_path / "cache.npz", other)
+    options = QuantiseOptions(model="brain", data=(tmp_path / "cache.npz",), volumes=2, slices=12)
+    with pytest.raises(ValueError, match="cache.npz: expected slices of the model's preprocessing, found others"):
+        slices_of_cache(model, options)
+
+
 def test_quantise_takes_a_cache_too(quantised, blobs, tmp_path):
     model = load_model(quantised[0], "cpu")
     build_cache(blobs, tmp_path / "cache.npz", model.about.preprocessing)

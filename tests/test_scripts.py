@@ -86,7 +86,7 @@ def docker(tmp_path) -> Path:
         "docker",
         f'''printf "%s\\n" "$@" >"{tmp_path}/words"
 for word; do
-    case $word in WEIGHTS=*) cp "{ROOT}/${{word#*=}}" "{tmp_path}/given" ;; esac
+    case $word in WEIGHTS=*) cp "{ROOT}/${{word#*=}}" "{tmp_path}/given" ;; GRAPHS=*) cp "{ROOT}/${{word#*=}}" "{tmp_path}/graphs" ;; esac
 done
 [ ! -e "{tmp_path}/fails" ] || exit 7''',
     )
@@ -112,6 +112,11 @@ def test_an_image_is_made_of_a_model(tiny_weights, docker, left, tmp_path):
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:3] == ["build", "--no-cache", "--build-arg"] and words[-3:] == ["-t", "mine:1", str(ROOT)]
     assert (tmp_path / "given").read_bytes() == model.read_bytes() and not left()
+    assert "computed by torch (mood-submission quantise writes" in run.stdout and not (tmp_path / "graphs").exists()
+    (tmp_path / "my model.graphs").write_text("graphs")
+    run = make_image(docker, model, "mine:1")
+    assert run.returncode == 0 and "with its graphs" in run.stdout
+    assert (tmp_path / "graphs").read_text() == "graphs" and not left()
 
 
 @pytest.mark.slow
@@ -159,7 +164,13 @@ def test_sums_stay_true_where_weights_are_replaced(take_weights, tiny_weights, t
     (folder / SUMS).write_text("".join(sums))
     about = dataclasses.replace(load_model(tiny_weights["brain"], "cpu").about, sample_scale=7.0)
     rewrite_about(tiny_weights["brain"], tmp_path / "mine.safetensors", about)
+    (folder / "brain.graphs").write_text("of other weights")
+    (folder / "abdom.graphs").write_text("of these weights")
     take_weights.take(tmp_path / "mine.safetensors", folder)
+    assert not (folder / "brain.graphs").exists() and (folder / "abdom.graphs").read_text() == "of these weights"
+    (tmp_path / "mine.graphs").write_text("of mine")
+    take_weights.take(tmp_path / "mine.safetensors", folder)
+    assert (folder / "brain.graphs").read_text() == "of mine"
     checked = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True)
     assert checked.returncode == 0 and checked.stdout.count(": OK") == 2
     assert load_model(folder / "brain.safetensors", "cpu").about.sample_scale == 7.0

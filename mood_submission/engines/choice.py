@@ -1,16 +1,20 @@
 """Chooses what computes a model's networks. Where ONNX Runtime cannot, torch does, and a note says why."""
 
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..networks.detector import Detector
 from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
 from ..runtime.contract import AUTO_ENGINE, ENGINES, PRECISIONS
+from ..runtime.names import in_one_line
 from ..runtime.processor import VNNI, has_vnni
 from .base import Engine, EngineError
-from .graphs import INT8, networks_digest, read_graphs, settings_of
+from .graphs import INT8, OWNERS, Graphs, networks_digest, read_graphs, settings_of
 from .onnx_engine import OnnxEngine, load_runtime
 from .torch_engine import TorchEngine
 
@@ -34,9 +38,12 @@ def chosen(engine: str, precision: str | None, device: torch.device) -> tuple[st
 
 def check_choice(engine: str, precision: str) -> None:
     """Raises ValueError, in one line, for an unknown engine or precision, and for two that do not go together."""
-    for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+    # "auto" is one of the two by now.
+    engines, precisions = (", ".join(known) for known in ((*ENGINES, AUTO_ENGINE), PRECISIONS))
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {engines}, found {engine!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {precisions}, found {precision!r}")
     if engine == "onnx" and precision not in OF_ONNX:
         raise ValueError(f"engine onnx: expected precision {' or '.join(OF_ONNX)}, found {precision}")
     if engine != "onnx" and precision == INT8:
@@ -75,11 +82,69 @@ def choose_engine(
                 f"{graphs}: expected graphs of these networks, found those of networks with other settings"
             )
         if precision == INT8 and found.networks != networks_digest(vqvae, prior):
-            raise EngineError(f"{graphs}: expected ranges measured with these weights, found those of others")
+            raise EngineError(
+                f"{graphs}: expected ranges measured with these weights, found those of others; see mood-submission quantise"
+            )
         networks = {"vqvae": vqvae, "prior": prior} | ({} if detector is None else {"detector": detector})
-        return OnnxEngine(found, networks, precision), None
+        _check_graphs(graphs, found, networks, precision)
+        return OrTorch(OnnxEngine(found, networks, precision), in_torch), None
     except EngineError as error:
         return in_torch, f"engine onnx, precision {precision}: torch computes instead, in float32: {error}"
+
+
+def _check_graphs(file: Path, found: Graphs, networks: Collection[str], precision: str) -> None:
+    try:
+        found.check([network for network, owner in OWNERS.items() if owner in networks], precision)
+    except ValueError as error:
+        raise EngineError(f"{file}: expected a file of mood-submission quantise, found {error}") from None
+
+
+class OrTorch:
+    """See `Engine`. Another engine as long as it computes, and torch from its first failure on, which a warning tells.
+
+    first: the other engine.
+    in_torch: computes the same networks.
+    """
+
+    def __init__(self, first: Engine, in_torch: Engine):
+        self.in_torch = in_torch
+        self._take(first)
+
+    def _take(self, engine: Engine) -> None:
+        self.computing, self.name, self.nll_slices = engine, engine.name, engine.nll_slices
+
+    def encode(self, slices: Tensor, position: Tensor) -> Tensor:
+        return self._computed("encode", slices, position)
+
+    def nll(self, codes: Tensor, position: Tensor) -> Tensor:
+        return self._computed("nll", codes, position)
+
+    def decode(self, codes: Tensor, position: Tensor) -> Tensor:
+        return self._computed("decode", codes, position)
+
+    def detect(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
+        return self._computed("detect", maps, nll, place)
+
+    def _computed(self, what: str, *inputs: Tensor) -> Tensor:
+        computing = self.computing
+        try:
+            found: Tensor = getattr(computing, what)(*inputs)
+            return found
+        # Smaller batches, or another device, may do.
+        except MemoryError:
+            raise
+        except Exception as error:
+            if computing is self.in_torch:
+                raise
+            # Of several threads that fail at a time one tells it.
+            if self.computing is not self.in_torch:
+                self._take(self.in_torch)
+                found_wrong = in_one_line(error)[:300]
+                warnings.warn(
+                    f"engine {computing.name}: torch computes from here on, in float32: {found_wrong}", stacklevel=2
+                )
+            again: Tensor = getattr(self.in_torch, what)(*inputs)
+            return again
 
 
 def _check_machine(vqvae: VQVAE, precision: str) -> None:

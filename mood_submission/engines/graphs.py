@@ -6,11 +6,10 @@ of the activations, which were measured on healthy slices.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
 from ..runtime.files import write_whole
 from ..runtime.integrity import content_sha256
+from ..runtime.names import in_one_line
 from .base import EngineError
 
 # What the name of a file of graphs ends in. Before that it is the model file's.
@@ -27,6 +27,8 @@ SUFFIX = ".graphs"
 FLOAT32, INT8 = "float32", "int8"
 # The networks, and the network of the model that holds the parameters of each.
 OWNERS = {"encoder": "vqvae", "decoder": "vqvae", "prior": "prior", "detector": "detector"}
+# Those that have a graph of int8.
+IN_INT8 = ("decoder", "prior")
 # Settings that no graph depends on: of training, and of what is done with a detector's logits.
 OUTSIDE = ("dropout", "along", "in_plane", "restorations", "ordinary_quantile", "ordinary_spread_quantile")
 
@@ -47,6 +49,18 @@ class Graphs:
     graphs: Mapping[tuple[str, str], bytes]
     parameters: dict[str, list[str]]
     calibration: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, networks: Collection[str], precision: str) -> None:
+        """Raises ValueError where there is no graph of one of these networks, or none in int8 of those that int8 is for.
+
+        networks: names of OWNERS.
+        """
+        wanted = {(network, FLOAT32) for network in networks}
+        wanted |= {(network, INT8) for network in IN_INT8} if precision == INT8 else set()
+        for network, kind in sorted(wanted):
+            names = self.parameters.get(f"{network}/{kind}")
+            if (network, kind) not in self.graphs or not isinstance(names, list):
+                raise ValueError(f"no graph of the {network} in {kind}")
 
     def of(self, network: str, precision: str) -> tuple[bytes, list[str]]:
         """A network's graph in a precision, and the parameters that it lacks. One that has none in int8 is that of float32."""
@@ -70,13 +84,18 @@ def read_graphs(file: Path) -> Graphs:
             about = json.loads(str(stored["about"]))
             keys = [tuple(name.split("/")) for name in stored.files if name != "about"]
             graphs = {(network, kind): stored[f"{network}/{kind}"].tobytes() for network, kind in keys}
+        for name in ("settings", "parameters", "calibration"):
+            if not isinstance(about.get(name), dict):
+                raise ValueError(f"no {name}")
         return Graphs(graphs=graphs, **about)
     except FileNotFoundError:
         raise EngineError(
             f"{file}: expected the model's graphs, found no such file; see mood-submission quantise"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise EngineError(f"{file}: expected a file of mood-submission quantise, found: {error}") from error
+    # What a damaged file raises is of many classes: of zip files, of compressed data, of arrays' headers.
+    except Exception as error:
+        found = in_one_line(error)[:300] or type(error).__name__
+        raise EngineError(f"{file}: expected a file of mood-submission quantise, found: {found}") from error
 
 
 def settings_of(vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, image_size: int) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def load_runtime() -> Any:
     """The package onnxruntime. Raises EngineError where it is missing or cannot be loaded."""
     try:
         import onnxruntime
-    except (ImportError, OSError) as error:
+    # A package that was built for other libraries raises errors of any class.
+    except Exception as error:
         raise EngineError(
             f"expected the package {PACKAGE}, found none ({in_one_line(error)}); pip install 'mood-submission[onnx]'"
         ) from None

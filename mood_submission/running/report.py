@@ -43,14 +43,14 @@ class Report:
     """
 
     def __init__(self, options: PredictOptions, model: Model, sources: list[Source], path: Path | None):
-        self.path, self.begin = path, time.monotonic()
+        self.path, self.begin, self.model = path, time.monotonic(), model
         self.outcomes = {source: Outcome(source) for source in sources}
         self.head = {
             "version": __version__,
             "weights": {"file": as_text(str(model.file)), "sha256": model.sha256},
             "options": {name: getattr(options, name) for name in OPTIONS},
             "device": str(model.device),
-            "computed": {"engine": model.engine.name, "precision": model.precision},
+            "computed": {},
             "input": as_text(options.input),
             "output": as_text(options.output),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -71,6 +71,8 @@ class Report:
             return
         statuses = [outcome.status for outcome in self.outcomes.values()]
         content = self.head | {
+            # Torch may have taken over meanwhile.
+            "computed": {"engine": self.model.engine.name, "precision": self.model.precision},
             "seconds": time.monotonic() - self.begin,
             "counts": {status: statuses.count(status) for status in STATUSES},
             "volumes": [outcome.to_dict() for outcome in self.outcomes.values()],

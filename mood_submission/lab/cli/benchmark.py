@@ -55,7 +55,7 @@ class BenchmarkOptions:
         "brain of 1 mm and of a CT of 512 voxels a side",
         default=False,
     )
-    repeats: int = option("with --engines: how often (default: 3)", type=positive, metavar="N", default=3)
+    repeats: int | None = option("with --engines: how often (default: 3)", type=positive, metavar="N", default=None)
     slices: int | str | None = option("a volume (default: 32)", type=slices_option, metavar="all|N", default=None)
     restorations: int | None = option("a slice (default: 15)", type=at_least(0), metavar="N", default=None)
     weights: Path | None = weights_option()
@@ -74,6 +74,14 @@ class BenchmarkOptions:
     def __post_init__(self) -> None:
         if self.io + self.profile + self.engines > 1:
             raise argparse.ArgumentError(None, "--io, --profile, --engines: expected one of these at most")
+        if self.engines and (self.engine, self.precision) != ("torch", "float32"):
+            raise argparse.ArgumentError(
+                None, "--engines measures all of them: expected no --engine and no --precision"
+            )
+        if self.io and (self.engine, self.precision) != ("torch", "float32"):
+            raise argparse.ArgumentError(None, "--io computes no network: expected no --engine and no --precision")
+        if self.repeats is not None and not self.engines:
+            raise argparse.ArgumentError(None, "--repeats: expected --engines beside it")
         if self.region is None and not self.engines:
             raise argparse.ArgumentError(None, f"--region: expected one of {', '.join(REGIONS)}, found none")
         if self.region is None and (self.weights or self.volume):
@@ -117,15 +125,13 @@ def by_engine(options: BenchmarkOptions) -> list[str]:
     for name in ("device", "slices", "restorations"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name}", str(value)]
-    figures, lines = {}, []
-    with Progress(len(regions) * len(RUNS) * options.repeats, "measuring", "run") as progress:
+    figures, lines, repeats = {}, [], options.repeats or 3
+    with Progress(len(regions) * len(RUNS) * repeats, "measuring", "run") as progress:
         for region in regions:
             with tempfile.TemporaryDirectory() as work:
                 volume = options.volume or toy(region, options.size or ENGINE_SIZE[region], Path(work))
                 runs = Path(work) / "runs"
-                figures[region] = measure_engines(
-                    ["--region", region, *words], volume, runs, options.repeats, progress.update
-                )
+                figures[region] = measure_engines(["--region", region, *words], volume, runs, repeats, progress.update)
             lines += [f"{region}, {machine(torch.device('cpu'))}", *engine_table(figures[region]), ""]
     if options.json:
         write_text(options.json, json.dumps(figures, indent=1) + "\n")

@@ -145,7 +145,7 @@ def compare(options: CompareOptions) -> list[str]:
 
     examples(cases, list(scorings), options.out / "examples.png")
     if options.record:
-        record(options, about, results)
+        record(options, predictor.model, about, results)
     return (options.out / "table.md").read_text("utf-8").split("\n")
 
 
@@ -194,12 +194,13 @@ def write_tables(
     return results
 
 
-def record(options: CompareOptions, about: About, results: dict[str, dict]) -> None:
-    """Write the figures of both halves into the description of the model file."""
+def record(options: CompareOptions, model: Model, about: About, results: dict[str, dict]) -> None:
+    """Write the figures of both halves into the description of the model file. model: as it has computed them."""
+    engine = "" if model.engine.name == "torch" else f", engine {model.engine.name}"
     what = (
         f"average precision, mood-submission compare --held-out, seed {options.seed}: each volume healthy and "
         f"{options.planted} x with an anomaly planted, slices {options.scoring.slices or 'by default'}, precision "
-        f"{options.scoring.precision}"
+        f"{model.precision}{engine}"
     )
     figures = {
         half: {

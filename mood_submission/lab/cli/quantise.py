@@ -121,7 +121,7 @@ def slices_of_cache(model: Model, options: QuantiseOptions) -> tuple[list, list[
 
     splits, of_split = load_cache(options.data[0])
     data, every = splits["train"], cache_names(options.data[0])
-    if data.preprocessing.image_size != model.about.preprocessing.image_size:
+    if data.preprocessing != model.about.preprocessing:
         raise ValueError(f"{options.data[0]}: expected slices of the model's preprocessing, found others")
     names = _chosen(of_split["train"], _trained_on(model), options.volumes)
     parts = []
