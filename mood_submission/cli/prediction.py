@@ -156,6 +156,7 @@ def finish(run: Run, volumes: dict[str, dict], status: int) -> int:
         "volumes": str(options.input),
         "weights": f"{model.file} (sha256 {model.sha256})",
         "device": str(model.device),
+        "computed by": f"{model.engine.name} in {model.precision}",
     }
     about = dataclasses.replace(
         model.about,
