@@ -21,6 +21,8 @@ from .int8 import in_int8, layers, measure_ranges
 # the decoder's four at the slice's own resolution, whose errors are the slice's. In int8 the encoder would find other codes in
 # 12% of places and more, and codes decide everything after them. The detector takes a tenth of the time.
 EXACT_LAST = {"prior": 2, "decoder": 4}
+# So many of their first layers stay in float32 too: what goes in has few values, and what they make of it is all that follows.
+EXACT_FIRST = 1
 # Where the exporter puts a network's parameters.
 PREFIX = "network."
 # No other constant of a graph has more numbers.
@@ -65,7 +67,7 @@ def make_graphs(model: Model, examples: Examples, progress: Callable[[str], obje
                 {"codes": codes[i : i + 1].numpy(), "position": examples.position[i : i + 1].numpy()}
                 for i in range(len(codes))
             ]
-            chosen = list(layers(exact))[: -EXACT_LAST[network.name]]
+            chosen = list(layers(exact))[EXACT_FIRST : -EXACT_LAST[network.name]]
             keep(network, INT8, in_int8(exact, measure_ranges(exact, inputs), chosen))
         keep(network, FLOAT32, exact)
     settings = settings_of(model.vqvae, model.prior, model.detector, model.about.preprocessing.image_size)
