@@ -145,13 +145,22 @@ def test_torch_computes_where_there_are_no_graphs_of_the_model(tiny_weights, tmp
     assert "expected a file of mood-submission quantise" in fall_back(tmp_path / "brain.safetensors")
 
 
-@pytest.fixture
-def own(tiny_weights, tmp_path):
-    """A copy of the tiny brain model with graphs of its own beside it."""
+@pytest.fixture(scope="module")
+def with_graphs(tiny_weights, tmp_path_factory):
+    """A folder with the tiny brain model and graphs of its own beside it."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    shutil.copy(tiny_weights["brain"], tmp_path / "brain.safetensors")
-    write_graphs(tmp_path / "brain.safetensors")
+    folder = tmp_path_factory.mktemp("graphs")
+    shutil.copy(tiny_weights["brain"], folder / "brain.safetensors")
+    write_graphs(folder / "brain.safetensors")
+    return folder
+
+
+@pytest.fixture
+def own(with_graphs, tmp_path):
+    """A copy of that model, for a test to damage what lies beside it."""
+    for name in ("brain.safetensors", f"brain{SUFFIX}"):
+        shutil.copy(with_graphs / name, tmp_path / name)
     return tmp_path / "brain.safetensors"
 
 
