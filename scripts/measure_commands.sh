@@ -101,8 +101,8 @@ all() {
         --store "$here/store" --count 1
     measure "quantise, 2 volumes" \
         quantise "$here/model.safetensors" --data "$healthy" --volumes 2 -o "$here/model.graphs"
-    measure "benchmark, 1 repeat" \
-        benchmark --region "$region" --volume "$one/toy/toy_0.nii.gz" --profile --restorations 0 --repeats 1
+    measure "benchmark --profile" \
+        benchmark --region "$region" --volume "$one/toy/toy_0.nii.gz" --profile --restorations 0
 }
 
 all brain "$brain" brain-mri
