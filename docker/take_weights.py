@@ -2,8 +2,9 @@
 
 usage: take_weights.py MODEL.safetensors [FOLDER]
 
-FOLDER holds the shipped weights and their SHA256SUMS. MODEL.graphs, of mood-submission quantise, is taken along where it lies beside the
-model; the region's shipped graphs, which are of other weights, are removed. Prints the model's region. What is no finished model is refused in one line.
+FOLDER holds the shipped weights and their SHA256SUMS. MODEL.graphs, of mood-submission quantise, is taken along where it lies
+beside the model; the region's shipped graphs, which are of other weights, are removed. Prints the model's region. What is no
+finished model is refused in one line.
 """
 
 import shutil

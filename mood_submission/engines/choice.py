@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ class OrTorch:
     """
 
     def __init__(self, first: Engine, in_torch: Engine):
-        self.in_torch = in_torch
+        self.in_torch, self._one_at_a_time = in_torch, Lock()
         self._take(first)
 
     def _take(self, engine: Engine) -> None:
@@ -137,11 +138,13 @@ class OrTorch:
             if computing is self.in_torch:
                 raise
             # Of several threads that fail at a time one tells it.
-            if self.computing is not self.in_torch:
+            with self._one_at_a_time:
+                first_failure = self.computing is computing
                 self._take(self.in_torch)
-                found_wrong = in_one_line(error)[:300]
+            if first_failure:
+                reason = in_one_line(error)[:300]
                 warnings.warn(
-                    f"engine {computing.name}: torch computes from here on, in float32: {found_wrong}", stacklevel=2
+                    f"engine {computing.name}: torch computes from here on, in float32: {reason}", stacklevel=2
                 )
             again: Tensor = getattr(self.in_torch, what)(*inputs)
             return again

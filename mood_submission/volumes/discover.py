@@ -31,7 +31,8 @@ def survey(folder: str | Path) -> Survey:
     can be read is seen when they are.
 
     folder: where to look. It may be one file, which is then looked at alone.
-    Raises VolumeError where `folder` is no readable folder or file, or a DICOM file of one slice, or where two volumes' predictions would have one name.
+    Raises VolumeError where `folder` is no readable folder or file, or a DICOM file of one slice, or where two volumes'
+    predictions would have one name.
     """
     folder, found, scans = Path(folder), Survey(), []
     if folder.is_file():
