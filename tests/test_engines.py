@@ -5,6 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import types
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from conftest import ROOT, mood, write_graphs
 from mood_submission import load_model
 from mood_submission.about import ModelError
 from mood_submission.engines.base import EngineError
-from mood_submission.engines.choice import chosen
+from mood_submission.engines.choice import OrTorch, chosen
 from mood_submission.engines.graphs import OWNERS, SUFFIX, read_graphs
 from mood_submission.engines.onnx_engine import OnnxEngine, share_memory
 from mood_submission.runtime import processor
@@ -325,3 +329,22 @@ def test_predict_refuses_in_one_line_what_does_not_go_together(tiny_weights, blo
     words = "--region brain --task sample --device cpu --engine torch --precision int8"
     done = mood("predict", words, "-i", blobs, "-o", tmp_path / "out", "--weights", tiny_weights["brain"])
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected engine onnx" in done.stderr
+
+
+def test_of_threads_that_fail_at_a_time_one_tells_that_torch_takes_over():
+    together = threading.Barrier(4)
+
+    class Failing:
+        name, nll_slices = "onnx", 1
+
+        def encode(self, slices, position):
+            together.wait()
+            raise RuntimeError("no more")
+
+    in_torch = types.SimpleNamespace(name="torch", nll_slices=8, encode=lambda slices, position: slices + 1)
+    engine = OrTorch(Failing(), in_torch)
+    with warnings.catch_warnings(record=True) as told, ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("always")
+        found = list(pool.map(lambda number: engine.encode(number, None), range(4)))
+    assert found == [1, 2, 3, 4] and (engine.name, engine.nll_slices) == ("torch", 8)
+    assert [str(one.message) for one in told] == ["engine onnx: torch computes from here on, in float32: no more"]
