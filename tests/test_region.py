@@ -12,6 +12,8 @@ from heads import head_round
 from mood_submission import load_model
 from mood_submission.cli.output import Progress
 from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom
+from mood_submission.lab.training.cache import build_cache, cache_names
+from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.region import region_of
 from mood_submission.running.options import PredictOptions
 from mood_submission.running.region import region_for
@@ -175,3 +177,24 @@ def test_a_dicom_file_of_one_slice_is_refused_and_its_folder_asked_for(tmp_path)
     one = sorted(file for file in (tmp_path / "in").rglob("*") if file.is_file())[0]
     run = mood("predict --task pixel -i", one, "-o", tmp_path / "out")
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "none by itself; name its folder" in run.stderr
+
+
+def test_training_refuses_volumes_of_another_region(brain, abdom, tmp_path):
+    for number in range(4):
+        write_nifti(tmp_path / "brains" / f"b{number}.nii.gz", brain, np.diag([*BRAIN_MM, 1]))
+    done = mood("train", "cache", "--region", "abdom", "--data", tmp_path / "brains", "-o", tmp_path / "slices.npz")
+    assert done.returncode == 1, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.endswith(
+        "b2.nii.gz: expected a volume of region abdom, found one that looks like brain, as do all 3 that were read so far; "
+        "pass --region brain"
+    )
+    assert not list(tmp_path.glob("slices*"))
+
+
+def test_training_takes_volumes_that_are_no_region_for_sure_and_few_of_another(brain, abdom, tmp_path):
+    volumes = {"a": brain, "b": brain[:, :, 20:28], "c": brain, "d": abdom}
+    for name, data in volumes.items():
+        write_nifti(tmp_path / "volumes" / f"{name}.nii.gz", data, np.diag([*BRAIN_MM, 1]))
+    build_cache(tmp_path / "volumes", tmp_path / "slices.npz", Preprocessing("abdom"))
+    assert cache_names(tmp_path / "slices.npz") == list(volumes)

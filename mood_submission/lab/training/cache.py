@@ -22,16 +22,19 @@ from torch.nn import functional as F
 
 from ...cli.output import Progress, say
 from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
+from ...preprocessing.region import region_of
 from ...runtime.files import write_whole
 from ...runtime.sources import source_of
 from .order import BatchOrder
 
 if TYPE_CHECKING:
-    from ...volumes import Source
+    from ...volumes import Source, Volume
 
 SPLITS = ("train", "validation", "test")
 # What is cached of each slice beside its pixels.
 COLUMNS = ("position", "volume", "mean", "std", "filled")
+# So many volumes show whether all are of another region than the one that is asked for.
+SHOW_REGION = 3
 
 
 class CacheError(ValueError):
@@ -59,24 +62,30 @@ def build_cache(
     leave_out: patterns of names, such as "ucla*", of volumes that are not read.
     hold_out: patterns of names of the volumes for validation. Where there are any, all others are trained on, and none is kept
         for a test.
-    Raises VolumeError for a folder without volumes and where none can be read, CacheError for two volumes of one name and for
-    patterns in `hold_out` that no volume has.
+    Raises VolumeError for a folder without volumes and where none can be read, CacheError for two volumes of one name, for
+    patterns in `hold_out` that no volume has, and where the first volumes all show another region.
     """
-    from ...volumes import VolumeError
+    from ...volumes import VolumeError, read_volume
 
     sources = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
     framing = _framing(preprocessing, sources)
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     names: list[str] = []
+    shown: list[str | None] = []
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent) as raw:
         with Progress(len(sources), "caching slices") as progress:
             for source in progress.counting(sources):
                 try:
-                    slices, values = _slices_of(source, framing, preprocessing, max_slices)
+                    volume = read_volume(source)
+                    slices, values = _slices_of(volume, framing, preprocessing, max_slices)
                 except VolumeError as error:
                     say(f"left out: {error}")
                     continue
+                if len(shown) < SHOW_REGION:
+                    shown.append(region_of(volume.data, volume.spacing))
+                    if len(shown) == min(SHOW_REGION, len(sources)):
+                        _check_region(shown, source, preprocessing.region)
                 raw.write(slices.tobytes())
                 for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
                     columns[name].append(value)
@@ -97,6 +106,19 @@ def build_cache(
         _write(file, arrays, Path(raw.name), framing.image_size)
 
 
+def _check_region(shown: Sequence[str | None], source: "Source", region: str) -> None:
+    """Raises CacheError where the first volumes all show one other region. One that shows no region for sure may be any.
+
+    shown: their regions. source: the last of them.
+    """
+    other = shown[0]
+    if other not in (None, region) and set(shown) == {other}:
+        raise CacheError(
+            f"{source}: expected a volume of region {region}, found one that looks like {other}, as do all "
+            f"{len(shown)} that were read so far; pass --region {other}"
+        )
+
+
 def _framing(preprocessing: Preprocessing, sources: "Sequence[Source]") -> Preprocessing:
     """The preprocessing with the side that slices are cached at."""
     from ...volumes import VolumeError, read_volume
@@ -115,12 +137,9 @@ def _framing(preprocessing: Preprocessing, sources: "Sequence[Source]") -> Prepr
 
 
 def _slices_of(
-    source: "Source", framing: Preprocessing, preprocessing: Preprocessing, max_slices: int | None
+    volume: "Volume", framing: Preprocessing, preprocessing: Preprocessing, max_slices: int | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A volume's slices (n, S, S) uint8, and n values of each of COLUMNS but its number. Raises VolumeError."""
-    from ...volumes import read_volume
-
-    volume = read_volume(source)
+    """A volume's slices (n, S, S) uint8, and n values of each of COLUMNS but its number."""
     data, view = harmonise(volume.data, volume.spacing, framing)
     mean, std = intensity_statistics(data, preprocessing)
     indices = view.indices(max_slices)
