@@ -49,7 +49,8 @@ mkdir "$out"
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "build>=1.2" "cyclonedx-bom>=7,<8"
 "$work/venv/bin/python" -m build --outdir "$out" "$work/source"
-# The pins are what the image holds, and what the tests have run with. The list needs a version that stands there as text.
+# The requirements of the package, at the versions that the tests have run with; what these require is not listed. The list needs a
+# version that stands there as text.
 sed "s/^dynamic = .*/version = \"$version\"/" "$work/source/pyproject.toml" >"$work/pyproject.toml"
 "$work/venv/bin/python" -m cyclonedx_py requirements "$work/source/requirements.txt" --pyproject "$work/pyproject.toml" \
     --output-format JSON --output-file "$out/mood_submission-$version.cdx.json"
@@ -58,6 +59,8 @@ if docker version >/dev/null 2>&1; then
     docker build ${BUILD_FLAGS:-} --build-arg VERSION="$version" --build-arg REVISION="$(git rev-parse HEAD)" \
         -t "mood-submission:$version" "$work/source"
     docker image inspect --format '{{.Id}}' "mood-submission:$version" >"$out/mood_submission-$version.image.txt"
+    # All packages of the image, which has listed them itself.
+    docker run --rm --entrypoint cat "mood-submission:$version" /workspace/sbom.cdx.json >"$out/mood_submission-$version.image.cdx.json"
 else
     echo "release.sh: no image, because no docker engine answers" >&2
 fi

@@ -4,6 +4,7 @@ import itertools
 import locale
 import os
 import re
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -478,9 +479,9 @@ def test_a_folder_without_dicom_is_no_volume(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("1")
     assert find_volumes(tmp_path) == [] and survey(tmp_path).others == [tmp_path / "labels"]
-    for path in (tmp_path / "labels", tmp_path / "nothing"):
-        with pytest.raises(VolumeError, match="expected a volume or a DICOM series, found no such file"):
-            read_volume(path)
+    for path, found in (("labels", "a folder without such a series"), ("nothing", "no such file")):
+        with pytest.raises(VolumeError, match=f"expected a volume or a DICOM series, found {found}"):
+            read_volume(tmp_path / path)
 
 
 def odd_folders(folder):
@@ -724,6 +725,54 @@ def test_findings_in_a_series_are_a_dicom_segmentation_too(tmp_path, axes):
         assert {tuple(np.round(p, 3)) for p in places} == ours[number]
     folder.add(source, LabelledObjects([], np.zeros_like(mask)), grid)
     assert not (tmp_path / "found" / "patient.seg.dcm").exists()
+
+
+@pytest.mark.parametrize("characters", [None, ["", "ISO 2022 IR 87"]])
+def test_names_of_one_word_and_of_japanese_characters_get_into_the_segmentation_and_into_no_warning(
+    tmp_path, characters
+):
+    highdicom = pytest.importorskip("highdicom", reason="highdicom is not installed (requirements-dev.txt)")
+    series = write_series(tmp_path / "in" / "patient", count=5, size=(7, 9))
+    for file in series.iterdir():
+        one = highdicom.imread(file)
+        one.FrameOfReferenceUID, one.PatientName = (
+            "1.2.4",
+            "ANON0815" if characters is None else "Yamada^Tarou=山田^太郎",
+        )
+        if characters:
+            one.SpecificCharacterSet = characters
+        one.save_as(file)
+    volume = read_volume(series)
+    mask = np.zeros(volume.data.shape, np.uint8)
+    mask[1:3, 1:4, 1:3] = 1
+    finding = Finding(1, *4 * [(0, 0, 0)], 1.0, 9, 0.9, 0.5, 0.1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        FindingsFolder(tmp_path / "found", dicom_seg=True).add(
+            source_at(series), LabelledObjects([finding], mask), volume.grid
+        )
+    assert not [str(one.message) for one in told]
+    stored = highdicom.seg.segread(tmp_path / "found" / "patient.seg.dcm")
+    stored.decode()
+    assert str(stored.PatientName) == ("ANON0815" if characters is None else "Yamada^Tarou=山田^太郎")
+
+
+def test_what_is_not_there_is_told_without_a_look_at_the_folder(tmp_path, monkeypatch):
+    """The folder may be a whole disk. Only the name of one of its series is looked for in its files."""
+    folder = tmp_path / "patient"
+    folder.mkdir()
+    monkeypatch.setattr("mood_submission.volumes.discover.scan", None)
+    with pytest.raises(VolumeError, match="brian: expected a volume or a DICOM series, found no such file"):
+        source_at(folder / "brian")
+    with pytest.raises(VolumeError, match="no such file"):
+        source_at("/nope")
+    monkeypatch.undo()
+    (folder / "a.txt").touch()
+    with pytest.raises(
+        VolumeError,
+        match="patient: expected a volume or a DICOM series, found a folder without such a series; name a file in it",
+    ):
+        source_at(folder)
 
 
 def voxels(grid, inside) -> np.ndarray:

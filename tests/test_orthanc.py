@@ -347,8 +347,13 @@ def test_without_a_server_one_line_says_so(capsys, monkeypatch):
     closed = Orthanc(f"http://127.0.0.1:{free_port()}")
     line = in_one_line(run_script(closed, capsys, monkeypatch, "1.2", "--region", "brain"))
     assert f"{closed.url}: expected an Orthanc server, found: " in line and "refused" in line
-    line = in_one_line(run_script(Orthanc("localhost"), capsys, monkeypatch, "1.2", "--region", "brain"))
-    assert "localhost: expected an Orthanc server, found: unknown url type" in line
+    for url, found in (
+        ("localhost", "expected an address such as http://localhost:8042, found 'localhost'"),
+        ("file:///etc", "expected an address such as http://localhost:8042, found 'file:///etc'"),
+        ("http://me:secret@localhost", "expected an address without a user, found one; pass --user"),
+    ):
+        line = in_one_line(run_script(Orthanc(url), capsys, monkeypatch, "1.2", "--region", "brain"))
+        assert found in line and "secret" not in line
 
 
 def test_another_server_is_no_orthanc(capsys, monkeypatch):

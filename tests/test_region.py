@@ -117,12 +117,20 @@ def test_a_run_that_looks_for_its_region_can_be_stopped(blobs, monkeypatch, tmp_
 
 @pytest.mark.parametrize("words, shown", [((), True), (("--quiet",), False)])
 def test_a_run_shows_how_many_volumes_it_has_looked_at(words, shown, blobs, monkeypatch, tmp_path):
-    """On a terminal by a bar, which has come to the volume that looks like no region."""
+    """On a terminal by a bar, which has come to the volume that looks like another region."""
     drawn: list[str] = []
     monkeypatch.setattr(Progress, "update", lambda self, done=None: drawn.append(f"{self.what} {self.quiet}"))
-    monkeypatch.setattr("mood_submission.running.region.region_of", lambda *_: "brain" if len(drawn) < 2 else None)
+    monkeypatch.setattr("mood_submission.running.region.region_of", lambda *_: "brain" if len(drawn) < 2 else "abdom")
     assert mood(WORDS, blobs, "-o", tmp_path / "out", *words).returncode == 2
     assert drawn == [f"looking for the region {not shown}"] * 2
+
+
+def test_what_looks_like_no_region_is_taken_for_what_the_others_are(brain, blobs, tmp_path):
+    """One odd volume does not take the others' scores."""
+    for name in ("a", "b", "c"):
+        write(tmp_path / "in", name, np.zeros_like(brain) if name == "a" else brain, BRAIN_MM)
+    options = PredictOptions(input=tmp_path / "in", output=tmp_path / "out", task=("sample",))
+    assert region_for(options, survey(tmp_path / "in").volumes) == "brain"
 
 
 def test_a_model_file_names_the_region(tiny_weights, blobs, tmp_path):

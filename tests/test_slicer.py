@@ -93,6 +93,23 @@ def test_further_options_are_words(tmp_path):
         command_line.predict_words(Choices("abdom", "no", "'"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text, backslashes, words",
+    [
+        (
+            r'--weights "C:\My Models\brain.safetensors" --slices 4',
+            True,
+            ["--weights", r"C:\My Models\brain.safetensors", "--slices", "4"],
+        ),
+        (r"--weights=C:\models\brain.safetensors #1", True, [r"--weights=C:\models\brain.safetensors", "#1"]),
+        (r"--weights a\ b 'c d'", False, ["--weights", "a b", "c d"]),
+        ("", True, []),
+    ],
+)
+def test_further_options_may_be_paths_of_windows(text, backslashes, words):
+    assert command_line.split_words(text, backslashes) == words
+
+
 def test_options_are_those_of_the_command():
     from mood_submission.cli.predict import PredictOptions
     from mood_submission.runtime.contract import REGIONS

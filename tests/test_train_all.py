@@ -155,6 +155,9 @@ def test_a_model_file_that_is_gone_is_written_again(tmp_path):
     assert [step.name for step in again.steps() if not again.has_finished(step.name)] == ["try"]
     (tmp_path / "m.safetensors").touch()
     assert all(again.has_finished(step.name) for step in again.steps())
+    # Another file than the run's own is no result of it.
+    (tmp_path / "m.run" / "model.safetensors").write_bytes(b"made here")
+    assert [step.name for step in again.steps() if not again.has_finished(step.name)] == ["try"]
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "nan", "soon"])
@@ -177,12 +180,28 @@ def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, monkeypatc
         run.needs()
 
 
+def test_a_recipe_that_needs_more_memory_than_is_free_is_refused(tmp_path, monkeypatch):
+    """One by steps tells its steps, since nobody knows yet how long they take."""
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    memory = [64 * 10**9]
+    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: memory[0])
+    run = WholeRun(options_for(*data, "--recipe", SHIPPED["brain"]))
+    assert "13.2 GB of memory and 856 steps of vqvae, 904 steps of prior, 9096 steps of detector;" in run.needs()
+    memory[0] = 8 * 10**9
+    with pytest.raises(
+        RunError, match=r"expected 13.2 GB of free memory, found 8.0 GB; a lower most in \[detector\] of .*m.run"
+    ):
+        run.needs()
+
+
 @pytest.mark.parametrize(
     "words, count, found",
     [
-        ((), 2, "expected volumes to train on and others to hold out, at least three of a source, found 2"),
-        (("--leave-out", "*_[01]"), 4, "at least three of a source, found 2"),
-        (("--hold-out", "toy_*"), 4, "expected volumes to train on and others to hold out"),
+        ((), 2, "expected at least three volumes whose names begin with the same letters"),
+        (("--leave-out", "*_[01]"), 4, "are held out, found 2 volumes without; --hold-out NAME holds some out"),
+        (("--leave-out", "*"), 4, "in: expected volumes that --leave-out does not name, found none of 4"),
+        (("--hold-out", "toy_*"), 4, "in: expected volumes to train on, found that --hold-out names all 4"),
+        (("--hold-out", "toy_1", "tyo_2"), 4, "in: expected volumes named tyo_2 to hold out, found none"),
         (("--hold-out", "none*"), 4, "in: expected volumes named none* to hold out, found none"),
         (("--device", "cuda:9"), 4, "--device cuda:9: expected a GPU that is there, found"),
         (("--device", "tpu"), 4, "--device: expected cpu, cuda, cuda:1, mps ..., found tpu"),
@@ -218,6 +237,16 @@ def test_a_damaged_file_of_a_run_is_named(file, text, tmp_path):
         WholeRun(options_for(*words, "--quick"))
 
 
+def test_finished_steps_without_seconds_are_named(tmp_path):
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    WholeRun(options_for(*words, "--quick"))
+    (tmp_path / "m.run" / "finished.json").write_text('{"cache": "x"}')
+    with pytest.raises(
+        RunError, match="finished.json: expected the seconds of each finished step, found something else"
+    ):
+        WholeRun(options_for(*words, "--quick"))
+
+
 def test_few_hours_are_planned_as_minutes_that_trainings_take(tmp_path):
     words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*words, "--hours", 1e-9))
@@ -242,7 +271,7 @@ def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):
     (tmp_path / "there").mkdir()
     for out, run in (("there/new/m.safetensors", "there/runs/1"), ("m.safetensors", "there")):
         words = ("--region", "brain", "--data", volumes, "-o", tmp_path / out, "--run", tmp_path / run, "--quick")
-        with pytest.raises(RunError, match="at least three of a source"):
+        with pytest.raises(RunError, match="at least three volumes"):
             train_all(options_for(*words), print)
     assert {file.name for file in tmp_path.iterdir()} == {"in", "there"}
     assert [file.name for file in (tmp_path / "there").iterdir()] == [RUNNING]
@@ -379,6 +408,7 @@ def test_an_option_that_its_command_does_not_take_is_found_before_the_run(table,
 @pytest.mark.parametrize(
     "table, key, value, found",
     [
+        ("vqvae", "validation", 0.0, "expected no validation in [vqvae], which train all says itself"),
         ("cache", "data", "IN", "expected no data in [cache], which train all says itself, found one"),
         ("vqvae", "out", "elsewhere", "expected no out in [vqvae], which"),
         ("compare", "region", "abdom", "expected no region in [compare], which"),
@@ -397,9 +427,53 @@ def test_what_is_not_a_recipe_s_to_say_is_refused(table, key, value, found, tmp_
 
 def test_a_recipe_may_start_from_other_weights_and_say_what_was_trained_on(tmp_path):
     options = dict(quick_recipe("brain").options)
-    options |= {"vqvae": {**options["vqvae"], "start_from": "RUN"}, "export": {"data": "twelve people"}}
+    options |= {"vqvae": {**options["vqvae"], "start_from": str(tmp_path / "RUN")}, "export": {"data": "twelve people"}}
+    file = tmp_path / "own.toml"
+    Recipe("brain", options).write(file)
+    with pytest.raises(RunError, match="expected a run or a model file as start_from in \\[vqvae\\], found no "):
+        check_recipe(file, kinds_in_recipes())
+    (tmp_path / "RUN").mkdir()
+    check_recipe(file, kinds_in_recipes())
+
+
+@pytest.mark.parametrize(
+    "table, key, value, found",
+    [
+        ("vqvae", "steps", 0, "expected at least one step in [vqvae], found 0"),
+        ("cache", "max_slices", 0, "expected at least one slice a volume in [cache], found max_slices = 0"),
+        (
+            "detector_2",
+            "widths",
+            [4, 4],
+            "expected the widths of [detector] in [detector_2], which begins from it, found another",
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_found_before_the_run(table, key, value, found, tmp_path):
+    recipe, file = quick_recipe("brain"), tmp_path / "own.toml"
+    more = {"steps": 1} if table == "detector_2" else {}
+    Recipe("brain", dict(recipe.options) | {table: {**recipe.options[table], key: value} | more}).write(file)
+    with pytest.raises(RunError, match=re.escape(f"{file}: {found}")):
+        check_recipe(file, kinds_in_recipes())
+
+
+def test_a_second_detector_has_the_sizes_of_the_first(tmp_path):
+    recipe, file = quick_recipe("brain"), tmp_path / "own.toml"
+    Recipe("brain", dict(recipe.options) | {"detector_2": {"steps": 1}}).write(file)
+    assert Recipe.read(file).options["detector_2"] == {"widths": [4, 6, 8, 8], "steps": 1}
+    check_recipe(file, kinds_in_recipes())
+
+
+def test_any_text_of_a_recipe_comes_back(tmp_path):
+    options = dict(quick_recipe("brain").options)
+    options |= {"export": {"data": 'two\nlines, a\ttab, "quotes" and \\ \x07 \x7f ä', "licence": "CC0"}}
     Recipe("brain", options).write(tmp_path / "own.toml")
-    check_recipe(tmp_path / "own.toml", kinds_in_recipes())
+    assert Recipe.read(tmp_path / "own.toml").options == options
+    (tmp_path / "own.toml").write_text('region = "brain"\n[export]\ndata = 2020-01-01\n')
+    with pytest.raises(
+        RunError, match=r"own.toml: expected text, numbers, .* for data in \[export\], found 2020-01-01"
+    ):
+        Recipe.read(tmp_path / "own.toml")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(own)
     orthanc = Orthanc(options.url, options.user, os.environ.get(PASSWORD, ""))
     try:
+        check_url(options.url)
         if find_spec("highdicom") is None:
             raise OrthancError("expected highdicom (pip install 'mood-submission[dicom]'), found no such package")
         study = orthanc.find_study(options.study)
@@ -78,6 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="http://localhost:8042", help="of Orthanc (default: %(default)s)")
     parser.add_argument("--user", metavar="NAME", help="of Orthanc (default: none)")
     return parser
+
+
+def check_url(url: str) -> None:
+    """Raises OrthancError for what is no address of a server, and for one with a user, since addresses get into logs."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise OrthancError(
+            f"--url: expected an address such as http://localhost:8042, found {url!r}: {error}"
+        ) from None
+    if "@" in parts.netloc:
+        raise OrthancError(
+            f"--url: expected an address without a user, found one; pass --user, and the password in {PASSWORD}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OrthancError(f"--url: expected an address such as http://localhost:8042, found {url!r}")
 
 
 def has_report(orthanc: Orthanc, study: str) -> bool:

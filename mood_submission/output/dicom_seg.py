@@ -1,5 +1,6 @@
 """Writes findings as a DICOM segmentation (SEG). Viewers lay it over the series that was scored."""
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MISSING = "highdicom (pip install 'mood-submission[dicom]')"
 SUFFIX = ".seg.dcm"
+# ASCII, where other character sets may follow it.
+DEFAULT_CHARACTERS = "ISO 2022 IR 6"
 # What each DICOM image must tell, if only that it is not known. Files of which names were taken out may lack them.
 TYPE_2 = (
     "PatientName",
@@ -36,15 +39,25 @@ def can_write() -> bool:
 
 
 def read_headers(files: Sequence[Path]) -> list["Dataset"]:
-    """The headers of DICOM images as pydicom reads them. What they lack of TYPE_2 is added, and empty."""
+    """The headers of DICOM images as pydicom reads them, for highdicom. What they lack of TYPE_2 is added, and empty."""
     import pydicom
 
+    # It warns of names of one word, with the patient's name in it.
+    warnings.filterwarnings("ignore", "The string .* is unlikely to represent the intended person name", UserWarning)
     headers: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     for header in headers:
         for name in TYPE_2:
             if name not in header:
                 setattr(header, name, None)
+        _name_default_characters(header)
     return headers
+
+
+def _name_default_characters(header: "Dataset") -> None:
+    """Name the characters that an empty first character set means, as in Japanese files: highdicom needs a name."""
+    sets = header.get("SpecificCharacterSet")
+    if isinstance(sets, Sequence) and not isinstance(sets, str) and len(sets) > 1:
+        header.SpecificCharacterSet = [one or DEFAULT_CHARACTERS for one in sets]
 
 
 def write_dicom_seg(file: Path, source: Source, mask: np.ndarray, grid: Grid, findings: Sequence[Finding]) -> None:

@@ -17,16 +17,18 @@ EITHER = " or ".join(REGIONS)
 def region_for(options: PredictOptions, sources: Iterable[Source]) -> str:
     """The region of a run: the one that is asked for, else the model file's, else the one that all volumes look like.
 
-    Volumes that cannot be read are left out here, since they fail by themselves later.
+    Volumes that cannot be read are left out here, since they fail by themselves later. Those that look like no region for sure
+    are taken for what the others are.
 
-    Raises ModelError for what is no model file, and VolumeError, which names the file, where a volume looks like no region or
-    like another one than the first, and where none can be read. Raises KeyboardInterrupt where the run is to stop.
+    Raises ModelError for what is no model file, and VolumeError, which names the file, where a volume looks like another region
+    than the first, where all that can be read look like none, and where none can be read. Raises KeyboardInterrupt where the run is to stop.
     """
     if options.region != AUTO:
         return options.region
     if options.weights is not None:
         return load_model(options.weights, "cpu").about.region
     first: tuple[Source, str] | None = None
+    unsure: Source | None = None
     unread = ""
     for source in sources:
         check_stopped()
@@ -40,14 +42,15 @@ def region_for(options: PredictOptions, sources: Iterable[Source]) -> str:
             continue
         found = region_of(volume.data, volume.spacing)
         if found is None:
-            raise VolumeError(
-                f"{source}: expected a volume that looks like one region, found none; pass --region {EITHER}"
-            )
+            unsure = unsure or source
+            continue
         if first is not None and found != first[1]:
             raise VolumeError(
                 f"{source}: expected region {first[1]} as of {first[0]}, found {found}; pass --region {EITHER}"
             )
         first = first or (source, found)
+    if first is None and unsure is not None:
+        raise VolumeError(f"{unsure}: expected a volume that looks like one region, found none; pass --region {EITHER}")
     if first is None:
         raise VolumeError(f"{options.input}: expected a volume that can be read, found none: {unread}")
     return first[1]

@@ -1,5 +1,6 @@
 """Finds the volumes of a folder, and the volume that a path names. Nothing else decides what kind a volume is."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +101,16 @@ def source_at(path: str | Path) -> Source:
         if scanned.notes:
             why = ", ".join(note.removeprefix(f"{path}: ") for note in scanned.notes)
             raise VolumeError(f"{path}: expected one DICOM series, found none: {why}")
+        raise VolumeError(
+            f"{path}: expected a volume or a DICOM series, found a folder without such a series; name a file in it"
+        )
     elif suffix_of(path.name) or path.exists() or path.is_symlink():
         return _by_name(path)
-    for one in scan(path.parent).series if not path.is_dir() else []:
-        if one.path == path:
-            return one
+    # One of several series has its folder's name and a number. Of other names the folder, which may be large, is not read.
+    if path.name.startswith(f"{Path(os.path.abspath(path.parent)).name}_"):
+        for one in scan(path.parent).series:
+            if one.path == path:
+                return one
     raise VolumeError(f"{path}: expected a volume or a DICOM series, found no such file")
 
 

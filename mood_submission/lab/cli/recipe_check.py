@@ -7,12 +7,25 @@ from typing import NoReturn
 
 from ...runtime.options import add_options
 from ..training.checkpoints import RunError
-from ..training.recipe import STAGES, Recipe
+from ..training.recipe import SIZES, STAGES, TRAINED, Recipe
 
 # What `train all` tells its commands itself: which volumes, which device, and where files lie.
 ITS_OWN = (
     *("region", "data", "leave_out", "hold_out", "names", "names_file", "device"),
-    *("out", "resume", "model", "store", "shard", "weights", "mean_with", "held_out", "only", "record"),
+    *(
+        "validation",
+        "test",
+        "out",
+        "resume",
+        "model",
+        "store",
+        "shard",
+        "weights",
+        "mean_with",
+        "held_out",
+        "only",
+        "record",
+    ),
 )
 # Options that do nothing in a table: the cache has decided how volumes become slices.
 IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", "detector_2")}
@@ -53,6 +66,27 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
             raise RunError(f"{file}: expected options of its command in [{table}], found: {error}") from None
         if unknown:
             raise RunError(f"{file}: expected options of its command in [{table}], found {' '.join(unknown)}")
+    _check_values(file, recipe)
+
+
+def _check_values(file: Path, recipe: Recipe) -> None:
+    """Raises RunError for values that their command takes, and that cannot work."""
+    first, second = (recipe.options[name] for name in ("detector", "detector_2"))
+    for key in SIZES:
+        if second and second.get(key) != first.get(key):
+            raise RunError(
+                f"{file}: expected the {key} of [detector] in [detector_2], which begins from it, found another"
+            )
+    for table in TRAINED:
+        options = recipe.options[table]
+        steps, begin = options.get("steps", 1), options.get("start_from")
+        if isinstance(steps, int) and steps < 1:
+            raise RunError(f"{file}: expected at least one step in [{table}], found {steps}")
+        if begin is not None and not Path(str(begin)).exists():
+            raise RunError(f"{file}: expected a run or a model file as start_from in [{table}], found no {begin}")
+    most = recipe.options["cache"].get("max_slices", 1)
+    if isinstance(most, int) and most < 1:
+        raise RunError(f"{file}: expected at least one slice a volume in [cache], found max_slices = {most}")
 
 
 def _check_keys(file: Path, table: str, keys: Collection[str]) -> None:

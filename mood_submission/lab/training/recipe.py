@@ -1,5 +1,6 @@
 """How a model is made from beginning to end: the options of each command, in one readable TOML file."""
 
+import json
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ STAGES = (
 )
 # Those that train a network.
 TRAINED = ("vqvae", "prior", "detector", "detector_2")
+# What a second detector must have as the first, which it begins from.
+SIZES = ("widths", "context", "mirror", "restores")
 # How the time is planned to be shared. The detector and the planting beside it pay most.
 SHARES = {"vqvae": 0.15, "prior": 0.25, "detector": 0.5}
 HEADER = """# A recipe of `mood-submission train all`. Each table holds options of one command, as its --help tells them: `rate = 0.001`
@@ -54,7 +57,19 @@ class Recipe:
         if not isinstance(region, str) or unknown:
             found = f"an unknown {unknown[0]}" if unknown else "no region"
             raise RunError(f"{file}: expected a region and tables named {', '.join(STAGES)}, found {found}")
-        return cls(region, {name: tables.get(name, {}) for name in STAGES})
+        for name, options in tables.items():
+            for key, value in options.items():
+                if not isinstance(value, Value):
+                    raise RunError(
+                        f"{file}: expected text, numbers, true or false, or a list for {key} in [{name}], found {value}"
+                    )
+        return cls(region, {name: tables.get(name, {}) for name in STAGES}).with_equal_detectors()
+
+    def with_equal_detectors(self) -> "Recipe":
+        """The recipe with the first detector's SIZES for the second, where there is one that does not say its own."""
+        first, second = (self.options[name] for name in ("detector", "detector_2"))
+        sizes = {key: first[key] for key in SIZES if key in first and key not in second}
+        return Recipe(self.region, dict(self.options) | {"detector_2": sizes | dict(second)}) if second else self
 
     def write(self, file: Path) -> None:
         """Write the recipe as TOML."""
@@ -101,7 +116,8 @@ def _toml(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        # JSON's escapes are TOML's. DEL alone stands in JSON as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)

@@ -4,6 +4,7 @@ Each command runs in a process of its own, so that it gives all its memory back.
 the same command goes on after any kill.
 """
 
+import filecmp
 import json
 import math
 import os
@@ -161,7 +162,7 @@ class WholeRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note_what_it_is_of()
         file = self.folder / FINISHED
-        self.finished: dict[str, float] = read_json(file, RunError) if file.exists() else {}
+        self.finished = _finished_in(file) if file.exists() else {}
         names = [step.name for step in self.steps()]
         self.progress = WholeProgress(names, self.recipe.planned, self.finished, say)
 
@@ -206,8 +207,7 @@ class WholeRun:
         """What the run needs, in a line. Raises RunError where there is less."""
         side = Preprocessing(self.options.region).image_size
         cache = len(self.volumes) * CACHED_SLICES * side * side
-        kept = self.recipe.options["plant"].get("keep") or self.recipe.options["plant"].get("count") or 0
-        planted = int(kept if isinstance(kept, int) else 0)
+        planted = self._planted_in_all()
         quick = self.options.quick
         disk = cache + planted * STORED_BYTES + (0 if quick else CHECKPOINT_BYTES)
         there = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
@@ -215,19 +215,50 @@ class WholeRun:
         # Once planting has begun its disk is taken already.
         if free < disk and not (self.folder / "store").exists():
             raise RunError(f"{self.folder}: expected {_gb(disk)} of free disk, found {_gb(free)}; choose another --run")
-        if memory < LEAST_MEMORY and not quick:
-            raise RunError(f"expected {_gb(LEAST_MEMORY)} of free memory, found {_gb(memory)}")
-        hours = "a few minutes" if quick else duration(60 * sum(self.recipe.planned.values()))
-        hours = f" and {hours} of training" if quick or self.recipe.planned else ""
+        held = min(planted, self._most_held()) * STORED_BYTES + (1 << 30)
+        if memory < max(held, LEAST_MEMORY) and not quick:
+            lower = f"; a lower most in [detector] of {self._recipe_read()} needs less" if held > LEAST_MEMORY else ""
+            raise RunError(f"expected {_gb(max(held, LEAST_MEMORY))} of free memory, found {_gb(memory)}{lower}")
+        hours = " and a few minutes of training" if quick else self._training_meant()
         together = f"; {self.together} processes train each network together" if self.together > 1 else ""
         return (
             f"{len(self.volumes)} volumes; needs about {_gb(disk)} of disk in {self.folder}, "
-            f"{_gb(planted * STORED_BYTES + (1 << 30))} of memory{hours}{together}; the recipe is {self.folder / RECIPE}"
+            f"{_gb(held)} of memory{hours}{together}; the recipe is {self.folder / RECIPE}"
         )
 
+    def _planted_in_all(self) -> int:
+        """How many planted volumes are kept, by the recipe. 0 where it does not say."""
+        kept = self.recipe.options["plant"].get("keep") or self.recipe.options["plant"].get("count") or 0
+        return int(kept if isinstance(kept, int) else 0)
+
+    def _most_held(self) -> int:
+        """How many planted volumes a detector holds in memory at most, by the recipe."""
+        both = [self.recipe.options[name] for name in ("detector", "detector_2") if self.recipe.options[name]]
+        return max(
+            (int(str(options.get("most", DetectorOptions.most))) for options in both), default=DetectorOptions.most
+        )
+
+    def _recipe_read(self) -> Path:
+        """The file that the recipe was read from."""
+        kept = self.folder / RECIPE
+        return self.options.recipe if self.options.recipe is not None and not kept.exists() else kept
+
+    def _training_meant(self) -> str:
+        """How long the trainings are meant to take, by the recipe: their minutes in all, and the steps of those that count them."""
+        planned = self.recipe.planned
+        meant = [duration(60 * sum(planned.values())) + " of training"] if planned else []
+        steps = {name: self.recipe.options[name].get("steps") for name in TRAINED if name not in planned}
+        meant += [f"{count} steps of {name}" for name, count in steps.items() if count]
+        return f" and {', '.join(meant)}" if meant else ""
+
     def has_finished(self, step: str) -> bool:
-        """Whether a step is finished. Trying the model, which writes its file, is not where that file is gone."""
-        return step in self.finished and (step != "try" or self.options.out.exists())
+        """Whether a step is finished. Trying the model, which writes its file, is not where that file is gone or another."""
+        return step in self.finished and (step != "try" or self._has_written())
+
+    def _has_written(self) -> bool:
+        """Whether the model file is this run's."""
+        made, out = self.folder / MODEL, self.options.out
+        return out.exists() and (not made.exists() or filecmp.cmp(made, out, shallow=False))
 
     def note(self, step: str, seconds: float) -> None:
         """Note that a step is finished."""
@@ -383,6 +414,7 @@ class WholeRun:
     def _train_detector(
         self, stage: str, out: Path, *more: object, meanwhile: Callable[[], object] = lambda: None
     ) -> None:
+        """Train a detector. The second has the first one's sizes, which it begins from."""
         words = [*self._stage("detector", self.together), *self._networks, "--out", out, "--resume", *more]
         self._run_training(stage, words, meanwhile)
 
@@ -411,7 +443,7 @@ class WholeRun:
 
     def _try(self) -> None:
         volume = alone(self.volumes[read_names(self._held_out())[0]], self.folder / "tried" / "volume")
-        words: list[object] = ["--region", self.options.region, "--task", "both", "-i", volume]
+        words: list[object] = ["--region", self.options.region, "--task", "both", "-i", volume, *self._device]
         words += ["-o", self.folder / "tried" / "scores", "--weights", self.folder / MODEL, "--restorations", 0]
         self._run("try", ["predict", *words, *(["--slices", 4] if self.options.quick else [])])
         self.options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -458,6 +490,16 @@ def alone(source: Source, folder: Path) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     return folder
+
+
+def _finished_in(file: Path) -> dict[str, float]:
+    """The seconds of each finished step. Raises RunError for a file that does not tell them."""
+    finished = read_json(file, RunError)
+    if not all(isinstance(seconds, int | float) for seconds in finished.values()):
+        raise RunError(
+            f"{file}: expected the seconds of each finished step, found something else; delete the run's folder"
+        )
+    return finished
 
 
 def _gb(count: int) -> str:

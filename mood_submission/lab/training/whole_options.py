@@ -77,13 +77,20 @@ def check_split(options: AllOptions, volumes: Collection[str]) -> None:
     """Raises RunError where the volumes' names leave none to train on, or none to hold out."""
     where = ", ".join(map(str, options.data))
     names = [name for name in volumes if not matches(name, options.leave_out)]
+    if not names:
+        raise RunError(f"{where}: expected volumes that --leave-out does not name, found none of {len(volumes)}")
+    # A name with a slip would be trained on.
+    for pattern in options.hold_out:
+        if not any(matches(name, [pattern]) for name in names):
+            raise RunError(f"{where}: expected volumes named {pattern} to hold out, found none")
     held_out = [name for name in names if matches(name, options.hold_out)]
-    if options.hold_out and not held_out:
-        raise RunError(f"{where}: expected volumes named {', '.join(options.hold_out)} to hold out, found none")
     split = split_names(names, held_out=held_out)
+    if held_out and not split["train"]:
+        raise RunError(f"{where}: expected volumes to train on, found that --hold-out names all {len(names)}")
     if not (split["train"] and split["validation"]):
         raise RunError(
-            f"{where}: expected volumes to train on and others to hold out, at least three of a source, found {len(names)}"
+            f"{where}: expected at least three volumes whose names begin with the same letters, since some of each source are "
+            f"held out, found {len(names)} volumes without; --hold-out NAME holds some out"
         )
 
 

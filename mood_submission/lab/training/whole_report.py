@@ -36,7 +36,7 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
     about = load_model(model, "cpu").about
     scores = about.healthy_samples.get(about.sample_method, [])
     names = about.training.get("vqvae", {}).get("volumes", {})
-    odd = _odd_volumes(folder, about.sample_method)
+    odd, looked_at = _odd_volumes(folder, about.sample_method)
     parts = [
         f"<h1>{html.escape(model.name)}</h1>",
         f"<p>Region {about.region}. Trained on {len(names.get('train', []))} volumes, held out "
@@ -47,7 +47,8 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
         _tables(folder / "results" / "table.md"),
         "<h2>Healthy held-out volumes</h2>",
         f"<p>Sample scores ({html.escape(about.sample_method)}): {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
-        f"<p>Volumes that look odd: {html.escape(', '.join(map(shown, odd))) or 'none'}.</p>",
+        f"<p>Volumes that look odd, of {looked_at} that anomalies were planted in: "
+        f"{html.escape(', '.join(map(shown, odd))) or 'none'}.</p>",
         "<h2>Pictures</h2>",
         *(
             f'<h3>{html.escape(what)}</h3><img src="{name}" alt="{html.escape(what)}">'
@@ -69,8 +70,11 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
     return page
 
 
-def _odd_volumes(folder: Path, method: str) -> list[str]:
-    """Healthy held-out volumes that score above the median of planted ones, by name. method: of scoring samples."""
+def _odd_volumes(folder: Path, method: str) -> tuple[list[str], int]:
+    """Healthy held-out volumes that score above the median of planted ones, by name, and how many were looked at.
+
+    method: of scoring samples.
+    """
     healthy: dict[str, float] = {}
     planted: list[float] = []
     names = read_names(folder / "held_out.txt")
@@ -81,7 +85,7 @@ def _odd_volumes(folder: Path, method: str) -> list[str]:
             healthy[file.stem] = score
         else:
             planted.append(score)
-    return [name for name, score in healthy.items() if planted and score > float(np.median(planted))]
+    return [name for name, score in healthy.items() if planted and score > float(np.median(planted))], len(healthy)
 
 
 def _tables(file: Path) -> str:

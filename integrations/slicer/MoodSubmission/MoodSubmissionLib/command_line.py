@@ -111,12 +111,24 @@ def predict_words(choices: Choices, folder: Path) -> list[str]:
     Raises CommandError for further options that are no words.
     """
     try:
-        further = shlex.split(choices.further, posix=os.name != "nt")
+        further = split_words(choices.further, backslashes=os.name == "nt")
     except ValueError as error:
         raise CommandError(f"further options: expected words, found {choices.further!r}: {error}") from None
     words = ["predict", "--region", choices.region, "--task", "both", "--skull-strip", choices.skull_strip, "--verbose"]
     folders = ["--input", folder / "in", "--output", folder / "out", "--findings", folder / "found"]
     return [*words, *map(str, folders), *further]
+
+
+def split_words(text: str, backslashes: bool) -> list[str]:
+    """The words of a command line, as a shell reads them. Raises ValueError for a quote that does not end.
+
+    backslashes: whether these are letters, as in paths on Windows. Elsewhere they quote what follows.
+    """
+    words = shlex.shlex(text, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters = True, ""
+    if backslashes:
+        words.escape = ""
+    return list(words)
 
 
 def make_folders(folder: Path) -> Path:
