@@ -116,7 +116,8 @@ class Predictor:
     sample_method, pixel_method: names of methods (`methods.table`). None for the model file's.
     explain: whether scores come with the rarity of each kind of evidence and the expected slices, for findings.
     strip: removes the skull of a volume before all else (see `running.skull_strip`). None to take volumes as they are.
-    Raises ModelError for unknown methods, and for methods that need what the model or the number of restorations lacks.
+    Raises ModelError for unknown methods, for methods that need what the model lacks, and for a pixel method that needs
+        restorations where none are to be drawn.
 
     >>> import nibabel, numpy
     >>> from mood_submission import load_model

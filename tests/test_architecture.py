@@ -32,7 +32,7 @@ FLOORS = [
 ]
 # The workshop: its rooms may import the whole product, and each other downwards.
 LAB_FLOORS = [
-    {"lab.planting"},
+    {"lab.planting", "lab.settings_file", "lab.sources"},
     {"lab.evaluation", "lab.measuring", "lab.onnx_export"},
     {"lab.training", "lab.quantising"},
     {"lab.cli"},

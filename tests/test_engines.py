@@ -22,9 +22,9 @@ from mood_submission.engines.base import EngineError
 from mood_submission.engines.choice import OrTorch, chosen
 from mood_submission.engines.graphs import OWNERS, SUFFIX, read_graphs
 from mood_submission.engines.onnx_engine import OnnxEngine, share_memory
+from mood_submission.lab.sources import source_of
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
-from mood_submission.runtime.sources import source_of
 
 WITH, WITHOUT = "processor : 0\nflags\t\t: fpu avx2 {} sse\n", "flags\t\t: fpu avx2 avx512f\n"
 

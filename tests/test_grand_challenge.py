@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from conftest import mood
 
 from mood_submission import Predictor, load_model
-from mood_submission.running.grand_challenge_case import CaseError, region_of
+from mood_submission.running.grand_challenge_case import CaseError, region_in_slug
 from mood_submission.volumes import read_volume
 
 
@@ -99,7 +99,7 @@ def test_slugs_and_region_can_be_set(case, tiny_weights, monkeypatch):
     ],
 )
 def test_a_slug_names_a_region_by_its_anatomy(slug, expected):
-    assert region_of(slug) == expected
+    assert region_in_slug(slug) == expected
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_slug_names_a_region_by_its_anatomy(slug, expected):
 def test_no_region_is_taken_of_a_modality(slug, says):
     """An MRI may be of any part of the body, and the networks know no CT of a head."""
     with pytest.raises(CaseError, match=f"^{slug}: {says}; say which by MOOD_REGION or --region$"):
-        region_of(slug)
+        region_in_slug(slug)
 
 
 @pytest.mark.parametrize(

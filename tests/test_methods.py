@@ -5,6 +5,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from mood_submission import Predictor, load_model
 from mood_submission.about import ModelError
 from mood_submission.evidence.evidence import USUAL
 from mood_submission.lab.evaluation.further_methods import FURTHER_METHODS
+from mood_submission.lab.measuring.calibration import calibrate, calibration_steps
 from mood_submission.methods import table, told
 from mood_submission.methods.base import Method
+from mood_submission.methods.learned import Learned
 from mood_submission.model_file import rewrite_about
 from mood_submission.running.run_folder import predict_files
-from mood_submission.volumes import read_volume
+from mood_submission.volumes import named_volumes, read_volume
 
 
 class Bright(Method):
@@ -233,3 +236,41 @@ def test_examples_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(f"mood_submission.{module}"))
     assert result.attempted > 1 and result.failed == 0
+
+
+def test_help_tells_of_methods_that_are_registered_otherwise(tmp_path, monkeypatch):
+    """The file of the table is read instead of imported, for speed. What it registers in another way is not passed over."""
+    folder = tmp_path / "methods"
+    shutil.copytree(Path(told.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(told, "__file__", str(folder / "told.py"))
+    plain = (folder / "table.py").read_text()
+    assert dict(told._read()) == {name: method.scores for name, method in table.METHODS.items()}
+    for changed in (
+        plain + "register(Paper())\n",
+        plain.replace("(Paper(),", "(PAPER,"),
+        plain.replace("(Paper(),", "[Paper(),"),
+    ):
+        (folder / "table.py").write_text(
+            changed.replace("Learned()):", "Learned()]:") if "[Paper" in changed else changed
+        )
+        with pytest.raises(ValueError):
+            list(told._read())
+
+
+def test_a_method_that_needs_a_detector_does_not_stop_the_calibration_of_a_model_without(
+    tiny_weights, blobs, tmp_path, monkeypatch
+):
+    class Sharp(Learned):
+        name = "sharp"
+
+        def calibrated(self, about, healthy):
+            raise AssertionError("asked of a model without a detector")
+
+    monkeypatch.setattr(table, "METHODS", dict(table.METHODS))
+    table.register(Sharp())
+    model = load_model(tiny_weights["brain"], "cpu")
+    assert model.about.detector is None
+    predictor = Predictor(model, 2, 1)
+    steps: list[int] = []
+    about = calibrate(predictor, named_volumes(blobs).values(), lambda: steps.append(1))
+    assert "sharp" not in about.healthy_voxels and len(steps) == calibration_steps(predictor, 3)

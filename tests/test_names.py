@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from mood_submission.cli.output import say, tell
 from mood_submission.findings.objects import Finding
 from mood_submission.lab.evaluation.details import Details
+from mood_submission.lab.settings_file import check_settings
 from mood_submission.output.findings_folder import FindingsFolder
 from mood_submission.output.report.page import _template
 from mood_submission.predictor import LabelledObjects
 from mood_submission.runtime.files import HIDDEN, exclusive_lock, write_text, write_whole, write_whole_by_name
 from mood_submission.runtime.names import as_text, shown
-from mood_submission.runtime.settings_file import check_settings
 from mood_submission.volumes import Source, find_volumes, read_volume
 
 ODD = {  # names of files, and what is shown of them

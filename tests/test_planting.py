@@ -23,6 +23,7 @@ from mood_submission.lab.planting.varied import (
     Host,
     plant_varied,
 )
+from mood_submission.lab.sources import source_of, source_shares
 from mood_submission.lab.training.cache import CacheError, build_cache, load_cache
 from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorStage
@@ -44,7 +45,6 @@ from mood_submission.lab.training.store import Planter, PlantingSettings, Store,
 from mood_submission.networks.detector import Detector, DetectorSettings, input_channels, residual_channels
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.body import body_mask
-from mood_submission.runtime.sources import source_of, source_shares
 from mood_submission.volumes import read_volume
 
 CONTEXT = (-2, -1, 0, 1, 2)

@@ -17,7 +17,9 @@ from .command import run_command
 class InfoOptions:
     """Options of `info`."""
 
-    file: Path = option("a volume (.nii, .nii.gz), a model file, or a region's name", "file", metavar="FILE")
+    file: Path = option(
+        "a volume of any format that predict takes, a model file, or a region's name", "file", metavar="FILE"
+    )
     region: str | None = option(
         "for a volume: show what the region's preprocessing makes of it", choices=REGIONS, default=None
     )

@@ -102,7 +102,7 @@ def usual_range(values: Sequence[float]) -> list[float]:
 
 
 def distances_among(looks: Sequence[np.ndarray]) -> list[float]:
-    """How far each of some healthy looks is from the others. looks: two at least, since one alone is far from none."""
+    """How far each of some healthy looks is from the others. looks: at least two."""
     return [
         distance_from(look, typical_of([*looks[:number], *looks[number + 1 :]])) for number, look in enumerate(looks)
     ]

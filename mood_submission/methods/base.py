@@ -14,7 +14,8 @@ class Method:
     name: what the command line, model files and tables call it.
     scores: by task ("sample", "pixel"), what the method's score is, in half a sentence for the command line's help. A method
         has no score of other tasks.
-    reads_restorations: the tasks whose scores look at restorations where some were drawn.
+    reads_restorations: the tasks whose scores look at restorations where some were drawn. `predict` draws none for the sample
+        task; `compare` scores with and without them.
     needs_restorations: whether its pixel scores need at least one restoration of each slice.
     needs_detector: whether it needs a model with a detector.
 
@@ -57,15 +58,18 @@ class Method:
         return about.restorations
 
     def pixel(self, evidence: Evidence) -> Tensor:
-        """The slices' scores, (N, H, H) floating point in 0 .. 1. H is any size, and all slices fill it."""
+        """The slices' scores, (N, H, H) floating point in 0 .. 1. H is any size. It stands for the slice's whole side."""
         raise NotImplementedError(f"{self.name}: this method has no pixel score")
 
     def sample(self, evidence: Evidence) -> float:
-        """The volume's score, 0 .. 1."""
+        """The volume's score, 0 .. 1. It is made without restorations: `predict` draws none for the sample task."""
         raise NotImplementedError(f"{self.name}: this method has no sample score")
 
     def calibrated(self, about: About, healthy: Sequence[Evidence]) -> About:
         """What the method stores in a model file: the description with what it measures of healthy volumes.
+
+        It is asked of models that have the detector and the restorations that the method needs, but perhaps not yet what the
+        method itself stores.
 
         about: the model's description so far.
         healthy: evidence of each volume, with restorations where the method needs them.

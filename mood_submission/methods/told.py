@@ -36,7 +36,7 @@ def described(task: str) -> str:
 
 
 def _read() -> Iterator[tuple[str, Mapping[str, str]]]:
-    """The name and scores of each class that the table's file registers."""
+    """The name and scores of each class that the table's file registers. Raises ValueError where it registers more than these."""
     tree = _tree("table")
     modules = {
         alias.name: str(node.module)
@@ -44,10 +44,14 @@ def _read() -> Iterator[tuple[str, Mapping[str, str]]]:
         if isinstance(node, ast.ImportFrom) and node.level == 1
         for alias in node.names
     }
-    (registered,) = [node.iter for node in tree.body if isinstance(node, ast.For)]
-    for call in ast.iter_child_nodes(registered):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
-            yield _told_by(_tree(modules[call.func.id]), call.func.id)
+    (loop,) = [node for node in tree.body if isinstance(node, ast.For)]
+    others = [node for node in tree.body if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)]
+    if others or not isinstance(loop.iter, ast.Tuple):
+        raise ValueError("expected one loop over a tuple that registers all")
+    for call in loop.iter.elts:
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise ValueError(f"expected an object that is made in the tuple, found {ast.unparse(call)}")
+        yield _told_by(_tree(modules[call.func.id]), call.func.id)
 
 
 def _told_by(tree: ast.Module, kind: str) -> tuple[str, Mapping[str, str]]:

@@ -29,7 +29,7 @@ PRIOR_NAMES = (
 
 
 class PublishedCheckpointError(ValueError):
-    """A state dictionary is none of the published submission's."""
+    """A state dictionary that is not one of the published submission's."""
 
 
 def convert_vqvae(state: State, stem_padding: int = 0) -> tuple[VQVAESettings, dict[str, Tensor]]:

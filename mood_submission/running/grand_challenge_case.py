@@ -62,7 +62,7 @@ def _lying(images: Path) -> list[tuple[str, Path]]:
     return [(entry.name, entry) for entry in sorted(images.iterdir()) if entry.is_dir()]
 
 
-def region_of(slug: str) -> str:
+def region_in_slug(slug: str) -> str:
     """The region that an input's slug names, by one of WORDS.
 
     A modality alone names none: an MRI may be of any part of the body. Raises CaseError where the slug names no region, both,
@@ -118,7 +118,7 @@ def score_case(
     # What is odd about a volume is no matter for the platform's log.
     warnings.simplefilter("ignore")
     slug, source = find_case(inputs)
-    model = model_of(region or region_of(slug), models, engine)
+    model = model_of(region or region_in_slug(slug), models, engine)
     for note in model.notes:
         remark(note)
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)

@@ -5,7 +5,7 @@ are made with the first times do not overrun.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -62,11 +62,13 @@ class _Within:
 
     def without_restorations(self) -> Computed:
         pilot, watch = self.prepared.with_slices(PILOT), self._stopwatch()
-        scored = self._compute(pilot)
+        remarks: list[str] = []
+        scored = self.predictor.compute(pilot, self.task, remarks.append)
         chosen = self._slices_within(self._left(), watch.lap() / len(pilot.indices))
-        if len(chosen.indices) <= len(pilot.indices):
-            return Computed(pilot, scored, 0)
-        return Computed(chosen, self._compute(chosen), 0)
+        if len(chosen.indices) > len(pilot.indices):
+            return Computed(chosen, self._compute(chosen), 0)
+        self._say(remarks)
+        return Computed(pilot, scored, 0)
 
     def with_restorations(self) -> Computed:
         pilot, watch = self.prepared.with_slices(PILOT), self._stopwatch()
@@ -78,14 +80,14 @@ class _Within:
         evidence.decode_restorations()
         decoding = watch.lap() / count
         scored = self.predictor.score(evidence, self.task)
-        for line in self.predictor.remarks(evidence, self.prepared.path):
-            self.remark(line)
+        remarks = self.predictor.remarks(evidence, self.prepared.path)
         fixed = (fixed + watch.lap()) / count
         left, slices, copies = self._left(), len(self.prepared.indices), self.predictor.restorations
         if slices * (fixed + copies * (sampling + decoding)) <= left:
             return Computed(self.prepared, self._compute(self.prepared), copies)
         chosen = self._slices_within(left, fixed + sampling + decoding)
         if len(chosen.indices) < count or copies == 1 and len(chosen.indices) == count:
+            self._say(remarks)
             return Computed(pilot, scored, 1)
         return self._in_rounds(chosen, (fixed, sampling, decoding))
 
@@ -107,10 +109,16 @@ class _Within:
             parts.append(self.predictor.restore(chosen, evidence.codes, slice(done, done + more)))
             sampling, done = watch.lap() / more, done + more
         evidence = evidence.with_restorations(torch.cat(parts, dim=1))
+        self._say(self.predictor.remarks(evidence, self.prepared.path))
         return Computed(chosen, self.predictor.score(evidence, self.task), done)
 
     def _compute(self, prepared: Prepared) -> Scored:
         return self.predictor.compute(prepared, self.task, self.remark)
+
+    def _say(self, remarks: Iterable[str]) -> None:
+        """Tell what is strange about the slices that were scored."""
+        for line in remarks:
+            self.remark(line)
 
     def _slices_within(self, seconds: float, seconds_each: float) -> Prepared:
         """The volume with as many slices as fit in `seconds`, where one takes `seconds_each`. At least one."""

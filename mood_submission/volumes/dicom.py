@@ -1,6 +1,7 @@
 """Reads folders of DICOM files with SimpleITK. Each series of slices that are stacked straight is a volume.
 
-Files are sorted by the positions of their slices, never by name or number.
+Files are sorted by the positions of their slices, never by name or number. SimpleITK's own reader of series does that too, but
+neither tells which files it leaves out and why, nor refuses a tilted gantry and slices that are missing or there twice.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime.triples import three
-from .frames import what_is_odd
+from .frames import SAME, UNEVEN, what_is_odd
 from .grid import Grid, Volume, VolumeError, check_memory, grid_of_lps, one_line, volume_of
 from .metaimage import itk, itk_path, same_locale
 from .source import Slice, Source
@@ -36,10 +37,6 @@ NO_SCANS = {
 NO_NAME = re.compile(r"[^\w.-]", re.ASCII)
 # The largest angle in degrees between the slices' normal and the line through their positions.
 MOST_TILT = 0.5
-# The share by which a gap may differ from the median gap.
-UNEVEN = 0.05
-# Positions (mm) and components of directions that differ by less are the same.
-SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)

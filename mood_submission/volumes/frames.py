@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-# How far a frame may lie beside its place, as a share of the step between frames.
+# How far a slice may lie beside its place, as a share of the step between slices.
 UNEVEN = 0.05
-# Sizes in mm and components of directions that differ by less are the same.
+# Positions and sizes in mm, and components of directions, that differ by less are the same.
 SAME = 1e-3
 HEADER = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 

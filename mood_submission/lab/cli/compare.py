@@ -23,8 +23,6 @@ from ...runtime.integrity import content_sha256, file_sha256
 from ...runtime.names import as_text
 from ...runtime.option_types import positive
 from ...runtime.options import option
-from ...runtime.settings_file import check_settings
-from ...runtime.sources import source_of
 from ...volumes import Source, VolumeError, named_volumes
 from ..evaluation.comparison import (
     Case,
@@ -38,6 +36,8 @@ from ..evaluation.comparison import (
     to_markdown,
     vae_scores,
 )
+from ..settings_file import check_settings
+from ..sources import source_of
 from ..training.checkpoints import load_vae
 from ..training.names_file import read_names
 from .options import ScoringOptions, weights_option

@@ -22,9 +22,9 @@ from ...predictor import Predictor
 from ...runtime.contract import TASKS
 from ...runtime.option_types import positive
 from ...runtime.options import option
-from ...runtime.sources import source_of
 from ...volumes import Source, named_volumes, read_volume
 from ..onnx_export import prepare_exporter
+from ..sources import source_of
 
 CACHE = ".npz"
 

@@ -20,10 +20,10 @@ from ...predictor import Predictor, Prepared
 from ...preprocessing import to_unit_range, volume_to_slices
 from ...preprocessing.body import body_mask
 from ...runtime.files import write_whole
-from ...runtime.sources import source_of
 from ...volumes import Source, Volume, read_volume
 from ..planting.anomalies import KINDS, plant
 from ..planting.toy import file_seed
+from ..sources import source_of
 from .further_methods import FURTHER_METHODS
 from .metrics import average_precision, bootstrap_interval, score_counts
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...findings.thresholds import FALSE_ALARMS
 from ...runtime.files import write_text
 from ...runtime.names import as_text
-from ...runtime.sources import source_of
+from ..sources import source_of
 from .field_metrics import (
     HEALTHY_RATES,
     OBJECT_RATES,

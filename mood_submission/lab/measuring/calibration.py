@@ -58,19 +58,22 @@ def calibrate(
 
 
 def _measurable(predictor: Predictor) -> list[Method]:
-    """The methods that have all the restorations that they need."""
-    return [method for method in table.METHODS.values() if predictor.restorations or not method.needs_restorations]
+    """The methods that have the restorations and the detector that they need."""
+    detector = predictor.model.about.detector is not None
+    return [
+        method
+        for method in table.METHODS.values()
+        if (predictor.restorations or not method.needs_restorations) and (detector or not method.needs_detector)
+    ]
 
 
 def calibration_steps(predictor: Predictor, volumes: int) -> int:
     """How often `calibrate` calls its progress for so many volumes."""
-    detector = predictor.model.about.detector is not None
-    counted = [method for method in _countable(predictor) if detector or not method.needs_detector]
-    return volumes * (1 + len(counted))
+    return volumes * (1 + len(_countable(predictor)))
 
 
 def _countable(predictor: Predictor) -> list[Method]:
-    """The methods with a pixel score, that have all the restorations that they need."""
+    """The methods with a pixel score, that have the restorations and the detector that they need."""
     measurable = _measurable(predictor)
     return [method for method in table.methods("pixel") if method in measurable]
 

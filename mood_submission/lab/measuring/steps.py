@@ -9,7 +9,10 @@ from ...volumes import read_volume, write_volume
 
 
 def predict_in_steps(predictor: Predictor, path: Path, out: Path, clock: Stopwatch) -> tuple[Prepared, Evidence]:
-    """Both tasks of `Predictor` in one, step by step. Steps that the predictor has no need of are left out.
+    """Both tasks of `Predictor` in one, step by step.
+
+    Restorations are drawn where the predictor's number of them is above 0, and the detector runs where there is one, whatever
+    the methods need: what is measured is the networks.
 
     path: a volume.
     out: folder to write the prediction to.

@@ -24,7 +24,7 @@ from ...cli.output import Progress, say
 from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
 from ...preprocessing.region import region_of
 from ...runtime.files import write_whole
-from ...runtime.sources import source_of
+from ..sources import source_of
 from .order import BatchOrder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ...runtime.option_types import above_zero, positive, shard_option
 from ...runtime.options import option
 from .cache import cache_names
 from .checkpoints import RunError
-from .run import DataOptions, Slices, SplitOptions, device_named
+from .run import DataOptions, Slices, SplitOptions, device_for_training
 from .store import Planter, PlantingSettings, fill_store
 
 
@@ -42,7 +42,7 @@ class PlantOptions:
 
 def plant_store(options: PlantOptions) -> int:
     """Fill a store for `train detector`. Returns how many volumes were planted."""
-    model = planting_model(options.model, device_named(options.split.device))
+    model = planting_model(options.model, device_for_training(options.split.device))
     slices = Slices(options.data, options.split, options.store, torch.device("cpu"))
     check_volumes(slices, model, options.model)
     planter = Planter(slices["train"], model, options.planting, cache_names(slices.file))

@@ -30,8 +30,8 @@ class DataOptions:
 
     region: str = option(None, choices=REGIONS)
     data: tuple[Path, ...] = option(
-        "healthy volumes (.nii, .nii.gz), of one or several scanners; or a .npz made by 'mood-submission train cache'",
-        metavar="FOLDER_OF_NIFTI",
+        "folders of healthy volumes, of one or several scanners; or a .npz made by 'mood-submission train cache'",
+        metavar="FOLDER",
     )
     leave_out: tuple[str, ...] = option(
         "volumes not to read, by name: 'ucla*' keeps a scanner unseen", metavar="PATTERN", default=()
@@ -89,7 +89,7 @@ class RunOptions:
     split: SplitOptions
 
 
-def device_named(name: str | None) -> torch.device:
+def device_for_training(name: str | None) -> torch.device:
     """The device of that name. None for the GPU, or the CPU where there is no GPU.
 
     Raises RunError for what is no device, and for a GPU that is not there.
@@ -146,7 +146,7 @@ class Run:
     def __init__(self, options: RunOptions, slices_on: torch.device | None = None):
         self.options, self.group = options, Group.from_environment()
         self.out, self.precision = options.out, options.schedule.precision
-        self.device = device_named(options.split.device or self.group.device)
+        self.device = device_for_training(options.split.device or self.group.device)
         torch.manual_seed(options.schedule.seed)
         self.slices = Slices(options.data, options.split, self.out, slices_on or self.device, self.group)
 

@@ -28,10 +28,10 @@ from ...preprocessing.positions import relative_positions
 from ...runtime.files import write_whole
 from ...runtime.option_types import positive, share
 from ...runtime.options import option
-from ...runtime.settings_file import check_settings
-from ...runtime.sources import source_shares
 from ..planting.anomalies import KINDS, plant
 from ..planting.varied import PASTED, TRAINING_KINDS, Host, plant_varied
+from ..settings_file import check_settings
+from ..sources import source_shares
 from .cache import CacheError, SliceData
 from .randomise import RANDOMISATIONS, randomise
 

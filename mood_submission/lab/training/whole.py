@@ -22,16 +22,16 @@ from ...preprocessing import Preprocessing
 from ...runtime.files import copy_whole, exclusive_lock, no_folders_left, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
-from ...runtime.settings_file import check_settings, read_json
 from ...runtime.torchrun import Process
 from ...volumes import Source, named_volumes
+from ..settings_file import check_settings, read_json
 from .cache import load_cache, matches
 from .checkpoints import RunError
 from .commands import Helpers, run, start
 from .detector_stage import DetectorOptions
 from .names_file import read_names, write_names
 from .recipe import TRAINED, Options, Recipe, default_recipe, quick_recipe
-from .run import device_named
+from .run import device_for_training
 from .sharing import minutes_beside, minutes_for
 from .step_log import StepLog, in_short, share_trained
 from .store import stored_files
@@ -151,7 +151,7 @@ class WholeRun:
                 f"train all: expected one process, found {process.count} that torchrun has started; it starts such processes "
                 "itself, see --together"
             )
-        device_named(options.device)
+        device_for_training(options.device)
         check_before(options)
         self.volumes = named_volumes(options.data)
         check_split(options, self.volumes)
@@ -361,7 +361,7 @@ class WholeRun:
     def _stage(self, stage: str, together: int = 1) -> list[object]:
         """The words that every command of `train` takes."""
         # Of several processes each takes its own GPU.
-        own_gpu = together > 1 and device_named(self.options.device).type == "cuda"
+        own_gpu = together > 1 and device_for_training(self.options.device).type == "cuda"
         device = [] if own_gpu else self._device
         return ["train", stage, "--region", self.options.region, "--data", self.slices, *device]
 
@@ -476,7 +476,7 @@ class WholeRun:
 
 
 def alone(source: Source, folder: Path) -> Path:
-    """What `predict -i` reads a volume alone from: its file, or a copy of a series' files, which may lie beside others.
+    """A path for `predict -i` with this volume and no other: its file, or a folder with a copy of a series' files.
 
     folder: where the copy is made. Files of one name in different folders stay apart.
     """

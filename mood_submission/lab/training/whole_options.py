@@ -14,7 +14,7 @@ from ...runtime.options import option
 from .cache import matches, split_names
 from .checkpoints import RunError
 from .recipe import TRAINED, Recipe
-from .run import device_named
+from .run import device_for_training
 from .trainer import Schedule
 
 
@@ -100,7 +100,7 @@ def how_many_together(options: AllOptions, recipe: Recipe) -> int:
     Raises RunError for more than there are GPUs, for a device that they cannot share, and where a batch has no even share for
     each.
     """
-    device, wanted = device_named(options.device), options.together
+    device, wanted = device_for_training(options.device), options.together
     gpus = torch.cuda.device_count() if device.type == "cuda" and options.device in (None, "cuda") else 0
     if wanted is None:
         return next((count for count in range(gpus, 1, -1) if not _not_parted(recipe, count)), 1)
@@ -116,7 +116,7 @@ def how_many_together(options: AllOptions, recipe: Recipe) -> int:
 
 
 def _not_parted(recipe: Recipe, count: int) -> str:
-    """What is wrong with the first batch that so many processes cannot part evenly. Empty where they can part all."""
+    """What is wrong with the first batch that cannot be divided evenly among `count` processes. Empty where all can be."""
     for stage in TRAINED:
         options = recipe.options[stage]
         if stage == "detector_2" and not options:

@@ -93,7 +93,7 @@ class WholeProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds that are left: what is planned, or else by the pace so far. None where there is no telling yet."""
+        """The seconds that are left: what is planned, or else by the pace so far. None as long as too little is done to tell."""
         if self.by_minutes:
             return 60 * (1 - self.done) * sum(self.expected.values())
         if self.done < PACE_FROM:

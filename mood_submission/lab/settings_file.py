@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .files import LOCK, exclusive_lock, write_text
+from ..runtime.files import LOCK, exclusive_lock, write_text
 
 
 def check_settings(file: Path, settings: Mapping[str, object], error: type[ValueError] = ValueError) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .names import shown
+from ..runtime.names import shown
 
 
 def source_of(name: str) -> str:
