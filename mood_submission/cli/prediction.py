@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..about import ModelError
 from ..running.options import AUTO, PredictOptions
-from ..running.preparation import Run, prepare_run
+from ..running.preparation import PreparedRun, prepare_run
 from ..running.processes import launch
 from ..running.region import region_for
 from ..running.report import Report, merge_reports
@@ -61,7 +61,7 @@ def recognise(options: PredictOptions, volumes: Sequence[Source]) -> str:
         return region_for(options, progress.counting(volumes))
 
 
-def announce(run: Run, content: Survey) -> None:
+def announce(run: PreparedRun, content: Survey) -> None:
     """Tell what is going to be scored, and what is not."""
     if run.is_first:
         if content.others:
@@ -75,7 +75,7 @@ def announce(run: Run, content: Survey) -> None:
         say(f"{len(run.sources)} volumes, {run.options.region}, {run.options.task} task, {where}")
 
 
-def score(run: Run, report: Report) -> list[Outcome]:
+def score(run: PreparedRun, report: Report) -> list[Outcome]:
     """Score the volumes, with a bar or lines of progress and a report."""
     options, ranks = run.options, run.ranks
     with Progress(len(run.sources), options.task, quiet=options.quiet or not run.is_first) as progress:
@@ -122,7 +122,7 @@ def conclude(outcomes: list[Outcome]) -> int:
     return 1 if failed else 0
 
 
-def finish_together(run: Run, ranks: Ranks, volumes: dict[str, dict], status: int) -> int:
+def finish_together(run: PreparedRun, ranks: Ranks, volumes: dict[str, dict], status: int) -> int:
     """End this process among those of torchrun. Returns its exit status.
 
     torchrun ends all processes when one fails. So the last one alone tells that a volume of any process failed.
@@ -141,7 +141,7 @@ def finish_together(run: Run, ranks: Ranks, volumes: dict[str, dict], status: in
     return finish(run, volumes, status)
 
 
-def finish(run: Run, volumes: dict[str, dict], status: int) -> int:
+def finish(run: PreparedRun, volumes: dict[str, dict], status: int) -> int:
     """Write the page, where one is asked for. Returns the exit status: 1 where the page cannot be made, else `status`.
 
     volumes: the outcomes by file name (`as_text`).

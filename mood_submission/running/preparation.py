@@ -23,7 +23,7 @@ from .work_sharing import Ranks, shard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PreparedRun:
     """A run of `predict` that can begin.
 
     options: what was asked for.
@@ -56,7 +56,7 @@ class Run:
             return Report(self.options, self.predictor.model, self.sources, own)
 
 
-def prepare_run(options: PredictOptions, sources: list[Source]) -> Run:
+def prepare_run(options: PredictOptions, sources: list[Source]) -> PreparedRun:
     """Look at all that could be wrong with a run, and make its folders.
 
     sources: the volumes in the input folder, at least one.
@@ -82,7 +82,7 @@ def prepare_run(options: PredictOptions, sources: list[Source]) -> Run:
         explain=options.findings_folder is not None,
         strip=_skull_strip(options),
     )
-    return Run(
+    return PreparedRun(
         options=options,
         sources=sources,
         ranks=ranks,

@@ -16,14 +16,14 @@ from ..onnx_export import export_onnx, prepare_exporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class OnnxExportOptions:
     """Options of `export-onnx`."""
 
     model: str = option("model file, or a region's shipped one: brain, abdom", "model", metavar="MODEL")
     out: Path = option("where to", "-o", "--out", metavar="FOLDER")
 
 
-def export(options: ExportOptions) -> list[str]:
+def export(options: OnnxExportOptions) -> list[str]:
     """Write the files. Returns a line on each. Raises ValueError where there is no model, or no package that writes them."""
     prepare_exporter()
     files = export_onnx(load_model(options.model, "cpu"), options.out)
@@ -32,4 +32,4 @@ def export(options: ExportOptions) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mood-submission export-onnx", description=__doc__)
-    return run_command(parser, ExportOptions, export, argv)
+    return run_command(parser, OnnxExportOptions, export, argv)

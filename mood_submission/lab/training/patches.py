@@ -259,15 +259,15 @@ def _other_tones(
     contrast, grain = math.exp(0.3 * (2 * _share(generator) - 1)), _share(generator) ** 2
     brighter = _smooth(size, 0.15, generator)
 
-    def toned(greys: Tensor, tissue: Tensor) -> Tensor:
+    def in_another_tone(greys: Tensor, tissue: Tensor) -> Tensor:
         return torch.where(tissue, middle + (greys - middle) * contrast + brighter, greys)
 
     # The slices and the reconstruction.
     shown = [*range(count), 2 * count]
     tissue = torch.cat([tissue, tissue[:, own : own + 1]], 1)
     healthy = (maps[:, own] + change)[:, None]
-    maps[:, shown] = toned(maps[:, shown], tissue)
-    change = (toned(healthy, ~torch.isin(healthy, air)) - maps[:, own : own + 1])[:, 0]
+    maps[:, shown] = in_another_tone(maps[:, shown], tissue)
+    change = (in_another_tone(healthy, ~torch.isin(healthy, air)) - maps[:, own : own + 1])[:, 0]
     if mirrored:
         image = maps[:, -2]
         maps[:, -2] = torch.where(torch.isin(image, air), image, middle + (image - middle) * contrast)

@@ -10,7 +10,7 @@ from ...runtime.names import shown
 from .recipe import SHARES
 
 # What share of a run each step takes, about. The trainings' are planned, the others' are what is usual.
-USUAL = SHARES | {
+USUAL_SHARES = SHARES | {
     "cache": 0.05,
     "export": 0.002,
     "detector_2": 0.15,
@@ -27,11 +27,11 @@ PACE_FROM = 0.02
 def expected_minutes(steps: Sequence[str], planned: Mapping[str, float]) -> dict[str, float]:
     """The minutes that each step is expected to take. Without a plan they are shares, 0 .. 1.
 
-    steps: their names, of USUAL.
+    steps: their names, of USUAL_SHARES.
     planned: minutes of the steps that train by the clock.
     """
-    unit = sum(planned.values()) / sum(USUAL[name] for name in planned) if planned else 1.0
-    return {name: planned.get(name, USUAL[name] * unit) for name in steps}
+    unit = sum(planned.values()) / sum(USUAL_SHARES[name] for name in planned) if planned else 1.0
+    return {name: planned.get(name, USUAL_SHARES[name] * unit) for name in steps}
 
 
 class WholeProgress:
