@@ -459,8 +459,8 @@ def test_values_that_cannot_work_are_found_before_the_run(table, key, value, fou
 
 def test_a_second_detector_has_the_sizes_of_the_first(tmp_path):
     recipe, file = quick_recipe("brain"), tmp_path / "own.toml"
-    Recipe("brain", dict(recipe.options) | {"detector_2": {"steps": 1}}).write(file)
-    assert Recipe.read(file).options["detector_2"] == {"widths": [4, 6, 8, 8], "steps": 1}
+    Recipe("brain", dict(recipe.options) | {"detector_2": {"steps": 1, "mirror": True}}).write(file)
+    assert Recipe.read(file).options["detector_2"] == {"widths": [4, 6, 8, 8], "steps": 1, "mirror": True}
     check_recipe(file, kinds_in_recipes())
 
 
@@ -644,7 +644,13 @@ def test_the_recipes_of_the_shipped_models_make_what_is_shipped(region):
     args = argparse.ArgumentParser()
     add_options(args, AddDetectorOptions)
     added = options_of(AddDetectorOptions, args.parse_args(["run", "m", *recipe.words("add_detector")]))
-    settings = DetectorSettings(detector.widths, detector.run.dropout, context=detector.context, mirror=detector.mirror)
+    settings = DetectorSettings(
+        detector.widths,
+        detector.run.dropout,
+        context=detector.context,
+        mirror=detector.mirror,
+        restores=detector.restores,
+    )
     assert added.settings.chosen(settings) == about.detector
     if "patches" in trained:
         told = trained["patches"]["weaker_evidence"], trained["patches"]["other_tones"]

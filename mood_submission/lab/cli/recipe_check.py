@@ -73,7 +73,9 @@ def _check_values(file: Path, recipe: Recipe) -> None:
     """Raises RunError for values that their command takes, and that cannot work."""
     first, second = (recipe.options[name] for name in ("detector", "detector_2"))
     for key in SIZES:
-        if second and second.get(key) != first.get(key):
+        # It may read and say more than the first, and not less.
+        more = isinstance(second.get(key), bool) and not first.get(key)
+        if second and second.get(key) != first.get(key) and not more:
             raise RunError(
                 f"{file}: expected the {key} of [detector] in [detector_2], which begins from it, found another"
             )
