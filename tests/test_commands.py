@@ -128,6 +128,8 @@ def smaller(words: list[str]) -> list[str]:
         words += ["--weights", f"{region}.safetensors"]
     if command in ("predict", "compare", "calibrate") and "--slices" not in words:
         words += ["--slices", NUMBERS["--slices"]]
+    if "--engines" in words and "--repeats" not in words:
+        words += ["--repeats", "1"]
     if command == "export-onnx":
         words[1] += ".safetensors"
     if command == "train detector" and "--store" not in words:

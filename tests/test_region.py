@@ -200,9 +200,11 @@ def test_training_refuses_volumes_of_another_region(brain, abdom, tmp_path):
     assert not list(tmp_path.glob("slices*"))
 
 
-def test_training_takes_volumes_that_are_no_region_for_sure_and_few_of_another(brain, abdom, tmp_path):
+def test_training_takes_volumes_that_are_no_region_for_sure_and_few_of_another(brain, abdom, tmp_path, capsys):
     volumes = {"a": brain, "b": brain[:, :, 20:28], "c": brain, "d": abdom}
     for name, data in volumes.items():
         write_nifti(tmp_path / "volumes" / f"{name}.nii.gz", data, np.diag([*BRAIN_MM, 1]))
     build_cache(tmp_path / "volumes", tmp_path / "slices.npz", Preprocessing("abdom"))
     assert cache_names(tmp_path / "slices.npz") == list(volumes)
+    said = capsys.readouterr().err
+    assert "2 of 4 volumes look like another region than abdom and are taken as they are: a, c;" in said

@@ -192,6 +192,8 @@ def test_a_recipe_that_needs_more_memory_than_is_free_is_refused(tmp_path, monke
         RunError, match=r"expected 13.2 GB of free memory, found 8.0 GB; a lower most in \[detector\] of .*m.run"
     ):
         run.needs()
+    run.note("detector", 1.0)  # what comes after it needs no planted volumes
+    assert "1.1 GB of memory" in run.needs()
 
 
 @pytest.mark.parametrize(

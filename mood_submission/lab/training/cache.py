@@ -82,10 +82,9 @@ def build_cache(
                 except VolumeError as error:
                     say(f"left out: {error}")
                     continue
-                if len(shown) < SHOW_REGION:
-                    shown.append(region_of(volume.data, volume.spacing))
-                    if len(shown) == min(SHOW_REGION, len(sources)):
-                        _check_region(shown, source, preprocessing.region)
+                shown.append(region_of(volume.data, volume.spacing))
+                if len(shown) == min(SHOW_REGION, len(sources)):
+                    _check_region(shown, source, preprocessing.region)
                 raw.write(slices.tobytes())
                 for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
                     columns[name].append(value)
@@ -93,6 +92,12 @@ def build_cache(
         if not names:
             raise VolumeError(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
+            )
+        odd = [name for name, region in zip(names, shown) if region not in (None, preprocessing.region)]
+        if odd:
+            say(
+                f"{len(odd)} of {len(names)} volumes look like another region than {preprocessing.region} and are taken as "
+                f"they are: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}; --leave-out leaves volumes out"
             )
         arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
         held_out = [name for name in names if matches(name, hold_out)]

@@ -158,11 +158,11 @@ class WholeRun:
         self.stored = self._stored()
         self.recipe = self._recipe()
         self.together = how_many_together(options, self.recipe)
+        file = self.folder / FINISHED
+        self.finished = _finished_in(file) if file.exists() else {}
         self.needs()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note_what_it_is_of()
-        file = self.folder / FINISHED
-        self.finished = _finished_in(file) if file.exists() else {}
         names = [step.name for step in self.steps()]
         self.progress = WholeProgress(names, self.recipe.planned, self.finished, say)
 
@@ -215,7 +215,7 @@ class WholeRun:
         # Once planting has begun its disk is taken already.
         if free < disk and not (self.folder / "store").exists():
             raise RunError(f"{self.folder}: expected {_gb(disk)} of free disk, found {_gb(free)}; choose another --run")
-        held = min(planted, self._most_held()) * STORED_BYTES + (1 << 30)
+        held = min(planted, self._most_held()) * STORED_BYTES + (1 << 30) if self._has_detector_to_train() else 1 << 30
         if memory < max(held, LEAST_MEMORY) and not quick:
             lower = f"; a lower most in [detector] of {self._recipe_read()} needs less" if held > LEAST_MEMORY else ""
             raise RunError(f"expected {_gb(max(held, LEAST_MEMORY))} of free memory, found {_gb(memory)}{lower}")
@@ -230,6 +230,10 @@ class WholeRun:
         """How many planted volumes are kept, by the recipe. 0 where it does not say."""
         kept = self.recipe.options["plant"].get("keep") or self.recipe.options["plant"].get("count") or 0
         return int(kept if isinstance(kept, int) else 0)
+
+    def _has_detector_to_train(self) -> bool:
+        """Whether a detector is still to be trained, or trained on."""
+        return not self.has_finished("detector_2" if self.recipe.options["detector_2"] else "detector")
 
     def _most_held(self) -> int:
         """How many planted volumes a detector holds in memory at most, by the recipe."""
