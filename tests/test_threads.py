@@ -143,7 +143,7 @@ def test_shipped_weights_write_the_same_bytes_for_any_threads(blobs, tmp_path):
         out = tmp_path / threads
         libraries = {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")}
         words = (
-            "predict --region brain --task both --slices 7 --restorations 3 -i",
+            "predict --region brain --task both --slices 5 --restorations 2 -i",
             volume.parent,
             "-o",
             out,
