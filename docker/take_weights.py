@@ -11,10 +11,14 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mood_submission.model import Model
 
 
 def region_of(file: Path) -> str:
-    """The region of a finished model. Raises ValueError for what is none."""
+    """The region of a finished model. Raises ValueError for what is none, and where graphs of another one lie beside it."""
     if not file.is_file():
         raise ValueError(f"{file}: expected a model file, found {'a folder' if file.is_dir() else 'no such file'}")
     if zipfile.is_zipfile(file):
@@ -28,13 +32,30 @@ def region_of(file: Path) -> str:
     # It needs torch, which what is refused above does not wait for.
     from mood_submission import load_model
 
-    about = load_model(file, "cpu").about
+    model = load_model(file, "cpu")
+    about = model.about
     if about.detector is not None and not about.healthy_samples.get(about.sample_method):
         raise ValueError(
             f"{file}: expected a finished model, found a detector of which no healthy scores are measured; run "
             "mood-submission calibrate"
         )
+    check_graphs(file, model)
     return about.region
+
+
+def check_graphs(file: Path, model: "Model") -> None:
+    """Raises ValueError where the graphs beside a model are of another one: the image would be slower than told."""
+    from mood_submission.engines.base import EngineError
+    from mood_submission.engines.choice import graphs_for
+    from mood_submission.engines.graphs import INT8, SUFFIX
+
+    graphs = file.with_suffix(SUFFIX)
+    if graphs.is_file():
+        size = model.about.preprocessing.image_size
+        try:
+            graphs_for(model.vqvae, model.prior, model.detector, graphs, precision=INT8, image_size=size)
+        except EngineError as error:
+            raise ValueError(f"{error}; without the file torch computes") from None
 
 
 def take(file: Path, folder: Path) -> None:
@@ -72,7 +93,11 @@ def main() -> int:
         if len(sys.argv) == 3:
             take(file, Path(sys.argv[2]))
         print(region_of(file))
-    except (ImportError, OSError, ValueError) as error:
+    except ImportError as error:
+        where = "set VENV to the environment that mood-submission is installed in, or PYTHON to its Python"
+        print(f"take_weights.py: expected the packages of mood-submission, found: {error}; {where}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
         print(f"take_weights.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0

@@ -12,7 +12,7 @@ from heads import head_round
 from mood_submission import load_model
 from mood_submission.cli.output import Progress
 from mood_submission.lab.planting.phantoms import abdom_phantom, brain_phantom
-from mood_submission.lab.training.cache import build_cache, cache_names
+from mood_submission.lab.training.cache import CacheError, build_cache, cache_names
 from mood_submission.preprocessing import Preprocessing
 from mood_submission.preprocessing.region import region_of
 from mood_submission.running.options import PredictOptions
@@ -194,10 +194,17 @@ def test_training_refuses_volumes_of_another_region(brain, abdom, tmp_path):
     assert done.returncode == 1, done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.endswith(
-        "b2.nii.gz: expected a volume of region abdom, found one that looks like brain, as do all 3 that were read so far; "
-        "pass --region brain"
+        "b2.nii.gz: expected volumes of region abdom, found that 3 of 3 that were read so far look like brain, and none like "
+        "abdom; pass --region brain"
     )
     assert not list(tmp_path.glob("slices*"))
+    # Fewer than three can be read, and one is nothing for sure.
+    for number, data in enumerate((brain, brain, brain[:, :, 20:28])):
+        write_nifti(tmp_path / "few" / f"b{number}.nii.gz", data, np.diag([*BRAIN_MM, 1]))
+    (tmp_path / "few" / "a.nii.gz").write_text("broken")
+    with pytest.raises(CacheError, match="2 of 3 that were read so far look like brain, and none like abdom"):
+        build_cache(tmp_path / "few", tmp_path / "slices.npz", Preprocessing("abdom"))
+    assert not list(tmp_path.glob("slices*")) and not list(tmp_path.glob("tmp*"))
 
 
 def test_training_takes_volumes_that_are_no_region_for_sure_and_few_of_another(brain, abdom, tmp_path, capsys):

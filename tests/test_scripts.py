@@ -162,15 +162,21 @@ def test_sums_stay_true_where_weights_are_replaced(take_weights, tiny_weights, t
     (folder / "README.md").write_text("# Model card\n")
     sums = [f"{file_sha256(folder / name)}  {name}\n" for name in ("abdom.safetensors", "brain.safetensors")]
     (folder / SUMS).write_text("".join(sums))
-    about = dataclasses.replace(load_model(tiny_weights["brain"], "cpu").about, sample_scale=7.0)
-    rewrite_about(tiny_weights["brain"], tmp_path / "mine.safetensors", about)
+    shipped = WEIGHTS / "brain.safetensors"
+    about = dataclasses.replace(load_model(shipped, "cpu").about, sample_scale=7.0)
+    rewrite_about(shipped, tmp_path / "mine.safetensors", about)
     (folder / "brain.graphs").write_text("of other weights")
     (folder / "abdom.graphs").write_text("of these weights")
     take_weights.take(tmp_path / "mine.safetensors", folder)
     assert not (folder / "brain.graphs").exists() and (folder / "abdom.graphs").read_text() == "of these weights"
-    (tmp_path / "mine.graphs").write_text("of mine")
+    shutil.copy(WEIGHTS / "abdom.graphs", tmp_path / "mine.graphs")
+    with pytest.raises(
+        ValueError, match="mine.graphs: expected ranges measured with these weights, .* without the file torch"
+    ):
+        take_weights.take(tmp_path / "mine.safetensors", folder)
+    shutil.copy(WEIGHTS / "brain.graphs", tmp_path / "mine.graphs")
     take_weights.take(tmp_path / "mine.safetensors", folder)
-    assert (folder / "brain.graphs").read_text() == "of mine"
+    assert (folder / "brain.graphs").read_bytes() == (WEIGHTS / "brain.graphs").read_bytes()
     checked = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True)
     assert checked.returncode == 0 and checked.stdout.count(": OK") == 2
     assert load_model(folder / "brain.safetensors", "cpu").about.sample_scale == 7.0

@@ -143,6 +143,27 @@ def test_a_run_does_not_go_on_with_other_volumes(tmp_path):
     for changed in (other, (*first, "--hold-out", "toy_0")):
         with pytest.raises(RunError, match="volumes.json: expected files made with .* choose another folder"):
             WholeRun(options_for(*changed, *rest))
+    # Those of another site may have the same names.
+    write_nifti(tmp_path / "3" / "toy_1.nii.gz", np.full((4, 4, 4), 2.0, np.float32))
+    with pytest.raises(RunError, match="volumes.json: expected files made with contents .* choose another folder"):
+        WholeRun(options_for(*first, *rest))
+
+
+def test_a_run_does_not_go_on_with_a_recipe_that_was_changed_in_its_folder(tmp_path):
+    """Else its page would tell what no network was trained with. What follows from memory may be changed."""
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*words, "--hours", 2))
+    file = tmp_path / "m.run" / "recipe.toml"
+    options = dict(run.recipe.options)
+    less = options | {"detector": {**options["detector"], "most": 20}}
+    other = options | {"vqvae": {**options["vqvae"], "rate": 0.5}}
+    Recipe("brain", less).write(file)
+    WholeRun(options_for(*words, "--recipe", file))
+    Recipe("brain", other).write(file)
+    with pytest.raises(
+        RunError, match=r"volumes.json: expected files made with recipe \[vqvae\] .* choose another folder"
+    ):
+        WholeRun(options_for(*words, "--recipe", file))
 
 
 def test_a_model_file_that_is_gone_is_written_again(tmp_path):
@@ -448,6 +469,43 @@ def test_a_recipe_may_start_from_other_weights_and_say_what_was_trained_on(tmp_p
             "widths",
             [4, 4],
             "expected the widths of [detector] in [detector_2], which begins from it, found another",
+        ),
+        (
+            "detector",
+            "context",
+            [1, 2],
+            "expected sizes that networks can have (detector), found: detector: expected a context",
+        ),
+        (
+            "vqvae",
+            "dropout",
+            1.5,
+            "expected options of its command in [vqvae], found: argument --dropout: expected 0 to 1",
+        ),
+        (
+            "prior",
+            "rate",
+            -1,
+            "expected options of its command in [prior], found: argument --rate: expected a number of at least 0",
+        ),
+        (
+            "prior",
+            "first_kernel",
+            6,
+            "expected options of its command in [prior], found: argument --first-kernel: expected an odd",
+        ),
+        (
+            "prior",
+            "downsample",
+            0,
+            "expected options of its command in [prior], found: argument --downsample: expected a number",
+        ),
+        ("vqvae", "channels", [0, 4], "expected sizes that networks can have (vqvae and prior), found: "),
+        (
+            "add_detector",
+            "ordinary_spread_quantile",
+            0.9,
+            "expected sizes that networks can have (detector), found: detector: ",
         ),
     ],
 )

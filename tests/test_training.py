@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, mood, words_of, write_two_sources
 
 from mood_submission import load_model
+from mood_submission.cli import main
 from mood_submission.lab.training.augment import Augmentation, augment_geometry, augment_intensity
 from mood_submission.lab.training.cache import (
     CacheError,
@@ -37,6 +38,7 @@ from mood_submission.preprocessing import (
     slice_indices,
     volume_to_slices,
 )
+from mood_submission.runtime.files import exclusive_lock
 from mood_submission.volumes import named_volumes, read_volume, source_at
 
 pytestmark = pytest.mark.slow
@@ -398,3 +400,14 @@ def test_training_imports_neither_nibabel_nor_simpleitk():
         "import mood_submission.lab.training.run, mood_submission.lab.training.plots"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_two_processes_never_train_one_network_in_a_folder(cache, tmp_path, monkeypatch):
+    """Such as one whose parent was killed, where the system lets it go on, and the one that goes on in its place."""
+    monkeypatch.setattr("mood_submission.lab.training.run.PATIENCE", 0.5)
+    words = ["train", "vqvae", "--region", "brain", "--data", cache, "--out", tmp_path, "--device", "cpu", *TINY_VQVAE]
+    with exclusive_lock(tmp_path / ".vqvae.lock"):
+        assert main([*map(str, words), "--steps", "1"]) == 1
+    assert not list(tmp_path.glob("vqvae*"))
+    assert main([*map(str, words), "--steps", "1"]) == 0
+    assert main([*map(str, words), "--steps", "2", "--resume"]) == 0

@@ -1,7 +1,6 @@
 """Chooses what computes a model's networks. Where ONNX Runtime cannot, torch does, and a note says why."""
 
 import warnings
-from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
 
@@ -76,28 +75,31 @@ def choose_engine(
         _check_machine(vqvae, precision)
         if graphs is None:
             raise EngineError("expected a model from a file, found one without")
-        found = read_graphs(graphs)
-        # Graphs with a detector also serve a model that is read without its own.
-        if not settings_of(vqvae, prior, detector, image_size).items() <= found.settings.items():
-            raise EngineError(
-                f"{graphs}: expected graphs of these networks, found those of networks with other settings"
-            )
-        if precision == INT8 and found.networks != networks_digest(vqvae, prior):
-            raise EngineError(
-                f"{graphs}: expected ranges measured with these weights, found those of others; see mood-submission quantise"
-            )
+        found = graphs_for(vqvae, prior, detector, graphs, precision=precision, image_size=image_size)
         networks = {"vqvae": vqvae, "prior": prior} | ({} if detector is None else {"detector": detector})
-        _check_graphs(graphs, found, networks, precision)
         return OrTorch(OnnxEngine(found, networks, precision), in_torch), None
     except EngineError as error:
         return in_torch, f"engine onnx, precision {precision}: torch computes instead, in float32: {error}"
 
 
-def _check_graphs(file: Path, found: Graphs, networks: Collection[str], precision: str) -> None:
+def graphs_for(
+    vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, file: Path, *, precision: str, image_size: int
+) -> Graphs:
+    """The graphs in a file, which are found to be of these networks. Raises EngineError for others. See `choose_engine`."""
+    found = read_graphs(file)
+    # Graphs with a detector also serve a model that is read without its own.
+    if not settings_of(vqvae, prior, detector, image_size).items() <= found.settings.items():
+        raise EngineError(f"{file}: expected graphs of these networks, found those of networks with other settings")
+    if precision == INT8 and found.networks != networks_digest(vqvae, prior):
+        raise EngineError(
+            f"{file}: expected ranges measured with these weights, found those of others; see mood-submission quantise"
+        )
+    owners = {"vqvae", "prior"} | ({"detector"} if detector is not None else set())
     try:
-        found.check([network for network, owner in OWNERS.items() if owner in networks], precision)
+        found.check([network for network, owner in OWNERS.items() if owner in owners], precision)
     except ValueError as error:
         raise EngineError(f"{file}: expected a file of mood-submission quantise, found {error}") from None
+    return found
 
 
 class OrTorch:

@@ -54,6 +54,21 @@ def slices_option(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
+def odd(text: str) -> int:
+    """A whole number such as 1, 3, 5."""
+    if not text.isdecimal() or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"expected an odd number, found {text!r}")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text!r}")
+    return value
+
+
 def above_zero(unit: str) -> Callable[[str], float]:
     """The type of a finite number above 0. unit: what it counts, for the message."""
 

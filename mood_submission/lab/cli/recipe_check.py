@@ -1,11 +1,19 @@
 """Checks all options of a recipe before `train all` begins. Otherwise the last command might refuse its own after hours."""
 
 import argparse
+import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ...runtime.options import add_options
+import torch
+
+from ...networks.detector import Detector, input_channels
+from ...networks.pixelsnail import PixelSNAIL
+from ...networks.vqvae import VQVAE
+from ...preprocessing import Preprocessing
+from ...runtime.names import in_one_line
+from ...runtime.options import add_options, options_of
 from ..training.checkpoints import RunError
 from ..training.recipe import SIZES, STAGES, TRAINED, Recipe
 
@@ -46,6 +54,7 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
     kinds: the dataclass of each command's options, by the tables' names (recipe.STAGES).
     """
     recipe = Recipe.read(file)
+    read: dict[str, argparse.Namespace] = {}
     for table in STAGES:
         _check_keys(file, table, recipe.options[table])
         # Without options there is no second detector.
@@ -61,12 +70,60 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
         # Planting without a count goes on as long as the detector trains.
         given += ["--minutes", "1"] if table == "plant" and "count" not in recipe.options[table] else []
         try:
-            _, unknown = parser.parse_known_args([*given, *recipe.words(table)])
+            read[table], unknown = parser.parse_known_args([*given, *recipe.words(table)])
         except RunError as error:
             raise RunError(f"{file}: expected options of its command in [{table}], found: {error}") from None
         if unknown:
             raise RunError(f"{file}: expected options of its command in [{table}], found {' '.join(unknown)}")
     _check_values(file, recipe)
+    for name, check in (("vqvae and prior", _try_networks), ("detector", _try_detector)):
+        try:
+            check(recipe, kinds, read)
+        # torch says it in many ways.
+        except (ValueError, RuntimeError, IndexError, KeyError, TypeError, ArithmeticError) as error:
+            raise RunError(
+                f"{file}: expected sizes that networks can have ({name}), found: {in_one_line(error)}"
+            ) from None
+
+
+def _try_networks(recipe: Recipe, kinds: Mapping[str, type], read: Mapping[str, argparse.Namespace]) -> None:
+    """Make a VQ-VAE and a prior of the recipe's sizes, and let both look at an empty slice. Raises what torch raises."""
+    vqvae_options, prior_options = (_options(recipe, kinds, read, name) for name in ("vqvae", "prior"))
+    size, position = _image_size(read["cache"], recipe.region), torch.zeros(1, 1)
+    with torch.inference_mode():
+        vqvae = VQVAE(vqvae_options.settings).eval()
+        codes = vqvae.encode(torch.zeros(1, size, size), position)
+        vqvae.decode(codes, position)
+        PixelSNAIL(prior_options.settings(vqvae.settings.codebook_size)).eval().nll(codes, position)
+
+
+def _try_detector(recipe: Recipe, kinds: Mapping[str, type], read: Mapping[str, argparse.Namespace]) -> None:
+    """Make the detectors of the recipe's sizes, and let them look at nothing. Raises what torch and the settings raise."""
+    size, made = _image_size(read["cache"], recipe.region), read["add_detector"]
+    for name in ("detector", "detector_2"):
+        if name in read:
+            settings = _options(recipe, kinds, read, name).settings
+            # The settings check these against each other.
+            quantiles = {key: getattr(made, key) or 0.0 for key in ("ordinary_quantile", "ordinary_spread_quantile")}
+            detector = Detector(dataclasses.replace(settings, **quantiles)).eval()
+            maps = torch.zeros(1, input_channels(settings.context, settings.mirror), size, size)
+            with torch.inference_mode():
+                detector(
+                    maps, torch.zeros(1, len(settings.context), size // 8, size // 8), torch.zeros(1, 2, size, size)
+                )
+
+
+def _options(recipe: Recipe, kinds: Mapping[str, type], read: Mapping[str, argparse.Namespace], table: str) -> Any:
+    """A command's options as it gets them, with the region that `train all` tells it."""
+    read[table].region = recipe.region
+    return options_of(kinds[table], read[table])
+
+
+def _image_size(cache: argparse.Namespace, region: str) -> int:
+    """The slices' side."""
+    return (Preprocessing.published if cache.preprocessing == "published" else Preprocessing.harmonised)(
+        region
+    ).image_size
 
 
 def _check_values(file: Path, recipe: Recipe) -> None:

@@ -35,6 +35,8 @@ SPLITS = ("train", "validation", "test")
 COLUMNS = ("position", "volume", "mean", "std", "filled")
 # So many volumes show whether all are of another region than the one that is asked for.
 SHOW_REGION = 3
+# What stands in the line on volumes that show another region than the one that is asked for.
+OF_ANOTHER_REGION = "look like another region"
 
 
 class CacheError(ValueError):
@@ -73,7 +75,7 @@ def build_cache(
     names: list[str] = []
     shown: list[str | None] = []
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent) as raw:
+    with tempfile.TemporaryDirectory(dir=file.parent) as hidden, open(Path(hidden, "slices"), "wb") as raw:
         with Progress(len(sources), "caching slices") as progress:
             for source in progress.counting(sources):
                 try:
@@ -83,7 +85,7 @@ def build_cache(
                     say(f"left out: {error}")
                     continue
                 shown.append(region_of(volume.data, volume.spacing))
-                if len(shown) == min(SHOW_REGION, len(sources)):
+                if len(shown) == SHOW_REGION and None not in shown:
                     _check_region(shown, source, preprocessing.region)
                 raw.write(slices.tobytes())
                 for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
@@ -93,10 +95,11 @@ def build_cache(
             raise VolumeError(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
             )
+        _check_region(shown, sources[-1], preprocessing.region)
         odd = [name for name, region in zip(names, shown) if region not in (None, preprocessing.region)]
         if odd:
             say(
-                f"{len(odd)} of {len(names)} volumes look like another region than {preprocessing.region} and are taken as "
+                f"{len(odd)} of {len(names)} volumes {OF_ANOTHER_REGION} than {preprocessing.region} and are taken as "
                 f"they are: {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}; --leave-out leaves volumes out"
             )
         arrays: dict[str, Any] = {name: np.concatenate(values) for name, values in columns.items()}
@@ -106,21 +109,22 @@ def build_cache(
                 f"{sources[0].path.parent}: expected volumes named {', '.join(hold_out)} to hold out, found none"
             )
         about = {"names": names, "preprocessing": preprocessing.to_dict(), "held_out": held_out}
-        raw.flush()
+        # Windows opens no file twice.
+        raw.close()
         arrays |= {"about": np.array(json.dumps(about))}
         _write(file, arrays, Path(raw.name), framing.image_size)
 
 
 def _check_region(shown: Sequence[str | None], source: "Source", region: str) -> None:
-    """Raises CacheError where the first volumes all show one other region. One that shows no region for sure may be any.
+    """Raises CacheError where most volumes show a region for sure, and all of these one other region.
 
     shown: their regions. source: the last of them.
     """
-    other = shown[0]
-    if other not in (None, region) and set(shown) == {other}:
+    sure = [one for one in shown if one is not None]
+    if len(sure) * 2 > len(shown) and region not in sure and len(set(sure)) == 1:
         raise CacheError(
-            f"{source}: expected a volume of region {region}, found one that looks like {other}, as do all "
-            f"{len(shown)} that were read so far; pass --region {other}"
+            f"{source}: expected volumes of region {region}, found that {len(sure)} of {len(shown)} that were read so far look "
+            f"like {sure[0]}, and none like {region}; pass --region {sure[0]}"
         )
 
 

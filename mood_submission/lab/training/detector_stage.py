@@ -81,6 +81,13 @@ class DetectorOptions:
         "processes that draw batches ahead; the batches are the same with any number", metavar="N", default=0
     )
 
+    @property
+    def settings(self) -> DetectorSettings:
+        """The network's. Raises ValueError for a context without the slice itself."""
+        return DetectorSettings(
+            self.widths, self.run.dropout, context=self.context, mirror=self.mirror, restores=self.restores
+        )
+
 
 def train_detector(options: DetectorOptions) -> None:
     """Train a detector on a store, which may go on growing.
@@ -101,13 +108,7 @@ def train_detector(options: DetectorOptions) -> None:
         "train": Store(options.store, options.most, options.unseen),
         "validation": Store(options.store / "validation"),
     }
-    settings = DetectorSettings(
-        options.widths,
-        options.run.dropout,
-        context=options.context,
-        mirror=options.mirror,
-        restores=options.restores,
-    )
+    settings = options.settings
     stage = DetectorStage(settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen)
     about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
     trainer = run.trainer(stage, about, data)

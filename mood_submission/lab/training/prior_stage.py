@@ -12,6 +12,7 @@ from ...methods.paper import PUBLISHED_SLICES, sample_score
 from ...methods.top import top_score
 from ...networks.pixelsnail import PixelSNAIL, PixelSNAILSettings, add_weight_norm, fold_weight_norm
 from ...networks.vqvae import VQVAE
+from ...runtime.option_types import odd, positive
 from ...runtime.options import option
 from .augment import Augmentation
 from .cache import SliceData
@@ -33,8 +34,12 @@ class PriorOptions:
     prior_channels: int = option("width of the prior", default=128)
     blocks: int = option("blocks of the prior", default=4)
     res_blocks: int = option("pairs of residual units a block", default=4)
-    first_kernel: int | None = option("kernel of the first convolution (default: the region's published)", default=None)
-    downsample: int | None = option("stride of the attention's grid (default: the region's published)", default=None)
+    first_kernel: int | None = option(
+        "kernel of the first convolution (default: the region's published)", type=odd, default=None
+    )
+    downsample: int | None = option(
+        "stride of the attention's grid (default: the region's published)", type=positive, default=None
+    )
 
     def settings(self, codebook_size: int) -> PixelSNAILSettings:
         """The network's settings, for so many codes."""

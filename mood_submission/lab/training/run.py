@@ -3,6 +3,7 @@
 import datetime
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ...runtime import devices
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import DEVICE_HELP, share
 from ...runtime.options import option
+from .alone import alone_in
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, load_cache
 from .checkpoints import RunError, start_from
@@ -21,6 +23,8 @@ from .randomise import RANDOMISATIONS, Randomisation
 from .stage import Data, Network, Stage
 from .trainer import Budget, Schedule, Trainer
 
+# Seconds that another process has to end which trains in the same folder, since its parent was killed.
+PATIENCE = 60.0
 AUGMENTATIONS = ("published", "mild", "medium", "bold")
 
 
@@ -85,7 +89,7 @@ class RunOptions:
     augment: str = option(
         "how slices are varied: as published, or by domain randomisation", choices=AUGMENTATIONS, default="mild"
     )
-    dropout: float = option("probability that a unit drops a channel", default=0.1)
+    dropout: float = option("probability that a unit drops a channel", type=share, default=0.1)
     split: SplitOptions
 
 
@@ -162,26 +166,32 @@ class Run:
         stage: what is trained.
         about: what the checkpoint is to say of the stage.
         data: the splits that the stage trains on.
-        Raises RunError where the folder has a checkpoint and the run is not to be resumed.
+        Raises RunError where the folder has a checkpoint and the run is not to be resumed, and where another process trains the
+        stage there.
         """
-        file = self.out / f"{stage.name}.pt"
-        if file.exists() and not self.options.resume:
-            raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
-        about = self._about() | about
-        if self.options.start_from is not None:
-            about |= {"started_from": start_from(self.options.start_from, stage)}
-        trainer = Trainer(
-            stage,
-            data,
-            out=self.out,
-            budget=self.options.budget,
-            schedule=self.options.schedule,
-            device=self.device,
-            about=about,
-            group=self.group,
-        )
-        if file.exists():
-            trainer.resume()
+        with ExitStack() as stack:
+            if self.group.first:
+                training, lock = f"training of a {stage.name}", f".{stage.name}.lock"
+                stack.enter_context(alone_in(self.out, lock, training, "--out", patience=PATIENCE))
+            file = self.out / f"{stage.name}.pt"
+            if file.exists() and not self.options.resume:
+                raise RunError(f"{file}: exists already; continue it with --resume, or choose another --out")
+            about = self._about() | about
+            if self.options.start_from is not None:
+                about |= {"started_from": start_from(self.options.start_from, stage)}
+            trainer = Trainer(
+                stage,
+                data,
+                out=self.out,
+                budget=self.options.budget,
+                schedule=self.options.schedule,
+                device=self.device,
+                about=about,
+                group=self.group,
+            )
+            if file.exists():
+                trainer.resume()
+            trainer.alone = stack.pop_all()
         return trainer
 
     def _about(self) -> dict:

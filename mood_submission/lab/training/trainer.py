@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, cast
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...runtime.files import write_text
-from ...runtime.option_types import above_zero, positive
+from ...runtime.option_types import above_zero, not_negative, positive
 from ...runtime.options import option
 from .checkpoints import load_checkpoint, save_checkpoint
 from .group import SINGLE_PROCESS, Group
@@ -65,7 +66,7 @@ class Schedule:
     """
 
     batch: int = option("slices a step, of all processes together", type=positive, default=16)
-    rate: float = option("highest learning rate of the cosine schedule", default=1e-3)
+    rate: float = option("highest learning rate of the cosine schedule", type=not_negative, default=1e-3)
     warmup: float = 0.03
     clip_norm: float = 1.0
     accumulate: int = option(
@@ -138,6 +139,8 @@ class Trainer(Generic[Data, Network]):
         about: dict,
         group: Group = SINGLE_PROCESS,
     ):
+        # What keeps other processes from training here. It is closed at the training's end.
+        self.alone = ExitStack()
         self.parts = group.count * schedule.accumulate
         if schedule.batch % self.parts:
             raise ValueError(
@@ -231,6 +234,10 @@ class Trainer(Generic[Data, Network]):
         validations: how many, evenly over the budget.
         Returns the averaged model.
         """
+        with self.alone:
+            return self._train(save_seconds, validations)
+
+    def _train(self, save_seconds: float, validations: int) -> Network:
         order = self.splits["train"].order(self.schedule.batch, self.schedule.seed)
         log = Log(self.out / f"{self.stage.name}.csv", self.step)
         bar = tqdm(

@@ -5,6 +5,7 @@ the same command goes on after any kill.
 """
 
 import filecmp
+import hashlib
 import json
 import math
 import os
@@ -19,13 +20,14 @@ import torch
 
 from ...cli.output import duration
 from ...preprocessing import Preprocessing
-from ...runtime.files import copy_whole, exclusive_lock, no_folders_left, write_text
+from ...runtime.files import copy_whole, no_folders_left, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
 from ...runtime.torchrun import Process
 from ...volumes import Source, named_volumes
 from ..settings_file import check_settings, read_json
-from .cache import load_cache, matches
+from .alone import alone_in
+from .cache import OF_ANOTHER_REGION, load_cache, matches
 from .checkpoints import RunError
 from .commands import Helpers, run, start
 from .detector_stage import DetectorOptions
@@ -54,6 +56,8 @@ FINISHED, RECIPE, VOLUMES, LOGS = "finished.json", "recipe.toml", "volumes.json"
 # This is locked as long as a run goes on.
 RUNNING = ".running"
 NETWORKS, MODEL = "networks.safetensors", "model.safetensors"
+# So much of the beginning, the middle and the end of a file tells it from another one.
+MARKED_BYTES = 1 << 16
 # The fewest planted volumes that are meant to be held in memory.
 LEAST_STORED = 20
 # Options that follow from the memory that is free, which another start may find otherwise.
@@ -78,7 +82,7 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     """
     with ExitStack() as stack:
         with _folders_of(options):
-            stack.enter_context(_alone_in(options.folder))
+            stack.enter_context(alone_in(options.folder, RUNNING, "run", "--run"))
             whole = WholeRun(options, say)
         say(whole.needs())
         steps = whole.steps()
@@ -124,17 +128,23 @@ def _make_folder(folder: Path) -> None:
         raise RunError(f"{folder}: expected a folder to write to, found one that is read-only")
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """While open, no other run begins in the folder. Raises RunError where one is at work there."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive_lock(folder / RUNNING, wait=False))
-        except BlockingIOError:
-            raise RunError(
-                f"{folder}: expected no other run in this folder, found one at work; wait for its end, or choose another --run"
-            ) from None
-        yield
+def _content_mark(source: Source) -> str:
+    """A short text that tells a volume from another of its name: a digest of its file's size, beginning, middle and end.
+
+    Of a series, the number of files and the middle one stand for all.
+    """
+    file = source.files[len(source.files) // 2]
+    try:
+        with open(file, "rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(f"{len(source.files)} {size}".encode())
+            for begin in (0, size // 2, max(size - MARKED_BYTES, 0)):
+                opened.seek(begin)
+                digest.update(opened.read(MARKED_BYTES))
+    # It is left out, and named, when its turn comes.
+    except OSError:
+        return ""
+    return digest.hexdigest()[:16]
 
 
 class WholeRun:
@@ -171,9 +181,14 @@ class WholeRun:
         volumes = {
             "region": self.options.region,
             "volumes": [as_text(name) for name in sorted(self.volumes)],
+            # Another site may name its volumes alike.
+            "contents": {as_text(name): _content_mark(self.volumes[name]) for name in sorted(self.volumes)},
             "leave_out": self.options.leave_out,
             "hold_out": self.options.hold_out,
         }
+        # A recipe that was changed in the folder would be told of networks that were trained by the one before.
+        recipe = self.recipe.without(BY_MEMORY).options
+        volumes |= {f"recipe [{name}]": dict(options) for name, options in recipe.items()}
         check_settings(self.folder / VOLUMES, volumes, RunError)
         if not (self.folder / RECIPE).exists():
             self.recipe.write(self.folder / RECIPE)
@@ -321,6 +336,9 @@ class WholeRun:
         asked = sum(not matches(name, self.options.leave_out) for name in self.volumes)
         if left_out := asked - sum(map(len, names.values())):
             self.say(f"{left_out} of {asked} volumes cannot be read and are left out: see {self._log('cache').file}")
+        for line in self._log("cache").lines():
+            if OF_ANOTHER_REGION in line:
+                self.say(line)
 
     def _train(self, stage: str) -> None:
         self._run_training(stage, [*self._stage(stage, self.together), "--out", self.folder, "--resume"])
