@@ -206,7 +206,10 @@ def test_a_recipe_that_needs_more_memory_than_is_free_is_refused(tmp_path, monke
     data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     memory = [64 * 10**9]
     monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: memory[0])
-    run = WholeRun(options_for(*data, "--recipe", SHIPPED["brain"]))
+    options, steps = dict(quick_recipe("brain").options), {"vqvae": 856, "prior": 904, "detector": 9096}
+    options |= {stage: {**options[stage], "steps": count} for stage, count in steps.items()}
+    Recipe("brain", options | {"plant": {"count": 288}}).write(tmp_path / "own.toml")
+    run = WholeRun(options_for(*data, "--recipe", tmp_path / "own.toml"))
     assert "13.2 GB of memory and 856 steps of vqvae, 904 steps of prior, 9096 steps of detector;" in run.needs()
     memory[0] = 8 * 10**9
     with pytest.raises(
@@ -737,7 +740,8 @@ def test_train_all_takes_the_recipes_of_the_shipped_models(region, tmp_path):
 def test_a_second_detector_starts_from_the_first_and_the_mean_of_both_is_taken(monkeypatch, tmp_path):
     data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f"{SHIPPED['brain'].read_text()}\n[detector_2]\nother_tones = 0.7\nsteps = 9\n")
+    second = {"detector_2": {"other_tones": 0.7, "steps": 9}}
+    Recipe("brain", dict(Recipe.read(SHIPPED["brain"]).options) | second).write(recipe)
     run = WholeRun(options_for(*data, "--recipe", recipe))
     ran: list[list[str]] = []
     monkeypatch.setattr(
