@@ -661,7 +661,7 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
     """MB in use over the second quarter of so many volumes, of many sizes, and over the last; medians, since what the
     allocator keeps goes up and down. All in this process."""
     rng = np.random.default_rng(0)
-    predictor = Predictor(load_model(weights, device="cpu"), slice_count=6, restorations=2)
+    predictor = Predictor(load_model(weights, device="cpu"), slice_count=3, restorations=1)
     sources, memory, shapes = [], [], [tuple(rng.integers(5, 60, 3)) for _ in range(20)]
     for i, shape in enumerate(shapes):
         write_nifti(folder / "in" / f"case_{i}.nii.gz", smooth_data(shape), AFFINE)
@@ -679,10 +679,10 @@ def soak(volumes: int, weights: Path, folder: Path) -> tuple[float, float]:
     return quarters[1], quarters[3]
 
 
-@pytest.mark.parametrize("volumes", [150, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("volumes", [300, pytest.param(2000, marks=pytest.mark.long)])
 def test_memory_stays_flat_over_volumes(volumes, tiny_weights, tmp_path):
     begin, end = soak(volumes, tiny_weights["abdom"], tmp_path)
-    assert end < begin + min(20, volumes / 15)
+    assert end < begin + 20
 
 
 @pytest.mark.parametrize("cases, seed, each", [(1500, 0, 300), pytest.param(30_000, 1, 6000, marks=pytest.mark.long)])
