@@ -115,8 +115,12 @@ def test_an_image_is_made_of_a_model(tiny_weights, docker, left, tmp_path):
     assert "computed by torch (mood-submission quantise writes" in run.stdout and not (tmp_path / "graphs").exists()
     (tmp_path / "my model.graphs").write_text("graphs")
     run = make_image(docker, model, "mine:1")
-    assert run.returncode == 0 and "with its graphs" in run.stdout
-    assert (tmp_path / "graphs").read_text() == "graphs" and not left()
+    assert run.returncode == 1 and "my model.graphs: expected" in run.stderr and not left()
+    model = shutil.copy(WEIGHTS / "abdom.safetensors", model)
+    shutil.copy(WEIGHTS / "abdom.graphs", tmp_path / "my model.graphs")
+    run = make_image(docker, model, "mine:1")
+    assert run.returncode == 0 and "with its graphs" in run.stdout, run.stderr
+    assert (tmp_path / "graphs").read_bytes() == (WEIGHTS / "abdom.graphs").read_bytes() and not left()
 
 
 @pytest.mark.slow
