@@ -87,7 +87,7 @@ def test_nothing_is_randomised_where_nothing_may_be():
 def test_a_volume_is_changed_as_one():
     one = brain_slices()[6:7].expand(5, -1, -1)
     # These vary from slice to slice in a volume too.
-    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0)
+    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0, tissues=0)
     found = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1), together=True)
     assert torch.allclose(found, found[:1].expand(5, -1, -1), atol=1e-5)
     apart = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1))
@@ -669,6 +669,27 @@ def test_a_thick_slice_shows_its_neighbours():
     # Slices of no volume have no neighbours.
     apart = randomise(slices, 40, r, 0.05, torch.Generator().manual_seed(2))
     assert not apart[[0, 1, 2, 3, 5, 6, 7, 8]].any() and apart[4, 20, 20] > 0.9
+
+
+def test_a_tissue_gets_another_grey_at_some_places_alike_on_both_sides():
+    ramp = torch.linspace(0.1, 0.9, 33)[:, None].expand(33, 40)
+    volume = torch.full((7, 40, 40), 0.9)
+    volume[:, 4:37] = ramp
+    # There is nothing else to change when no share of the other changes has a size. A curve may brighten all by 8%.
+    r = dataclasses.replace(STILL, tissues=0.06, share=1.0)
+    found = randomise(volume, 40, r, 0.05, torch.Generator().manual_seed(4), together=True)
+    factor = found[:, :, :1].amax() / 0.9
+    moved = found / factor - volume
+    assert torch.allclose(moved, moved.flip(-1), atol=1e-5)
+    # Greys in the middle move, otherwise in one column than in another. The darkest and the brightest hardly do.
+    assert float(moved[:, 16:24].abs().max()) > 0.02 and float(moved[:, 18].std(-1).max()) > 0.003
+    assert float(moved[:, [4, 36, 39]].abs().max()) < 0.01
+    order = found[:, 4:37].diff(dim=1)
+    assert float(order.min()) > -1e-3
+    # Slices of no volume stay as they are.
+    apart = randomise(volume, 40, r, 0.05, torch.Generator().manual_seed(4))
+    straight = (apart / apart.amax((1, 2), keepdim=True) * 0.9)[:, 6:35]
+    assert torch.allclose(straight, volume[:, 6:35], atol=2e-3)
 
 
 def test_a_narrow_field_of_view_and_streaks():

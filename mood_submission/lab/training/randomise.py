@@ -41,6 +41,8 @@ class Randomisation:
     thick: in a volume, the largest standard deviation of a blur along z, in slices, as thicker slices have it.
     streaks: the largest amplitude of the streaks that metal, arms or too few photons leave.
     truncated: probability that the field of view ends within the body at the sides.
+    tissues: in a volume, how far a tissue gets brighter or darker at some places, alike on both sides, as deep nuclei and the
+        brainstem do from scanner to scanner.
     floor: whether what is no air stays above the threshold of air.
     """
 
@@ -67,6 +69,7 @@ class Randomisation:
     thick: float = 0.0
     streaks: float = 0.0
     truncated: float = 0.0
+    tissues: float = 0.0
     floor: bool = True
 
 
@@ -83,8 +86,20 @@ MILD = Randomisation(
     lines=0.0,
     rim=0.15,
     cut=0.05,
+    tissues=0.03,
 )
-BOLD = Randomisation(scale=0.15, proportions=0.1, degrees=15, gamma=1.4, tone=0.08, bias=0.4, noise=0.04, blur=0.7)
+MEDIUM = Randomisation(tissues=0.05)
+BOLD = Randomisation(
+    scale=0.15,
+    proportions=0.1,
+    degrees=15,
+    gamma=1.4,
+    tone=0.08,
+    bias=0.4,
+    noise=0.04,
+    blur=0.7,
+    tissues=0.06,
+)
 CT_MILD = replace(
     MILD,
     scale=0.08,
@@ -94,6 +109,7 @@ CT_MILD = replace(
     bias=0.05,
     rim=0,
     cut=0,
+    tissues=0,
     window=0.3,
     phase=0.06,
     filled=0.1,
@@ -134,7 +150,7 @@ CT_BOLD = replace(
     truncated=0.2,
 )
 RANDOMISATIONS = {
-    "brain": {"mild": MILD, "medium": Randomisation(), "bold": BOLD},
+    "brain": {"mild": MILD, "medium": MEDIUM, "bold": BOLD},
     "abdom": {"mild": CT_MILD, "medium": CT_MEDIUM, "bold": CT_BOLD},
 }
 
@@ -184,6 +200,8 @@ def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold
     x, air = _borders(slices, air, r, numbers)
     x, air = _truncated(x, air, r, numbers)
     x = _ct(x, air, r, numbers, threshold)
+    if r.tissues and numbers.together:
+        x = torch.where(numbers.often(r.share), _tissues_apart(x, r, numbers), x)
     x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
     x = torch.where(numbers.often(r.share), x * (numbers.field(size, 4).clamp(-2, 2) * (r.bias / 2)).exp(), x)
     soft = blur(x, numbers.uniform(0.3, max(r.blur, 0.3)))
@@ -224,6 +242,15 @@ def _bent(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
     for turns in (1, 2):
         curve = curve + numbers.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
     return curve * numbers.uniform(0.92, 1.08)
+
+
+def _tissues_apart(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
+    """A volume whose greys of two tissues move smoothly from place to place, left as right. The order of greys stays."""
+    for grey in (numbers.uniform(0.3, 0.5), numbers.uniform(0.4, 0.65)):
+        field = numbers.field(x.shape[-1], 6)
+        alike = ((field + field.flip(-1)) / math.sqrt(2)).clamp(-1.5, 1.5)
+        x = x + numbers.uniform(0, r.tissues) * alike * torch.exp(-(((x - grey) / 0.1) ** 2))
+    return x
 
 
 def _ct(x: Tensor, air: Tensor, r: Randomisation, numbers: RandomNumbers, threshold: float) -> Tensor:
