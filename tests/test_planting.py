@@ -605,6 +605,8 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
         *CONTEXT,
         "--batch",
         4,
+        "--validation-volumes",
+        2,
     )
     assert mood("train", *train, "--steps", 4).returncode == 0
     more = mood("train", *train, "--steps", 6, "--resume")
@@ -621,7 +623,7 @@ def test_from_a_store_to_scores(healthy, cache, tiny_weights, tmp_path):
     assert predictor.restorations == 0 and 0 < predictor.sample_score(volume) < 1
     scores = predictor.pixel_scores(volume)
     assert scores.shape == volume.data.shape and scores.max() > scores.min() >= 0
-    missing = mood("train", *train[:-2], "--steps", 9, "--resume --store", tmp_path / "none")
+    missing = mood("train", *train, "--steps", 9, "--resume --store", tmp_path / "none")
     assert missing.returncode == 1 and "run mood-submission train plant first" in missing.stderr
 
 

@@ -124,7 +124,7 @@ def test_predict_strips_and_tells(head, tiny_weights, tmp_path):
 def test_whole_heads_are_scored_as_well_as_their_brains(tmp_path):
     """Planted, then put into a head: the average precision over all voxels is that of the stripped brains within 0.05."""
     plain, strip = (
-        Predictor(load_model("brain", "cpu"), slice_count=24, restorations=0, strip=s) for s in (None, SkullStrip())
+        Predictor(load_model("brain", "cpu"), slice_count=16, restorations=0, strip=s) for s in (None, SkullStrip())
     )
     counts = np.zeros((2, 2, 15361), np.int64)
     for number, kind in enumerate(("uniform", "multiply", "noise")):

@@ -77,7 +77,7 @@ def test_a_bright_ball_stands_out(model, tmp_path):
     volume = read_volume(write_nifti(tmp_path / "ball.nii.gz", planted))
     body = mask | (data > 0.05)
     predictors = [
-        Predictor(model, slice_count=12, restorations=15, pixel_method=method) for method in table.names("pixel")
+        Predictor(model, slice_count=8, restorations=8, pixel_method=method) for method in table.names("pixel")
     ]
     prepared = predictors[0].prepare(volume)
     with predictors[0].same_bits_for_any_threads():
