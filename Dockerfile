@@ -62,7 +62,10 @@ COPY --from=files /weights /weights
 COPY --from=files /workspace /workspace
 COPY ${WEIGHTS:-LICENSE} ${GRAPHS:-LICENSE} /own/
 WORKDIR /workspace
-RUN [ -z "${WEIGHTS}" ] || PYTHONPATH=/workspace python3 docker/take_weights.py "/own/${WEIGHTS##*/}" /weights
+RUN [ -z "${WEIGHTS}" ] || { \
+        named="/own/$(basename "${WEIGHTS}" .safetensors).graphs" \
+     && { [ -z "${GRAPHS}" ] || [ "/own/${GRAPHS##*/}" = "$named" ] || mv "/own/${GRAPHS##*/}" "$named"; } \
+     && PYTHONPATH=/workspace python3 docker/take_weights.py "/own/${WEIGHTS##*/}" /weights; }
 
 FROM packages AS plain
 RUN mkdir -p /mnt/data /mnt/pred

@@ -6,6 +6,10 @@
 # for other systems than this one. The exit status is 1 where something has no wheel; the reason is printed below the table.
 set -eu
 cd "$(dirname "$0")/.."
+if ! command -v uv >/dev/null; then
+    echo "$0: expected the program uv (pip install uv), found none" >&2
+    exit 1
+fi
 # the Pythons that pyproject.toml lists
 pythons=$(sed -n 's/.*"Programming Language :: Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
 platforms="x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin x86_64-pc-windows-msvc"

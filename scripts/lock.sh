@@ -6,6 +6,10 @@
 # the machine, and each has other hashes. Left out too is deepbet's graphical toolkit, which is not in the image.
 set -eu
 cd "$(dirname "$0")/.."
+if ! command -v uv >/dev/null; then
+    echo "$0: expected the program uv (pip install uv), found none" >&2
+    exit 1
+fi
 made=$(mktemp)
 trap 'rm -f "$made"' EXIT
 cat requirements.txt requirements-skullstrip.txt requirements-onnx.txt |

@@ -91,4 +91,4 @@ def test_a_gpu_that_torch_was_built_without_is_one_line(tiny_weights, blobs, tmp
     words = "--region brain --task sample --device cuda --weights"
     done = mood("predict", words, tiny_weights["brain"], "-i", blobs, "-o", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "--device cuda: Torch not compiled with CUDA enabled" in done.stderr
+    assert "--device cuda: expected a device that is there, found: Torch not compiled with CUDA enabled" in done.stderr

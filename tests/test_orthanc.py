@@ -376,7 +376,23 @@ def test_a_wrong_password_is_told_in_one_line(server, capsys, monkeypatch):
         assert line.endswith(f"expected a user and a password that may use Orthanc, found {found}\n")
 
 
-@pytest.mark.parametrize("name", ["1.2.999", "11111111-22222222-33333333-44444444-55555555", "../system", "?"])
+@pytest.mark.parametrize("answer", [[1, 2], {"a": 1}, [{"ID": "x"}], None, [["ID"]]])
+def test_answers_that_orthanc_never_gives_are_told_in_one_line(capsys, monkeypatch, answer):
+    monkeypatch.setattr(Orthanc, "_ask", lambda self, path, content: json.dumps(answer).encode())
+    line = in_one_line(run_script(Orthanc("http://localhost:1"), capsys, monkeypatch, "1.2", "--region", "brain"))
+    assert line.endswith("http://localhost:1: expected Orthanc's answer to /tools/lookup, found another\n")
+    for ask in (lambda one: one.series_of("study"), lambda one: one.store(b"file")):
+        with pytest.raises(OrthancError, match="expected Orthanc's answer to /"):
+            ask(Orthanc("http://localhost:1"))
+
+
+@pytest.mark.parametrize("name", ["../system", "?", "Miller^Ann"])
+def test_what_names_no_study_is_not_asked_for(capsys, monkeypatch, name):
+    line = in_one_line(run_script(Orthanc("http://localhost:1"), capsys, monkeypatch, name, "--region", "brain"))
+    assert line.endswith(f"expected a StudyInstanceUID or Orthanc's identifier of a study, found {name!r}\n")
+
+
+@pytest.mark.parametrize("name", ["1.2.999", "11111111-22222222-33333333-44444444-55555555"])
 def test_an_unknown_study_is_told_in_one_line(server, capsys, monkeypatch, name):
     line = in_one_line(run_script(server, capsys, monkeypatch, name, "--region", "brain"))
     assert line.endswith(f": expected a study {name}, found none\n")

@@ -194,17 +194,35 @@ def test_training_refuses_volumes_of_another_region(brain, abdom, tmp_path):
     assert done.returncode == 1, done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.endswith(
-        "b2.nii.gz: expected volumes of region abdom, found that 3 of 3 that were read so far look like brain, and none like "
-        "abdom; pass --region brain"
+        "b3.nii.gz: expected volumes of region abdom, found that 4 of 4 that were read look like brain, and none like "
+        "abdom; pass --region brain, or --leave-out with the names of those that are not meant"
     )
     assert not list(tmp_path.glob("slices*"))
     # Fewer than three can be read, and one is nothing for sure.
     for number, data in enumerate((brain, brain, brain[:, :, 20:28])):
         write_nifti(tmp_path / "few" / f"b{number}.nii.gz", data, np.diag([*BRAIN_MM, 1]))
     (tmp_path / "few" / "a.nii.gz").write_text("broken")
-    with pytest.raises(CacheError, match="2 of 3 that were read so far look like brain, and none like abdom"):
+    with pytest.raises(CacheError, match="2 of 3 that were read look like brain, and none like abdom"):
         build_cache(tmp_path / "few", tmp_path / "slices.npz", Preprocessing("abdom"))
     assert not list(tmp_path.glob("slices*")) and not list(tmp_path.glob("tmp*"))
+
+
+@pytest.mark.parametrize("first", ["brain", "abdom"])
+def test_the_order_of_names_does_not_decide_whether_volumes_are_taken(brain, abdom, tmp_path, capsys, first):
+    for number in range(8):
+        data, spacing = (brain, BRAIN_MM) if (number < 5) == (first == "brain") else (abdom, ABDOM_MM)
+        write_nifti(tmp_path / "volumes" / f"{number}.nii.gz", data, np.diag([*spacing, 1]))
+    build_cache(tmp_path / "volumes", tmp_path / "slices.npz", Preprocessing("brain"))
+    assert " of 8 volumes look like another region than brain and are taken as they are: " in capsys.readouterr().err
+
+
+def test_a_run_that_is_refused_for_its_region_leaves_nothing(brain, tmp_path):
+    for number in range(4):
+        write_nifti(tmp_path / "brains" / f"b{number}.nii.gz", brain, np.diag([*BRAIN_MM, 1]))
+    words = ("--region", "abdom", "--data", tmp_path / "brains", "-o", tmp_path / "m.safetensors")
+    done = mood("train all --quick", *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "pass --region brain, or" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["brains"]
 
 
 def test_training_takes_volumes_that_are_no_region_for_sure_and_few_of_another(brain, abdom, tmp_path, capsys):

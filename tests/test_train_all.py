@@ -31,6 +31,7 @@ from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, 
 from mood_submission.lab.training.trainer import Log
 from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, alone, train_all
 from mood_submission.lab.training.whole_options import how_many_together
+from mood_submission.lab.training.whole_report import odd_volumes
 from mood_submission.model_file import WEIGHTS
 from mood_submission.networks.detector import DetectorSettings
 from mood_submission.runtime.contract import REGIONS
@@ -98,6 +99,12 @@ def little_volumes(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.fixture
+def much_memory(monkeypatch):
+    """As much as the shipped models' recipes need, whatever else this machine does."""
+    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 64 << 30)
+
+
 def options_for(*words: object) -> AllOptions:
     return options_of(AllOptions, parser().parse_args(["all", *map(str, words)]))
 
@@ -121,6 +128,48 @@ def test_a_run_does_not_go_on_with_another_recipe(tmp_path):
         Recipe("brain", dict(run.recipe.options) | change).write(tmp_path / "other.toml")
         with pytest.raises(RunError, match="expected the recipe of before, found another"):
             WholeRun(options_for(*data, "--recipe", tmp_path / "other.toml"))
+
+
+def test_a_run_of_another_region_is_named(tmp_path):
+    words = ("--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors", "--quick")
+    WholeRun(options_for("--region", "brain", *words))
+    with pytest.raises(
+        RunError, match="recipe.toml: expected a run of region abdom, found one of brain; choose another"
+    ):
+        WholeRun(options_for("--region", "abdom", *words))
+
+
+def test_the_volumes_folder_is_none_for_a_run(tmp_path):
+    volumes = little_volumes(tmp_path / "in", 3)
+    words = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors", "--run", volumes, "--quick")
+    done = mood("train all", *words)
+    assert (
+        done.returncode == 1
+        and "expected a folder of its own for the run, found the one with the volumes" in done.stderr
+    )
+    assert len(list(volumes.iterdir())) == 3
+
+
+def test_slices_that_are_gone_are_cached_again(tmp_path):
+    words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    run = WholeRun(options_for(*words, "--quick"))
+    run.note("cache", 1.0)
+    assert not WholeRun(options_for(*words, "--quick")).has_finished("cache")
+    run.slices.touch()
+    assert WholeRun(options_for(*words, "--quick")).has_finished("cache")
+
+
+def test_the_page_names_healthy_volumes_that_score_as_planted_ones_do(tmp_path):
+    (tmp_path / "results" / "cases").mkdir(parents=True)
+    write_names(tmp_path / "held_out.txt", ["a", "b"])
+    for method in ("learned", "learned without sampling"):
+        for name, score in {"a": 0.4, "b": 0.7, "a_uniform": 0.6, "b_noise": 0.5}.items():
+            np.savez(
+                tmp_path / "results" / "cases" / f"{name}.npz",
+                sample_methods=np.array(["top", method]),
+                sample=np.array([0.99, score]),
+            )
+        assert odd_volumes(tmp_path, "learned") == (["b"], 2)
 
 
 def test_a_run_goes_on_where_other_memory_is_free(tmp_path, monkeypatch):
@@ -730,14 +779,14 @@ def test_the_volumes_that_were_held_out_are_held_out_by_default(region):
 
 
 @pytest.mark.parametrize("region", REGIONS)
-def test_train_all_takes_the_recipes_of_the_shipped_models(region, tmp_path):
+def test_train_all_takes_the_recipes_of_the_shipped_models(region, tmp_path, much_memory):
     data = ("--region", region, "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*data, "--recipe", SHIPPED[region]))
     assert run.recipe == Recipe.read(SHIPPED[region]) == Recipe.read(run.folder / "recipe.toml")
     assert ("detector_2" in [step.name for step in run.steps()]) == bool(run.recipe.options["detector_2"])
 
 
-def test_a_second_detector_starts_from_the_first_and_the_mean_of_both_is_taken(monkeypatch, tmp_path):
+def test_a_second_detector_starts_from_the_first_and_the_mean_of_both_is_taken(monkeypatch, tmp_path, much_memory):
     data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     recipe = tmp_path / "recipe.toml"
     second = {"detector_2": {"other_tones": 0.7, "steps": 9}}

@@ -6,7 +6,8 @@ import json
 import re
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,15 @@ class Orthanc:
         name: this identifier, or the StudyInstanceUID.
         Raises OrthancError where there is no such study.
         """
+        if not (IDENTIFIER.fullmatch(name) or UID.fullmatch(name)):
+            raise OrthancError(f"expected a StudyInstanceUID or Orthanc's identifier of a study, found {name!r}")
         if IDENTIFIER.fullmatch(name):
-            with suppress(NotThere):
+            with suppress(NotThere), self._understood(f"/studies/{name}"):
                 return str(self.get_json(f"/studies/{name}")["ID"])
         matches = self.post_json("/tools/lookup", name.encode()) if UID.fullmatch(name) else []
         # More than one where several patients have studies of one UID.
-        found = [one["ID"] for one in matches if one["Type"] == "Study"]
+        with self._understood("/tools/lookup"):
+            found = [one["ID"] for one in matches if one["Type"] == "Study"]
         if len(found) == 1:
             return str(found[0])
         if found:
@@ -96,21 +100,10 @@ class Orthanc:
 
     def series_of(self, study: str) -> list[Series]:
         """The series of a study, by number and UID. study: Orthanc's identifier."""
-        found = []
-        for one in self.get_json(f"/studies/{study}/series"):
-            tags = one["MainDicomTags"]
-            found.append(
-                Series(
-                    id=one["ID"],
-                    uid=tags["SeriesInstanceUID"],
-                    number=tags.get("SeriesNumber", ""),
-                    modality=tags.get("Modality", ""),
-                    description=tags.get("SeriesDescription", ""),
-                    manufacturer=tags.get("Manufacturer", ""),
-                    instances=tuple(one["Instances"]),
-                    stable=one["IsStable"],
-                )
-            )
+        path = f"/studies/{study}/series"
+        answer = self.get_json(path)
+        with self._understood(path):
+            found = [_series_from(one) for one in answer]
         return sorted(found, key=lambda series: (series.number.zfill(12), series.uid))
 
     def tags_of(self, instance: str) -> dict[str, Any]:
@@ -126,8 +119,20 @@ class Orthanc:
 
     def store(self, content: bytes) -> tuple[str, str]:
         """Store a DICOM file. Returns Orthanc's identifiers of the file and of its study."""
-        instance = str(self.post_json("/instances", content)["ID"])
-        return instance, str(self.get_json(f"/instances/{instance}/study")["ID"])
+        stored = self.post_json("/instances", content)
+        with self._understood("/instances"):
+            instance = str(stored["ID"])
+        study = self.get_json(f"/instances/{instance}/study")
+        with self._understood(f"/instances/{instance}/study"):
+            return instance, str(study["ID"])
+
+    @contextmanager
+    def _understood(self, path: str) -> Iterator[None]:
+        """Reads parts of an answer. Raises OrthancError where it is not of the kind that Orthanc gives."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise OrthancError(f"{self.url}: expected Orthanc's answer to {path}, found another") from None
 
     def _ask(self, path: str, content: bytes | None) -> bytes:
         try:
@@ -160,6 +165,20 @@ class Orthanc:
         except ValueError:
             found = body[:40].decode("ascii", "replace")
             raise OrthancError(f"{self.url}: expected an Orthanc server's JSON, found {found!r}") from None
+
+
+def _series_from(answer: dict[str, Any]) -> Series:
+    tags = answer["MainDicomTags"]
+    return Series(
+        id=answer["ID"],
+        uid=tags["SeriesInstanceUID"],
+        number=tags.get("SeriesNumber", ""),
+        modality=tags.get("Modality", ""),
+        description=tags.get("SeriesDescription", ""),
+        manufacturer=tags.get("Manufacturer", ""),
+        instances=tuple(answer["Instances"]),
+        stable=answer["IsStable"],
+    )
 
 
 def _in_one_line(error: object) -> str:

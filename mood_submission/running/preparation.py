@@ -130,7 +130,9 @@ def _model(options: PredictOptions, device: str | None) -> Model:
         )
     # There is no such device.
     except RuntimeError as error:
-        raise ModelError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+        raise ModelError(
+            f"--device {options.device}: expected a device that is there, found: {str(error).splitlines()[0]}"
+        ) from None
     if model.about.region != options.region:
         file = options.weights or WEIGHTS / f"{options.region}.safetensors"
         raise ModelError(f"{file}: expected a model of region {options.region}, found {model.about.region}")

@@ -268,6 +268,8 @@ class FolderRun:
 
     def write(self, outcome: Outcome, result: Computed, predictor: Predictor | None = None) -> None:
         begin = time.monotonic()
+        if self.findings is not None and self.findings.dicom_seg and outcome.source.kind != "dicom":
+            outcome.remark("no DICOM series, so its findings are not written as a segmentation too (--dicom-seg)")
         keep = None if self.findings is None else self.findings.add
         predictor = predictor or self.predictor
         outcome.score = write_scores(predictor, result.prepared, result.scored, self.out, keep)

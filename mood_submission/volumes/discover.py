@@ -158,4 +158,5 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise VolumeError(f"{folder}: expected a folder of {FORMATS}, found {one_line(error)}") from error
+        found = "no such file or folder" if isinstance(error, FileNotFoundError) else one_line(error)
+        raise VolumeError(f"{folder}: expected a volume, or a folder of {FORMATS}, found {found}") from error

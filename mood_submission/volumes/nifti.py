@@ -44,7 +44,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
 MOST_PACKED = 1032
 # Formats that are often taken for NIfTI: position of a mark in the file, the mark, and the format's name.
 OTHER_FORMATS = (
-    (128, b"DICM", "a DICOM file"),
+    (128, b"DICM", "a DICOM file; name its folder"),
     (0, b"\x1f\x8b", "a packed file without .gz in its name"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"NRRD", "an NRRD file"),

@@ -126,7 +126,12 @@ def _seen_by(method: Method, task: str, undrawn: Evidence, drawn: Evidence | Non
     if task not in method.reads_restorations:
         return {method.name: undrawn}
     seen = {} if drawn is None else {method.name: drawn}
-    return seen if method.needs_restorations else seen | {f"{method.name} without sampling": undrawn}
+    return seen if method.needs_restorations else seen | {undrawn_name(method.name): undrawn}
+
+
+def undrawn_name(method: str) -> str:
+    """What the scores of a method are called that needs no restorations, and has none here."""
+    return f"{method} without sampling"
 
 
 def vae_scores(vae: VAE) -> Scoring:

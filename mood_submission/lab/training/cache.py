@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 # What is cached of each slice beside its pixels.
 COLUMNS = ("position", "volume", "mean", "std", "filled")
-# So many volumes show whether all are of another region than the one that is asked for.
-SHOW_REGION = 3
+# So many volumes, evenly spread, show whether all are of another region than the one that is asked for.
+SHOW_REGION = 5
 # What stands in the line on volumes that show another region than the one that is asked for.
 OF_ANOTHER_REGION = "look like another region"
 
@@ -65,11 +66,12 @@ def build_cache(
     hold_out: patterns of names of the volumes for validation. Where there are any, all others are trained on, and none is kept
         for a test.
     Raises VolumeError for a folder without volumes and where none can be read, CacheError for two volumes of one name, for
-    patterns in `hold_out` that no volume has, and where the first volumes all show another region.
+    patterns in `hold_out` that no volume has, and where volumes show another region, see `check_region`.
     """
     from ...volumes import VolumeError, read_volume
 
     sources = _training_volumes([folders] if isinstance(folders, Path) else list(folders), leave_out)
+    check_region(sources, preprocessing.region)
     framing = _framing(preprocessing, sources)
     columns: dict[str, list] = {name: [] for name in COLUMNS}
     names: list[str] = []
@@ -85,8 +87,6 @@ def build_cache(
                     say(f"left out: {error}")
                     continue
                 shown.append(region_of(volume.data, volume.spacing))
-                if len(shown) == SHOW_REGION and None not in shown:
-                    _check_region(shown, source, preprocessing.region)
                 raw.write(slices.tobytes())
                 for name, value in (values | {"volume": np.full(len(slices), np.int32(len(names)))}).items():
                     columns[name].append(value)
@@ -95,7 +95,7 @@ def build_cache(
             raise VolumeError(
                 f"{sources[0].path.parent}: expected volumes, found none of {len(sources)} files readable"
             )
-        _check_region(shown, sources[-1], preprocessing.region)
+        _refuse_another_region(shown, sources[-1], preprocessing.region)
         odd = [name for name, region in zip(names, shown) if region not in (None, preprocessing.region)]
         if odd:
             say(
@@ -115,7 +115,24 @@ def build_cache(
         _write(file, arrays, Path(raw.name), framing.image_size)
 
 
-def _check_region(shown: Sequence[str | None], source: "Source", region: str) -> None:
+def check_region(sources: Sequence["Source"], region: str) -> None:
+    """Read a few volumes, evenly spread over all, before hours are spent on them.
+
+    Raises CacheError where most of these show a region for sure, and all that do one other region. What cannot be read is named
+    later.
+    """
+    from ...volumes import VolumeError, read_volume
+
+    shown: list[str | None] = []
+    places = np.linspace(0, len(sources) - 1, min(SHOW_REGION, len(sources))).round().astype(int)
+    for place in places:
+        with suppress(VolumeError):
+            volume = read_volume(sources[place])
+            shown.append(region_of(volume.data, volume.spacing))
+    _refuse_another_region(shown, sources[-1], region)
+
+
+def _refuse_another_region(shown: Sequence[str | None], source: "Source", region: str) -> None:
     """Raises CacheError where most volumes show a region for sure, and all of these one other region.
 
     shown: their regions. source: the last of them.
@@ -123,8 +140,9 @@ def _check_region(shown: Sequence[str | None], source: "Source", region: str) ->
     sure = [one for one in shown if one is not None]
     if len(sure) * 2 > len(shown) and region not in sure and len(set(sure)) == 1:
         raise CacheError(
-            f"{source}: expected volumes of region {region}, found that {len(sure)} of {len(shown)} that were read so far look "
-            f"like {sure[0]}, and none like {region}; pass --region {sure[0]}"
+            f"{source}: expected volumes of region {region}, found that {len(sure)} of {len(shown)} that were read look like "
+            f"{sure[0]}, and none like {region}; pass --region {sure[0]}, or --leave-out with the names of those that are not "
+            "meant"
         )
 
 

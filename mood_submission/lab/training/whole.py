@@ -27,7 +27,7 @@ from ...runtime.torchrun import Process
 from ...volumes import Source, named_volumes
 from ..settings_file import check_settings, read_json
 from .alone import alone_in
-from .cache import OF_ANOTHER_REGION, load_cache, matches
+from .cache import OF_ANOTHER_REGION, check_region, load_cache, matches
 from .checkpoints import RunError
 from .commands import Helpers, run, start
 from .detector_stage import DetectorOptions
@@ -38,7 +38,7 @@ from .sharing import minutes_beside, minutes_for
 from .step_log import StepLog, in_short, share_trained
 from .store import stored_files
 from .trainer import Log
-from .whole_options import AllOptions, check_before, check_split, how_many_together
+from .whole_options import AllOptions, check_before, check_folder, check_split, how_many_together
 from .whole_progress import WholeProgress
 
 # Bytes of a planted volume on disk and in memory, and of all checkpoints together.
@@ -80,6 +80,7 @@ def train_all(options: AllOptions, say: Callable[[str], None]) -> Path:
     Raises RunError where a step fails, where the volumes, the device, disk or memory do not suffice, for a folder with the run
     of another recipe or of other volumes, and for one where another process is at work.
     """
+    check_folder(options)
     with ExitStack() as stack:
         with _folders_of(options):
             stack.enter_context(alone_in(options.folder, RUNNING, "run", "--run"))
@@ -171,6 +172,11 @@ class WholeRun:
         file = self.folder / FINISHED
         self.finished = _finished_in(file) if file.exists() else {}
         self.needs()
+        if not self.has_finished("cache"):
+            check_region(
+                [source for name, source in self.volumes.items() if not matches(name, options.leave_out)],
+                options.region,
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._note_what_it_is_of()
         names = [step.name for step in self.steps()]
@@ -208,6 +214,11 @@ class WholeRun:
         if not file.exists():
             return wanted
         found = Recipe.read(file)
+        if found.region != wanted.region:
+            raise RunError(
+                f"{file}: expected a run of region {wanted.region}, found one of {found.region}; choose another --run, or take "
+                "that folder away"
+            )
         if found.without(BY_MEMORY) != wanted.without(BY_MEMORY):
             raise RunError(
                 f"{file}: expected the recipe of before, found another; choose another --run, or give it as --recipe"
@@ -271,8 +282,14 @@ class WholeRun:
         return f" and {', '.join(meant)}" if meant else ""
 
     def has_finished(self, step: str) -> bool:
-        """Whether a step is finished. Trying the model, which writes its file, is not where that file is gone or another."""
-        return step in self.finished and (step != "try" or self._has_written())
+        """Whether a step is finished. Two are not where what they wrote is gone or another: the cache, and trying the model,
+        which writes its file."""
+        there = {"cache": self._has_cached, "try": self._has_written}
+        return step in self.finished and (step not in there or there[step]())
+
+    def _has_cached(self) -> bool:
+        """Whether the slices are there, or no step needs them any more."""
+        return self.slices.exists() or self.finished.keys() >= {"detector", "try"}
 
     def _has_written(self) -> bool:
         """Whether the model file is this run's."""

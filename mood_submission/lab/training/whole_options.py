@@ -63,6 +63,12 @@ class AllOptions:
         return self.run or self.out.with_suffix(".run")
 
 
+def check_folder(options: AllOptions) -> None:
+    """Raises RunError where the run's folder is one with volumes."""
+    if any(options.folder.exists() and folder.exists() and options.folder.samefile(folder) for folder in options.data):
+        raise RunError(f"{options.folder}: expected a folder of its own for the run, found the one with the volumes")
+
+
 def check_before(options: AllOptions) -> None:
     """Raises RunError where the model file cannot be written, or a package is missing that a step needs."""
     if options.out.is_dir():

@@ -9,6 +9,7 @@ import numpy as np
 from ...model_file import load_model
 from ...runtime.files import write_text
 from ...runtime.names import shown
+from ..evaluation.comparison import undrawn_name
 from .names_file import read_names
 from .recipe import Recipe
 
@@ -36,7 +37,7 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
     about = load_model(model, "cpu").about
     scores = about.healthy_samples.get(about.sample_method, [])
     names = about.training.get("vqvae", {}).get("volumes", {})
-    odd, looked_at = _odd_volumes(folder, about.sample_method)
+    odd, looked_at = odd_volumes(folder, about.sample_method)
     parts = [
         f"<h1>{html.escape(model.name)}</h1>",
         f"<p>Region {about.region}. Trained on {len(names.get('train', []))} volumes, held out "
@@ -46,7 +47,8 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
         "looked at the test volumes: <code>mood-submission compare --only</code> judges by them.</p>",
         _tables(folder / "results" / "table.md"),
         "<h2>Healthy held-out volumes</h2>",
-        f"<p>Sample scores ({html.escape(about.sample_method)}): {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
+        f"<p>Sample scores ({html.escape(about.sample_method)}), as they were measured for what scores mean, of the slices that "
+        f"[calibrate] names: {', '.join(f'{score:.3f}' for score in scores) or 'none'}.</p>",
         f"<p>Volumes that look odd, of {looked_at} that anomalies were planted in: "
         f"{html.escape(', '.join(map(shown, odd))) or 'none'}.</p>",
         "<h2>Pictures</h2>",
@@ -70,7 +72,7 @@ def write_report(folder: Path, model: Path, recipe: Recipe, seconds: Mapping[str
     return page
 
 
-def _odd_volumes(folder: Path, method: str) -> tuple[list[str], int]:
+def odd_volumes(folder: Path, method: str) -> tuple[list[str], int]:
     """Healthy held-out volumes that score above the median of planted ones, by name, and how many were looked at.
 
     method: of scoring samples.
@@ -80,7 +82,10 @@ def _odd_volumes(folder: Path, method: str) -> tuple[list[str], int]:
     names = read_names(folder / "held_out.txt")
     for file in sorted((folder / "results" / "cases").glob("*.npz")):
         with np.load(file, allow_pickle=False) as case:
-            score = dict(zip(case["sample_methods"].tolist(), case["sample"].tolist())).get(method, 0.0)
+            scores = dict(zip(case["sample_methods"].tolist(), case["sample"].tolist()))
+        score = scores.get(method, scores.get(undrawn_name(method)))
+        if score is None:
+            continue
         if file.stem in names:
             healthy[file.stem] = score
         else:
@@ -89,7 +94,7 @@ def _odd_volumes(folder: Path, method: str) -> tuple[list[str], int]:
 
 
 def _tables(file: Path) -> str:
-    """The Markdown tables of a file as HTML; other lines as paragraphs."""
+    """The Markdown tables and headings of a file as HTML; other lines as paragraphs."""
     if not file.exists():
         return "<p>none</p>"
     parts: list[str] = []
@@ -103,7 +108,9 @@ def _tables(file: Path) -> str:
         if rows:
             parts.append(_table(rows[0], rows[1:]))
             rows = []
-        if line.strip():
+        if line.startswith("#"):
+            parts.append(f"<h3>{html.escape(line.strip('# '))}</h3>")
+        elif line.strip():
             parts.append(f"<p>{html.escape(line.strip())}</p>")
     return "\n".join(parts)
 
