@@ -87,7 +87,7 @@ def test_nothing_is_randomised_where_nothing_may_be():
 def test_a_volume_is_changed_as_one():
     one = brain_slices()[6:7].expand(5, -1, -1)
     # These vary from slice to slice in a volume too.
-    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0, tissues=0)
+    r = dataclasses.replace(BOLD, noise=0, elastic=0, bias=0, rim=0, cut=0, tissues=0, arteries=0)
     found = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1), together=True)
     assert torch.allclose(found, found[:1].expand(5, -1, -1), atol=1e-5)
     apart = randomise(one, 40, r, 0.05, torch.Generator().manual_seed(1))
@@ -692,6 +692,27 @@ def test_a_tissue_gets_another_grey_at_some_places_alike_on_both_sides():
     apart = randomise(volume, 40, r, 0.05, torch.Generator().manual_seed(4))
     straight = (apart / apart.amax((1, 2), keepdim=True) * 0.9)[:, 6:35]
     assert torch.allclose(straight, volume[:, 6:35], atol=2e-3)
+
+
+def test_arteries_are_bright_in_clefts_alone_and_on_both_sides():
+    """A block of tissue with clefts of fluid in it, in air."""
+    volume = torch.zeros(20, 40, 40)
+    volume[2:18, 4:36, 4:36] = 0.5
+    volume[2:18, 8:32, 10:14] = volume[2:18, 8:32, 26:30] = 0.2
+    r = dataclasses.replace(STILL, arteries=1.0)
+    seen = [
+        randomise(volume, 40, r, 0.05, torch.Generator().manual_seed(seed), together=True) - volume
+        for seed in range(12)
+    ]
+    changed = torch.stack(seen).amax(0)
+    assert float(changed.max()) > 0.2 and all(float(change.min()) > -1e-5 for change in seen)
+    # Nothing in the air, at the border, or far from fluid.
+    assert not changed[volume == 0].any() and float(changed[:, :, 17:23].max()) < 1e-3
+    assert float(changed[:, 4:6].max()) < 1e-3
+    both = [(float(change[:, :, :20].max()), float(change[:, :, 20:].max())) for change in seen]
+    assert all(min(sides) > 0.2 * max(sides) for sides in both if max(sides) > 0.2)
+    # Slices of no volume have none.
+    assert torch.allclose(randomise(volume, 40, r, 0.05, torch.Generator().manual_seed(0)), volume, atol=1e-5)
 
 
 def test_a_narrow_field_of_view_and_streaks():

@@ -43,6 +43,7 @@ class Randomisation:
     truncated: probability that the field of view ends within the body at the sides.
     tissues: in a volume, how far a tissue gets brighter or darker at some places, alike on both sides, as deep nuclei and the
         brainstem do from scanner to scanner.
+    arteries: in a volume, probability that arteries are bright, as inflowing blood makes them on some scanners.
     floor: whether what is no air stays above the threshold of air.
     """
 
@@ -70,6 +71,7 @@ class Randomisation:
     streaks: float = 0.0
     truncated: float = 0.0
     tissues: float = 0.0
+    arteries: float = 0.0
     floor: bool = True
 
 
@@ -87,8 +89,9 @@ MILD = Randomisation(
     rim=0.15,
     cut=0.05,
     tissues=0.03,
+    arteries=0.5,
 )
-MEDIUM = Randomisation(tissues=0.05)
+MEDIUM = Randomisation(tissues=0.05, arteries=0.5)
 BOLD = Randomisation(
     scale=0.15,
     proportions=0.1,
@@ -99,6 +102,7 @@ BOLD = Randomisation(
     noise=0.04,
     blur=0.7,
     tissues=0.06,
+    arteries=0.6,
 )
 CT_MILD = replace(
     MILD,
@@ -110,6 +114,7 @@ CT_MILD = replace(
     rim=0,
     cut=0,
     tissues=0,
+    arteries=0,
     window=0.3,
     phase=0.06,
     filled=0.1,
@@ -200,6 +205,8 @@ def recolour(slices: Tensor, r: Randomisation, numbers: RandomNumbers, threshold
     x, air = _borders(slices, air, r, numbers)
     x, air = _truncated(x, air, r, numbers)
     x = _ct(x, air, r, numbers, threshold)
+    if r.arteries and numbers.together:
+        x = torch.where(numbers.often(r.arteries), _with_arteries(x, air, numbers), x)
     if r.tissues and numbers.together:
         x = torch.where(numbers.often(r.share), _tissues_apart(x, r, numbers), x)
     x = torch.where(numbers.often(r.share), _bent(x.clamp_min(0), r, numbers), x)
@@ -242,6 +249,27 @@ def _bent(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
     for turns in (1, 2):
         curve = curve + numbers.uniform(-1, 1) * r.tone / turns * torch.sin(math.pi * turns * x.clamp(0, 1))
     return curve * numbers.uniform(0.92, 1.08)
+
+
+def _with_arteries(x: Tensor, air: Tensor, numbers: RandomNumbers) -> Tensor:
+    """A volume with bright tubes in some of its dark clefts, left much as right. They are a few pixels wide.
+
+    A tube runs where two smooth random fields are both about 0.
+    """
+    size = x.shape[-1]
+
+    def much_alike(points: int) -> Tensor:
+        field = numbers.field(size, points)
+        return (field + 0.8 * field.flip(-1)) / 1.28
+
+    width = numbers.uniform(0.12, 0.3)
+    tube = torch.exp(-(much_alike(18) ** 2 + much_alike(18) ** 2) / (2 * width**2))
+    # In fluid and in its neighbours, and not next to air, where skull-stripping has left other things.
+    fluid = F.max_pool2d((x < 0.36).float()[:, None], 3, 1, 1)[:, 0]
+    inner = 1 - F.max_pool2d(air.float()[:, None], 7, 1, 3)[:, 0]
+    here = torch.sigmoid((much_alike(4) - numbers.uniform(-0.5, 1.0)) / 0.2)
+    weight = tube * blur(fluid * inner, numbers.uniform(0.3, 0.6)) * here
+    return x + weight * (numbers.uniform(0.7, 1.1) - x).clamp_min(0)
 
 
 def _tissues_apart(x: Tensor, r: Randomisation, numbers: RandomNumbers) -> Tensor:
