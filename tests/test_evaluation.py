@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, mood
+from scipy import ndimage
 from sklearn import metrics
 from sklearn.metrics import average_precision_score
 
@@ -20,6 +21,7 @@ from mood_submission.lab.evaluation.field_metrics import (
     aupro,
     auroc,
     best_dice,
+    centres_of,
     count_objects,
     dice_at,
     sensitivity_at,
@@ -269,6 +271,19 @@ def test_region_overlap_is_the_obvious_integral():
 
 def box(*corner: int, side: int = 4) -> tuple[slice, ...]:
     return tuple(slice(c, c + side) for c in corner)
+
+
+@pytest.mark.parametrize("numbers", [np.int32, np.uint8])
+def test_centres_are_those_that_scipy_finds_voxel_by_voxel(numbers):
+    blobs = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((40, 30, 20)), 2) > 0.12
+    components = ndimage.label(blobs)[0].astype(numbers)
+    # A number that no voxel has.
+    components[components == 2] = 0
+    found = centres_of(components)
+    there = sorted(set(components.ravel().tolist()) - {0})
+    assert np.array_equal(found[there], ndimage.center_of_mass(components > 0, components, there))
+    assert np.isnan(found[[0, 2]]).all() and len(there) > 5
+    assert centres_of(np.zeros((3, 3, 3), numbers)).shape == (1, 3)
 
 
 def test_objects_are_found_by_centre_and_size():
