@@ -49,13 +49,21 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems 
 LONGEST = (
     "commands",
     "robustness",
-    "weights",
     "training_together",
-    "product_alone",
+    "train_all",
+    "planting",
     "skull_strip",
-    "threads",
-    "training",
+    "format_matrix",
+    "work_sharing",
+    "weights",
+    "agreement",
     "sampler",
+    "training",
+    "report",
+    "detector",
+    "onnx",
+    "threads",
+    "product_alone",
 )
 
 
