@@ -140,13 +140,10 @@ def smaller(words: list[str]) -> list[str]:
     [page for page in PAGES if page in dict(command_lines())],
     ids=lambda page: page.name,
 )
-def test_the_command_lines_of_a_page_run_in_their_order(page, sandbox, capsys, monkeypatch):
+def test_the_command_lines_of_a_page_run_in_their_order(page, sandbox, capsys):
     if page.name == "results-0.1.md":  # there, one folder holds all volumes that the model names
         for name in NAMES[5:10]:
             write_nifti(sandbox / "brain_train" / f"{name}.nii.gz", ball(int(name[-2:])), AFFINE)
-    # Two engines stand for the four that take turns in `benchmark --engines`.
-    for module in ("measuring.engines", "cli.benchmark"):
-        monkeypatch.setattr(f"mood_submission.lab.{module}.RUNS", [("torch", "float32"), ("onnx", "int8")])
     lines = command_lines()
     first_page = {tuple(words): where for where, words in reversed(lines)}
     for where, words in lines:
