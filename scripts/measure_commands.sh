@@ -99,6 +99,13 @@ all() {
     measure "train cache, 4 volumes" train cache --region "$region" --data "$healthy" --hold-out 'toy_[01]' -o "$here/slices.npz"
     measure "train plant, 1 volume" train plant --region "$region" --data "$here/slices.npz" --model "$here/model.safetensors" \
         --store "$here/store" --count 1
+    for network in vqvae prior vae; do
+        measure "train $network, 5 steps" \
+            train $network --region "$region" --data "$here/slices.npz" --steps 5 --out "$here/trained_$region"
+    done
+    measure "train detector, 5 steps" train detector --region "$region" --data "$here/slices.npz" --model "$here/model.safetensors" \
+        --store "$here/store" --steps 5 --validations 1 --validation-volumes 2 --out "$here/detector"
+    measure "train all --quick, 4 volumes" train all --region "$region" --data "$healthy" --quick -o "$here/all.safetensors"
     measure "quantise, 2 volumes" \
         quantise "$here/model.safetensors" --data "$healthy" --volumes 2 -o "$here/model.graphs"
     measure "benchmark --profile" \
