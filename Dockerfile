@@ -62,6 +62,8 @@ COPY --from=files /weights /weights
 COPY --from=files /workspace /workspace
 COPY ${WEIGHTS:-LICENSE} ${GRAPHS:-LICENSE} /own/
 WORKDIR /workspace
+RUN [ -n "${WEIGHTS}" ] || [ -z "${GRAPHS}" ] || { \
+        echo "GRAPHS=${GRAPHS}: expected WEIGHTS beside it, the model that these graphs are of, found none" >&2; exit 1; }
 RUN [ -z "${WEIGHTS}" ] || { \
         named="/own/$(basename "${WEIGHTS}" .safetensors).graphs" \
      && { [ -z "${GRAPHS}" ] || [ "/own/${GRAPHS##*/}" = "$named" ] || mv "/own/${GRAPHS##*/}" "$named"; } \

@@ -52,7 +52,7 @@ class Model:
     graphs: the file of graphs that "onnx" needs, see `engines.graphs`.
     file: the model file. None for a model that came from none.
     sha256: digest of that file's content.
-    reread: reads the same model again, onto the CPU. None for a model that came from no file.
+    reread: reads the same model again, onto the CPU, for an engine and a precision. None for a model that came from no file.
     Raises ModelError for another precision or engine, and for two that do not go together.
     """
 
@@ -71,7 +71,7 @@ class Model:
         graphs: Path | None = None,
         file: Path | None = None,
         sha256: str | None = None,
-        reread: "Callable[[], Model] | None" = None,
+        reread: "Callable[..., Model] | None" = None,
     ):
         try:
             check_choice(engine, precision)
@@ -99,17 +99,22 @@ class Model:
         self._cached: dict[torch.Size, CachedPrior] = {}
 
     @property
+    def computed(self) -> dict[str, str | None]:
+        """What computes: engine, precision, and the digest of the file of graphs, None for torch."""
+        return {"engine": self.engine.name, "precision": self.precision, "graphs": self.engine.graphs}
+
+    @property
     def precision(self) -> str:
         """The precision that networks are computed in. Where torch has taken over from another engine, that is float32."""
         return "float32" if self._precision == "int8" and self.engine.name == "torch" else self._precision
 
     def on_cpu(self) -> "Model":
-        """The same model on the CPU.
+        """The same model on the CPU, computed as it is here.
 
         A model from a file is read again, since a GPU that has failed may return nothing.
         """
         if self.reread is not None:
-            return self.reread()
+            return self.reread(engine=self.engine.name, precision=self.precision)
         return Model(
             copy.deepcopy(self.vqvae),
             copy.deepcopy(self.prior),

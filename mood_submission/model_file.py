@@ -96,9 +96,7 @@ def load_model(
             graphs=graphs or file.with_suffix(SUFFIX),
             file=file,
             sha256=sha256,
-            reread=partial(
-                load_model, file, "cpu", dtype, precision=precision, detector=detector, engine=engine, graphs=graphs
-            ),
+            reread=partial(load_model, file, "cpu", dtype, detector=detector, graphs=graphs),
         )
     # So says a torch that was built without CUDA.
     except AssertionError as error:

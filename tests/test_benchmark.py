@@ -92,6 +92,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
         (("--weights", tmp_path / "absent", "--volume", good), "absent"),
         (("--weights", tiny_weights["brain"], "--volume", bad), "bad.nii.gz"),
         (("--device", "nonsense", "--volume", good), "nonsense"),
+        (("--engines", "--volume", tmp_path / "nowhere.nii.gz"), "nowhere.nii.gz: expected a readable NIfTI volume"),
     ):
         run = benchmark("--region brain", *words)
         assert run.returncode == 1 and named in run.stderr and run.stderr.count("\n") == 1, run.stderr
@@ -106,6 +107,8 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
         ("--engines --precision int8", "expected no --engine and no --precision"),
         ("--io --engine onnx --precision int8", "--io computes no network"),
         ("--repeats 9", "--repeats: expected --engines beside it"),
+        ("--engines --naive-places 2", "--naive-places: expected none of --io, --profile, --engines"),
+        ("--size 24 --volume v.nii.gz", "--size is the toy's"),
     ],
 )
 def test_options_that_do_not_go_together_are_wrong_usage(words, told):

@@ -25,6 +25,7 @@ from mood_submission.engines.onnx_engine import OnnxEngine, share_memory
 from mood_submission.lab.sources import source_of
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
+from mood_submission.runtime.option_types import engine_by_default
 
 WITH, WITHOUT = "processor : 0\nflags\t\t: fpu avx2 {} sse\n", "flags\t\t: fpu avx2 avx512f\n"
 
@@ -49,17 +50,19 @@ def test_vnni_is_seen(flag, cpuinfo, monkeypatch):
     assert processor.has_vnni()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
     assert not processor.has_vnni()
+    assert "found ONEDNN_MAX_CPU_ISA=AVX2 in the environment" in processor.why_without_vnni()
 
 
 @pytest.mark.parametrize("text", [WITHOUT, "", "Features : asimd\n", WITH.format("avx512_vnnix")])
 def test_processors_without_vnni(text, cpuinfo):
     cpuinfo(text)
-    assert not processor.has_vnni()
+    assert not processor.has_vnni() and processor.why_without_vnni().endswith("found one without")
 
 
 def test_a_system_that_does_not_say_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "absent")
-    assert not processor.has_vnni()
+    monkeypatch.delenv(processor.LIMIT, raising=False)
+    assert not processor.has_vnni() and "found a system that does not say" in processor.why_without_vnni()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,8 @@ def fall_back(file, precision="float32"):
     assert note.startswith(f"engine onnx, precision {precision}: torch computes instead, in float32: ")
     assert "expected" in note and "found" in note and "\n" not in note
     again = model.on_cpu()
-    assert again.notes == model.notes
+    # It is told once, and what has computed goes on.
+    assert again.notes == () and again.computed == model.computed
     return note
 
 
@@ -233,7 +237,8 @@ def test_torch_goes_on_where_onnx_runtime_fails_while_it_computes(own, blobs, tm
     assert failed and "torch" not in said["torch"].replace("by torch", "")
     assert said["onnx"].count("torch computes from here on, in float32: Non-zero status code returned by a node") == 1
     report = json.loads((tmp_path / "onnx.json").read_text())
-    assert report["computed"] == {"engine": "torch", "precision": "float32"}
+    assert report["computed"] == {"engine": "torch", "precision": "float32", "graphs": None}
+    assert {volume["computed"] for volume in report["volumes"]} == {"torch in float32"}
     for file in (tmp_path / "torch").iterdir():
         assert file.read_bytes() == (tmp_path / "onnx" / file.name).read_bytes()
 
@@ -247,7 +252,8 @@ def test_torch_computes_where_the_processor_has_no_vnni(tiny_weights, cpuinfo):
 def test_torch_computes_other_parameters_than_float32(tiny_weights):
     pytest.importorskip("onnxruntime")
     model = load_model(tiny_weights["brain"], "cpu", torch.float64, engine="onnx")
-    assert "expected parameters in float32" in model.notes[0] and model.engine.name == "torch"
+    assert "torch computes instead, in float64: expected parameters in float32" in model.notes[0]
+    assert model.engine.name == "torch"
 
 
 def test_predict_says_once_that_torch_computes_and_scores_as_torch_does(tiny_weights, blobs, tmp_path, cpuinfo):
@@ -274,7 +280,7 @@ def test_auto_of_the_environment_falls_back_to_torch_where_vnni_is_hidden(tiny_w
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("torch computes instead") == (name == "auto")
         assert "on cpu by torch in float32" in done.stderr
-        assert json.loads(report.read_text())["computed"] == {"engine": "torch", "precision": "float32"}
+        assert json.loads(report.read_text())["computed"] == {"engine": "torch", "precision": "float32", "graphs": None}
     for file in (tmp_path / "torch").iterdir():
         assert file.read_bytes() == (tmp_path / "auto" / file.name).read_bytes()
 
@@ -282,7 +288,74 @@ def test_auto_of_the_environment_falls_back_to_torch_where_vnni_is_hidden(tiny_w
 def test_an_engine_of_the_environment_that_is_none_is_one_line(tiny_weights, blobs, tmp_path, monkeypatch):
     monkeypatch.setenv("MOOD_ENGINE", "steam")
     done = mood("predict --region brain --task sample -i", blobs, "-o", tmp_path, "--weights", tiny_weights["brain"])
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected one of torch, onnx" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "MOOD_ENGINE (of the environment): expected one of auto, torch, onnx, found 'steam'" in done.stderr
+    # argparse tells what is wrong in the words.
+    assert "invalid choice: 'steam'" in mood("predict --engine steam").stderr
+    monkeypatch.setenv("MOOD_ENGINE", "")
+    assert engine_by_default() == "torch"
+
+
+def fail_at_codes(monkeypatch):
+    """Let ONNX Runtime fail at the prior and the decoder, as an operator that runs out of something does."""
+    one = OnnxEngine._one
+
+    def failing(self, session, inputs):
+        if "codes" in inputs:
+            raise RuntimeError("Non-zero status code\nreturned by a node")
+        return one(self, session, inputs)
+
+    monkeypatch.setattr(OnnxEngine, "_one", failing)
+
+
+def test_a_case_of_grand_challenge_tells_that_torch_took_over(own, blobs, tmp_path, monkeypatch):
+    fail_at_codes(monkeypatch)
+    image = tmp_path / "input" / "images" / "brain-mri"
+    image.mkdir(parents=True)
+    shutil.copy(blobs / "case_0.nii.gz", image)
+    (tmp_path / "model").mkdir()
+    shutil.move(own, tmp_path / "model")
+    shutil.move(own.with_suffix(SUFFIX), tmp_path / "model")
+    folders = ("--input", tmp_path / "input", "--output", tmp_path / "output", "--model", tmp_path / "model")
+    done = mood("grand-challenge --engine onnx", *folders)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("engine onnx: torch computes from here on, in float32: Non-zero status code") == 1
+
+
+def test_what_a_volume_was_computed_by_is_its_own(own, blobs, tmp_path, monkeypatch):
+    """A run in which torch takes over at the second volume says so of each."""
+    one, calls = OnnxEngine._one, []
+
+    def failing(self, session, inputs):
+        calls.append(1)
+        # Three calls for each of a volume's two slices: codes, NLL, decoded slices.
+        if len(calls) > 6:
+            raise RuntimeError("no more")
+        return one(self, session, inputs)
+
+    monkeypatch.setattr(OnnxEngine, "_one", failing)
+    words = "--region brain --task sample --sample-method paper --pixel-method paper --device cpu --slices 2 --restorations 1"
+    more = ("--weights", own, "-o", tmp_path / "out", "--report", tmp_path / "r.json", "--engine onnx")
+    done = mood("predict", words, "-i", blobs, *more)
+    assert done.returncode == 0, done.stderr
+    computed = [volume["computed"] for volume in json.loads((tmp_path / "r.json").read_text())["volumes"]]
+    assert computed[0] == "onnx in float32" and computed[-1] == "torch in float32"
+
+
+def test_compare_mixes_no_engines_and_no_graphs(own, blobs, tmp_path, monkeypatch, cpuinfo):
+    cpuinfo(WITH.format("avx512_vnni"))
+    words = "compare --region brain --device cpu --slices 2 --restorations 1 --engine onnx --precision int8"
+    more = ("--only case_0", "--data", blobs, "--weights", own, "-o", tmp_path / "results")
+    with monkeypatch.context() as patched:
+        fail_at_codes(patched)
+        done = mood(words, *more)
+        assert done.returncode == 1 and "expected scores by onnx in int8, which failed" in done.stderr
+        assert not list((tmp_path / "results" / "cases").iterdir())
+    assert mood(words, *more).returncode == 0
+    graphs = read_graphs(own.with_suffix(SUFFIX))
+    dataclasses.replace(graphs, calibration={"slices": 1}).write(own.with_suffix(SUFFIX))
+    done = mood(words, *more)
+    assert done.returncode == 1 and "settings.json: expected files made with graphs" in done.stderr
 
 
 GROWTH = """
@@ -335,13 +408,15 @@ def test_of_threads_that_fail_at_a_time_one_tells_that_torch_takes_over():
     together = threading.Barrier(4)
 
     class Failing:
-        name, nll_slices = "onnx", 1
+        name, nll_slices, graphs = "onnx", 1, "0" * 64
 
         def encode(self, slices, position):
             together.wait()
             raise RuntimeError("no more")
 
-    in_torch = types.SimpleNamespace(name="torch", nll_slices=8, encode=lambda slices, position: slices + 1)
+    in_torch = types.SimpleNamespace(
+        name="torch", nll_slices=8, graphs=None, encode=lambda slices, position: slices + 1
+    )
     engine = OrTorch(Failing(), in_torch)
     with warnings.catch_warnings(record=True) as told, ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("always")

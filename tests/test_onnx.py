@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from conftest import mood
+from conftest import mood, write_nifti
 
 from mood_submission import load_model
 from mood_submission.engines.graphs import Graphs, read_graphs
 from mood_submission.evidence.evidence import Evidence
 from mood_submission.lab import onnx_export
-from mood_submission.lab.cli.quantise import QuantiseOptions, slices_of_cache, slices_of_volumes
+from mood_submission.lab.cli.quantise import QuantiseOptions, _what_lacks, slices_of_cache, slices_of_volumes
 from mood_submission.lab.measuring import engines
 from mood_submission.lab.onnx_export import OPSET, export_network, exported_networks
 from mood_submission.lab.training.cache import build_cache
@@ -219,13 +220,39 @@ def test_a_file_of_graphs_holds_no_parameters_and_comes_back(quantised, tmp_path
         assert bool(rounding) == (precision == "int8")
     graphs.write(tmp_path / "again.graphs")
     again = read_graphs(tmp_path / "again.graphs")
-    assert vars(again) == vars(graphs)
+    assert vars(again) == vars(graphs) | {"file": tmp_path / "again.graphs"}
 
 
 def test_quantise_says_how_far_each_precision_is_from_torch(quantised):
     file, told = quantised
     assert told.startswith(f"{file.with_suffix('.graphs')}: ") and "6 slices of 2 volumes" in told
     assert "float32: encoder differs from torch's by 0 on average" in told and told.count("int8: ") == 3
+    assert told.count("on the same slices") == 6 and "trained on" not in told
+
+
+def test_quantise_says_what_its_volumes_lack():
+    """Ranges that were measured on other scans than those that a model knows are narrower than its own."""
+    assert _what_lacks(["ixi1"], []) == _what_lacks(["ixi1", "novo2"], ["ixi1", "novo3"]) == []
+    assert "none of these volumes" in _what_lacks(["ixi1"], ["ixi2"])[0]
+    assert "called novo too" in _what_lacks(["ixi1"], ["ixi1", "novo3"])[0]
+
+
+@pytest.mark.parametrize(
+    "what, told",
+    [
+        ("blank", "case: expected a healthy volume to measure ranges on, found nothing in it"),
+        ("abdom", "expected healthy volumes of region brain, found that 1 of 1 look like abdom, and none like brain"),
+    ],
+)
+def test_quantise_refuses_volumes_that_say_nothing_of_the_ranges(what, told, quantised, tmp_path):
+    if what == "blank":
+        write_nifti(tmp_path / "data" / "case.nii.gz", np.zeros((24, 24, 24), np.float32), np.diag([8, 8, 8, 1.0]))
+    else:
+        made = "make-toy --region abdom --size 48 --volumes 1 --healthy-fraction 1 -o"
+        assert mood(made, tmp_path / "toy").returncode == 0
+        (tmp_path / "toy" / "abdom" / "toy").rename(tmp_path / "data")
+    done = mood("quantise", quantised[0], "--data", tmp_path / "data", "-o", tmp_path / "out.graphs")
+    assert done.returncode == 1 and told in done.stderr and not (tmp_path / "out.graphs").exists()
 
 
 def test_predict_by_the_engine(quantised, blobs, tmp_path):
@@ -259,7 +286,8 @@ def test_graphs_that_cannot_be_computed_leave_it_to_torch(quantised, tmp_path):
     model = load_model(file, "cpu", precision="int8", engine="onnx")
     (note,) = model.notes
     assert model.engine.name == "torch" and model.precision == "float32"
-    assert "torch computes instead" in note and "cannot compute the prior" in note and "\n" not in note
+    assert f"torch computes instead, in float32: {file.with_suffix('.graphs')}: " in note
+    assert "cannot compute the prior" in note and "\n" not in note
     assert torch.equal(evidence_of(model).nll, evidence_of(load_model(file, "cpu")).nll)
     assert load_model(file, "cpu", engine="onnx").notes == ()
 
@@ -328,6 +356,8 @@ def test_what_quantise_cannot_use_is_one_line(quantised, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     done = mood("quantise", quantised[0], "--data", tmp_path / "empty", "-o", tmp_path / "out.graphs")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+    done = mood("quantise", quantised[0], "--data", tmp_path / "empty", "-o", tmp_path / "empty")
+    assert done.returncode == 1 and "empty: expected a file to write, found a folder" in done.stderr
     monkeypatch.setattr("mood_submission.lab.onnx_export.NEEDED", ("onnx", "no_such_package"))
     done = mood("quantise", quantised[0], "--data", tmp_path, "-o", tmp_path / "out.graphs")
     assert done.returncode == 1 and "expected the package no_such_package" in done.stderr
@@ -335,17 +365,26 @@ def test_what_quantise_cannot_use_is_one_line(quantised, tmp_path, monkeypatch):
 
 
 def test_engines_side_by_side(quantised, blobs, tmp_path, monkeypatch):
-    runs = [("torch", "float32"), ("onnx", "int8")]
+    """One that fails while it computes is told, since its figures are torch's. Volumes are of any format."""
+    runs = [("torch", "float32"), ("onnx", "int8"), ("onnx", "float32")]
+    graphs = read_graphs(quantised[0].with_suffix(".graphs"))
+    wrong = {("decoder", "float32"): graphs.graphs["encoder", "float32"]}
+    names = {"decoder/float32": graphs.parameters["encoder/float32"]}
+    file = with_graphs(quantised, tmp_path, graphs=dict(graphs.graphs) | wrong, parameters=graphs.parameters | names)
+    sitk.WriteImage(sitk.ReadImage(str(blobs / "case_0.nii.gz")), str(tmp_path / "case_0.mha"))
     monkeypatch.setattr(engines, "RUNS", runs)
     monkeypatch.setattr("mood_submission.lab.cli.benchmark.RUNS", runs)
     words = "--region brain --engines --repeats 1 --device cpu --slices 2 --restorations 1"
-    more = ("--weights", quantised[0], "--volume", blobs / "case_0.nii.gz", "--json", tmp_path / "f.json")
+    more = ("--weights", file, "--volume", tmp_path / "case_0.mha", "--json", tmp_path / "f.json")
     done = mood("benchmark", words, *more)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "f.json").read_text())["brain"]
     assert [(row["engine"], row["precision"]) for row in rows] == runs
     assert rows[0]["times_as_fast"] == 1 and rows[0]["sample_score_apart"] == rows[0]["voxel_apart"] == 0
-    for row in rows[1:]:
-        assert row["times_as_fast"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
+    assert rows[2]["note"].startswith("onnx float32: expected figures of that, found those of torch in float32: ")
+    assert "torch computes from here on" in rows[2]["note"] and rows[2]["note"] in done.stdout
+    assert rows[2]["voxel_apart"] == 0
+    for row in rows[1:2]:
+        assert row["note"] is None and row["times_as_fast"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
         assert 0 < row["voxel_apart"] < 0.1 and row["peak_rss_mb"] > 50
     assert all(f"{engine} {precision}" in done.stdout for engine, precision in runs)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.contract import AUTO_ENGINE, ENGINE_VARIABLE, ENGINES, REGIONS
+from ..runtime.contract import ENGINE_VARIABLE, REGIONS
+from ..runtime.option_types import ENGINE_NAMES, check_engine_by_default, engine_by_default
 from ..runtime.options import option
 from .command import run_command
 from .output import say
@@ -38,11 +39,12 @@ class CaseOptions:
     )
     engine: str = option(
         f"what computes the networks, as in predict (default: {ENGINE_VARIABLE}, or torch; the images say auto)",
-        choices=(AUTO_ENGINE, *ENGINES),
-        default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
+        choices=ENGINE_NAMES,
+        default=engine_by_default,
     )
 
     def __post_init__(self) -> None:
+        check_engine_by_default(self.engine)
         if self.region not in (None, *REGIONS):
             raise argparse.ArgumentError(
                 None, f"MOOD_REGION: expected one of {', '.join(REGIONS)}, found {self.region!r}"

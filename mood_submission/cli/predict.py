@@ -28,7 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_options(parser, PredictOptions)
     words = list(sys.argv[1:] if argv is None else argv)
-    options = options_of(PredictOptions, parser.parse_args(words))
+    args = parser.parse_args(words)
+    try:
+        options = options_of(PredictOptions, args)
+    # What the environment says is wrong.
+    except argparse.ArgumentError as error:
+        say(f"mood_submission: {error}")
+        return 2
     # Without handlers, the first process of a container ignores these.
     stop_on_signals()
     try:

@@ -156,7 +156,8 @@ def finish(run: PreparedRun, volumes: dict[str, dict], status: int) -> int:
         "volumes": str(options.input),
         "weights": f"{model.file} (sha256 {model.sha256})",
         "device": str(model.device),
-        "computed by": f"{model.engine.name} in {model.precision}",
+        "computed by": ", ".join(sorted({volume["computed"] for volume in volumes.values()} - {""}))
+        or "{engine} in {precision}".format(**model.computed),
     }
     about = dataclasses.replace(
         model.about,

@@ -13,6 +13,10 @@ class EngineError(ValueError):
     """An engine that cannot compute here. The text says why, in one line."""
 
 
+class EngineWarning(UserWarning):
+    """Torch has taken over from an engine that failed while it computed. The text says why, in one line."""
+
+
 class Engine(Protocol):
     """Computes the networks of one model on one device.
 
@@ -20,10 +24,12 @@ class Engine(Protocol):
 
     name: one of `runtime.contract.ENGINES`.
     nll_slices: how many slices' codes a thread of a CPU gives to `nll` at a time.
+    graphs: the digest of the file of graphs that it computes. None for torch, which has none.
     """
 
     name: str
     nll_slices: int
+    graphs: str | None
 
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         """Codes of slices."""

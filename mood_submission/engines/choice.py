@@ -12,8 +12,8 @@ from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
 from ..runtime.contract import AUTO_ENGINE, ENGINES, PRECISIONS
 from ..runtime.names import in_one_line
-from ..runtime.processor import VNNI, has_vnni
-from .base import Engine, EngineError
+from ..runtime.processor import why_without_vnni
+from .base import Engine, EngineError, EngineWarning
 from .graphs import INT8, OWNERS, Graphs, networks_digest, read_graphs, settings_of
 from .onnx_engine import OnnxEngine, load_runtime
 from .torch_engine import TorchEngine
@@ -79,7 +79,8 @@ def choose_engine(
         networks = {"vqvae": vqvae, "prior": prior} | ({} if detector is None else {"detector": detector})
         return OrTorch(OnnxEngine(found, networks, precision), in_torch), None
     except EngineError as error:
-        return in_torch, f"engine onnx, precision {precision}: torch computes instead, in float32: {error}"
+        dtype = str(vqvae.codebook.dtype).removeprefix("torch.")
+        return in_torch, f"engine onnx, precision {precision}: torch computes instead, in {dtype}: {error}"
 
 
 def graphs_for(
@@ -114,7 +115,7 @@ class OrTorch:
         self._take(first)
 
     def _take(self, engine: Engine) -> None:
-        self.computing, self.name, self.nll_slices = engine, engine.name, engine.nll_slices
+        self.computing, self.name, self.nll_slices, self.graphs = engine, engine.name, engine.nll_slices, engine.graphs
 
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         return self._computed("encode", slices, position)
@@ -144,10 +145,9 @@ class OrTorch:
                 first_failure = self.computing is computing
                 self._take(self.in_torch)
             if first_failure:
-                reason = in_one_line(error)[:300]
-                warnings.warn(
-                    f"engine {computing.name}: torch computes from here on, in float32: {reason}", stacklevel=2
-                )
+                reason = in_one_line(error)[:600]
+                line = f"engine {computing.name}: torch computes from here on, in float32: {reason}"
+                warnings.warn(line, EngineWarning, stacklevel=2)
             again: Tensor = getattr(self.in_torch, what)(*inputs)
             return again
 
@@ -158,5 +158,5 @@ def _check_machine(vqvae: VQVAE, precision: str) -> None:
         raise EngineError(f"expected the device cpu, found {parameter.device.type}")
     if parameter.dtype != torch.float32:
         raise EngineError(f"expected parameters in float32, found {parameter.dtype}")
-    if precision == INT8 and not has_vnni():
-        raise EngineError(f"expected a processor with {' or '.join(VNNI)}, found one without")
+    if precision == INT8 and (why := why_without_vnni()):
+        raise EngineError(why)

@@ -18,7 +18,7 @@ from ..networks.detector import Detector
 from ..networks.pixelsnail import PixelSNAIL
 from ..networks.vqvae import VQVAE
 from ..runtime.files import write_whole
-from ..runtime.integrity import content_sha256
+from ..runtime.integrity import content_sha256, file_sha256
 from ..runtime.names import in_one_line
 from .base import EngineError
 
@@ -42,6 +42,8 @@ class Graphs:
     graphs: ONNX files as bytes, by network and precision.
     parameters: the names of the parameters that each graph lacks, by "network/precision".
     calibration: what the ranges were measured on.
+    file: where they were read. None where they were made.
+    sha256: that file's digest. Empty where there is none.
     """
 
     settings: dict[str, Any]
@@ -49,6 +51,8 @@ class Graphs:
     graphs: Mapping[tuple[str, str], bytes]
     parameters: dict[str, list[str]]
     calibration: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    sha256: str = ""
 
     def check(self, networks: Collection[str], precision: str) -> None:
         """Raises ValueError where there is no graph of one of these networks, or none in int8 of those that int8 is for.
@@ -87,7 +91,7 @@ def read_graphs(file: Path) -> Graphs:
         for name in ("settings", "parameters", "calibration"):
             if not isinstance(about.get(name), dict):
                 raise ValueError(f"no {name}")
-        return Graphs(graphs=graphs, **about)
+        return Graphs(graphs=graphs, file=file, sha256=file_sha256(file), **about)
     except FileNotFoundError:
         raise EngineError(
             f"{file}: expected the model's graphs, found no such file; see mood-submission quantise"

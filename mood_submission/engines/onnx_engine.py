@@ -69,6 +69,8 @@ class OnnxEngine:
 
     def __init__(self, graphs: Graphs, networks: Mapping[str, nn.Module], precision: str):
         self._runtime = load_runtime()
+        self.graphs: str | None = graphs.sha256
+        self._file = graphs.file
         share_memory()
         self._sessions = {
             network: self._session(network, *graphs.of(network, precision), parameters_of(networks[owner]))
@@ -101,7 +103,13 @@ class OnnxEngine:
             return self._runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         # It raises errors of many classes that have nothing else in common.
         except Exception as error:
-            raise EngineError(f"{PACKAGE} cannot compute the {network}: {in_one_line(error)[:300]}") from error
+            raise EngineError(
+                f"{self._of_file()}{PACKAGE} cannot compute the {network}: {in_one_line(error)[:300]}"
+            ) from error
+
+    def _of_file(self) -> str:
+        """The beginning of a line on what fails: the name of the file of graphs."""
+        return "" if self._file is None else f"{self._file}: "
 
     def _run(self, network: str, **inputs: Tensor) -> Tensor:
         session = self._sessions[network]
@@ -118,7 +126,7 @@ class OnnxEngine:
         except Exception as error:
             if any(words in str(error) for words in ("allocate", "bad_alloc")):
                 raise MemoryError(str(error)) from error
-            raise
+            raise EngineError(f"{self._of_file()}{in_one_line(error)[:300]}") from error
         return found
 
     def _nothing(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensor:

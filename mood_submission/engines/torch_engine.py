@@ -22,6 +22,7 @@ class TorchEngine:
 
     name = "torch"
     nll_slices = NLL_SLICES
+    graphs: str | None = None
 
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, *, bfloat16: bool = False):
         self.vqvae, self.prior, self.detector, self.bfloat16 = vqvae, prior, detector, bfloat16

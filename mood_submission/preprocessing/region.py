@@ -1,5 +1,7 @@
 """Tells which region a volume shows, by the shape of what lies in it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .anatomy import find_anatomy
@@ -38,4 +40,15 @@ def region_of(data: np.ndarray, spacing: tuple[float, float, float]) -> str | No
     reaches_both_ends = first == 0 and last == len(areas) - 1
     if top >= LEAST_CUT and reaches_both_ends and size >= LEAST_TRUNK:
         return "abdom"
+    return None
+
+
+def another_region(shown: Sequence[str | None], region: str) -> str | None:
+    """The other region that volumes show which were meant to show `region`. None where they may be right.
+
+    shown: what `region_of` says of each. Most must show a region for sure, and all of these the one other region.
+    """
+    sure = [one for one in shown if one is not None]
+    if len(sure) * 2 > len(shown) and region not in sure and len(set(sure)) == 1:
+        return sure[0]
     return None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..about import ModelError
+from ..engines.base import EngineWarning
 from ..model import Model
 from ..model_file import load_model
 from ..output.predictions import read_prepared
@@ -115,8 +116,9 @@ def score_case(
         than the one that was asked for.
     Returns a line on the scores. Raises CaseError, VolumeError, ModelError, OSError, MemoryError.
     """
-    # What is odd about a volume is no matter for the platform's log.
+    # What is odd about a volume is no matter for the platform's log. What computes is.
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", EngineWarning)
     slug, source = find_case(inputs)
     model = model_of(region or region_in_slug(slug), models, engine)
     for note in model.notes:

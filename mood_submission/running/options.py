@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..methods import told
-from ..runtime.contract import AUTO_ENGINE, BOTH, ENGINE_VARIABLE, ENGINES, PRECISIONS, REGIONS, TASKS
+from ..runtime.contract import BOTH, ENGINE_VARIABLE, PRECISIONS, REGIONS, TASKS
 from ..runtime.option_types import (
     DEVICE_HELP,
+    ENGINE_NAMES,
     at_least,
+    check_engine_by_default,
+    engine_by_default,
     json_option,
     positive,
     seconds_option,
@@ -77,8 +80,8 @@ class PredictOptions:
         "what computes the networks on a CPU: torch, or onnx, which is ONNX Runtime (the extra onnx). Where that cannot, torch "
         "does, and a line says why. auto: onnx in int8 on a CPU, else torch. Restorations are torch's (default: "
         f"{ENGINE_VARIABLE} of the environment, else torch; the images say auto)",
-        choices=(AUTO_ENGINE, *ENGINES),
-        default=lambda: os.environ.get(ENGINE_VARIABLE, "torch"),
+        choices=ENGINE_NAMES,
+        default=engine_by_default,
     )
     slices: int | str | None = option(
         "how many slices of a volume to look at; published: 32 (default: one every few mm, as the model file says, or all)",
@@ -149,6 +152,9 @@ class PredictOptions:
     report: Path | None = option(
         "what became of each volume; written again after each", type=json_option, default=None, metavar="FILE.json"
     )
+
+    def __post_init__(self) -> None:
+        check_engine_by_default(self.engine)
 
     @property
     def findings_folder(self) -> Path | None:

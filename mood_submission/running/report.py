@@ -32,8 +32,8 @@ class Report:
     """The report of a run. It is written when the run begins and after each volume.
 
     The file holds: version; weights (file and sha256); options, null for what the model file says; device; computed (the engine
-    and the precision that computed); input; output; started (UTC); seconds so far; counts by status; volumes, each as
-    `run_folder.Outcome.to_dict`.
+    and the precision that compute, and the sha256 of the graphs, null for torch); input; output; started (UTC); seconds so far;
+    counts by status; volumes, each as `run_folder.Outcome.to_dict`.
 
     options: the command's.
     model: the networks.
@@ -72,7 +72,7 @@ class Report:
         statuses = [outcome.status for outcome in self.outcomes.values()]
         content = self.head | {
             # Torch may have taken over meanwhile.
-            "computed": {"engine": self.model.engine.name, "precision": self.model.precision},
+            "computed": self.model.computed,
             "seconds": time.monotonic() - self.begin,
             "counts": {status: statuses.count(status) for status in STATUSES},
             "volumes": [outcome.to_dict() for outcome in self.outcomes.values()],

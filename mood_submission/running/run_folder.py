@@ -33,6 +33,7 @@ class Outcome:
     source: the volume.
     status: one of STATUSES.
     device: where its networks ran.
+    computed: the engine and the precision that they ran in, such as "torch in float32".
     seconds: for reading, computing and writing it.
     score: the sample score, or else the highest voxel's, 0 .. 1.
     slice_count: how many slices were scored.
@@ -44,6 +45,7 @@ class Outcome:
     source: Source
     status: str = "not reached"
     device: str = ""
+    computed: str = ""
     seconds: float = 0.0
     score: float | None = None
     slice_count: int | None = None
@@ -63,7 +65,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        names = ("status", "seconds", "device", "score", "restorations")
+        names = ("status", "seconds", "device", "computed", "score", "restorations")
         message = "; ".join(filter(None, (self.message, *self.notes)))
         return (
             {"file": as_text(self.file.name)}
@@ -263,6 +265,8 @@ class FolderRun:
             outcome.remark(_shortage(predictor, prepared, result, self.task))
         outcome.slice_count, outcome.restorations = len(result.prepared.indices), result.restorations
         outcome.device = str(predictor.model.device)
+        # Torch may have taken over from another engine meanwhile.
+        outcome.computed = "{engine} in {precision}".format(**predictor.model.computed)
         outcome.seconds += time.monotonic() - begin
         return result
 

@@ -1,10 +1,29 @@
 """Types of options. Each raises argparse.ArgumentTypeError for other texts."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .contract import AUTO_ENGINE, ENGINE_VARIABLE, ENGINES
+
 DEVICE_HELP = "cpu, cuda, cuda:1, mps ... (default: cuda if there, else cpu)"
+
+
+# What --engine takes.
+ENGINE_NAMES = (AUTO_ENGINE, *ENGINES)
+
+
+def engine_by_default() -> str:
+    """The engine that the environment names, else torch."""
+    return os.environ.get(ENGINE_VARIABLE) or "torch"
+
+
+def check_engine_by_default(engine: str) -> None:
+    """Raises argparse.ArgumentError, which names the environment's variable. argparse itself checks what is given by --engine."""
+    if engine not in ENGINE_NAMES:
+        expected = f"expected one of {', '.join(ENGINE_NAMES)}, found {engine!r}"
+        raise argparse.ArgumentError(None, f"{ENGINE_VARIABLE} (of the environment): {expected}")
 
 
 def at_least(low: int) -> Callable[[str], int]:

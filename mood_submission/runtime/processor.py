@@ -12,12 +12,21 @@ WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 
 
 def has_vnni() -> bool:
-    """Whether the processor has VNNI, and the environment does not hide it. False where the system does not say."""
-    if os.environ.get(LIMIT, "").upper() in WITHOUT_VNNI:
-        return False
+    """Whether the processor has VNNI, as far as the system says, and the environment does not hide it."""
+    return not why_without_vnni()
+
+
+def why_without_vnni() -> str:
+    """Why VNNI is not to be used, in one line. Empty where the processor has it, and the environment does not hide it.
+
+    Only Linux says what the processor has.
+    """
+    wanted = f"expected a processor with {' or '.join(VNNI)}"
+    if (hidden := os.environ.get(LIMIT, "").upper()) in WITHOUT_VNNI:
+        return f"{wanted}, found {LIMIT}={hidden} in the environment, which hides it"
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:
-        return False
+        return f"{wanted}, found a system that does not say whether it has that ({CPUINFO})"
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return any(flag in flags for flag in VNNI)
+    return "" if any(flag in flags for flag in VNNI) else f"{wanted}, found one without"

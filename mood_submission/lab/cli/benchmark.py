@@ -21,6 +21,7 @@ from ...runtime.devices import device_named
 from ...runtime.files import write_text
 from ...runtime.option_types import DEVICE_HELP, at_least, positive, slices_option
 from ...runtime.options import option
+from ...volumes import read_grid, source_at
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..measuring.engines import RUNS, engine_table, measure_engines
 from ..measuring.profile import matrix_speed, profile, stage_table
@@ -30,6 +31,8 @@ from .options import engine_option, precision_option, weights_option
 SIZE = {"brain": 256, "abdom": 512}
 # The same with --engines, where the brain's voxels are of 1 mm.
 ENGINE_SIZE = {"brain": 200, "abdom": 512}
+# Places of the code grid at which the naive loop is measured.
+NAIVE_PLACES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,11 @@ class BenchmarkOptions:
         default=None,
     )
     volume: Path | None = option("a healthy volume instead of the toy", metavar="FILE", default=None)
-    naive_places: int = option(
-        "places of the code grid at which the naive loop is measured", type=positive, metavar="N", default=3
+    naive_places: int | None = option(
+        "places of the code grid at which the naive loop is measured (default: 3)",
+        type=positive,
+        metavar="N",
+        default=None,
     )
     json: Path | None = option("write all figures here", metavar="F", default=None)
 
@@ -80,6 +86,10 @@ class BenchmarkOptions:
             )
         if self.io and (self.engine, self.precision) != ("torch", "float32"):
             raise argparse.ArgumentError(None, "--io computes no network: expected no --engine and no --precision")
+        if self.naive_places is not None and (self.io or self.profile or self.engines):
+            raise argparse.ArgumentError(None, "--naive-places: expected none of --io, --profile, --engines beside it")
+        if self.size is not None and self.volume is not None:
+            raise argparse.ArgumentError(None, "--size is the toy's: expected no --volume beside it")
         if self.repeats is not None and not self.engines:
             raise argparse.ArgumentError(None, "--repeats: expected --engines beside it")
         if self.region is None and not self.engines:
@@ -130,9 +140,11 @@ def by_engine(options: BenchmarkOptions) -> list[str]:
         for region in regions:
             with tempfile.TemporaryDirectory() as work:
                 volume = options.volume or toy(region, options.size or ENGINE_SIZE[region], Path(work))
+                # What is no volume is told before any run.
+                read_grid(source_at(volume))
                 runs = Path(work) / "runs"
                 figures[region] = measure_engines(["--region", region, *words], volume, runs, repeats, progress.update)
-            lines += [f"{region}, {machine(torch.device('cpu'))}", *engine_table(figures[region]), ""]
+            lines += [f"{region}, {machine(device_named(options.device))}", *engine_table(figures[region]), ""]
     if options.json:
         write_text(options.json, json.dumps(figures, indent=1) + "\n")
     return lines[:-1]
@@ -160,7 +172,7 @@ def measure(options: BenchmarkOptions) -> list[str]:
         elif options.io:
             measured |= benchmark_io(predictor, volume, out)
         else:
-            measured |= benchmark(predictor, volume, out, options.naive_places)
+            measured |= benchmark(predictor, volume, out, options.naive_places or NAIVE_PLACES)
     figures = {
         "region": options.region,
         "machine": machine(predictor.model.device),

@@ -132,12 +132,21 @@ def compare(options: CompareOptions) -> list[str]:
     # Results of before there were engines have none in their settings.
     if predictor.model.engine.name != "torch":
         settings["engine"] = predictor.model.engine.name
+        settings["graphs"] = predictor.model.engine.graphs
+    computed = predictor.model.computed
     check_settings(options.out / "settings.json", settings)
     with Progress(len(cases), "comparing", "case") as progress:
         for case in cases:
             progress.stage(case.name)
             for folder, scoring in scorings.items():
                 run_case(case, volumes[case.volume], predictor, scoring, folder)
+                if predictor.model.computed != computed:
+                    # Torch took over while this case was computed, see `EngineWarning`.
+                    (folder / f"{case.name}.npz").unlink()
+                    raise RuntimeError(
+                        f"{case.name}: expected scores by {computed['engine']} in {computed['precision']}, which failed; --engine "
+                        "torch measures without it, in another folder"
+                    )
             progress.update()
     results = write_tables(cases, list(scorings), halves, options.out)
     # matplotlib is loaded last, so that the tables are written where it is missing.

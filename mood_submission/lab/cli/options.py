@@ -25,7 +25,12 @@ def precision_option() -> Any:
 
 def engine_option() -> Any:
     """A field for --engine."""
-    return option("of the networks, as in predict", choices=ENGINES, default="torch")
+    return option(
+        "what computes the networks, whatever the environment says: torch, or onnx, which is ONNX Runtime on a CPU, in float32 or "
+        "with --precision int8",
+        choices=ENGINES,
+        default="torch",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

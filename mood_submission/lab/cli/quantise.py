@@ -19,6 +19,7 @@ from ...methods import table
 from ...model import Model
 from ...model_file import load_model
 from ...predictor import Predictor
+from ...preprocessing.region import another_region, region_of
 from ...runtime.contract import TASKS
 from ...runtime.option_types import positive
 from ...runtime.options import option
@@ -50,6 +51,8 @@ class QuantiseOptions:
 
 def quantise(options: QuantiseOptions) -> list[str]:
     """Write the file. Returns lines on what was measured. Raises ValueError and OSError."""
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"{options.out}: expected a file to write, found a folder")
     prepare_exporter(PACKAGE)
     # These packages are loaded where they are known to be there.
     from ..quantising.make import Examples, concatenated, differences, make_graphs
@@ -58,6 +61,9 @@ def quantise(options: QuantiseOptions) -> list[str]:
     assert model.file is not None
     cached = len(options.data) == 1 and options.data[0].suffix == CACHE
     parts, names = (slices_of_cache if cached else slices_of_volumes)(model, options)
+    for name, (slices, _) in zip(names, parts):
+        if not len(slices) or float(slices.min()) == float(slices.max()):
+            raise ValueError(f"{name}: expected a healthy volume to measure ranges on, found nothing in it")
     slices, position = concatenated(parts)
     examples = Examples(slices, position, {"volumes": len(names), "sources": sorted(set(map(source_of, names)))})
     with Progress(3 + (model.detector is not None), "exporting", "network") as progress:
@@ -70,13 +76,16 @@ def quantise(options: QuantiseOptions) -> list[str]:
     out = options.out or model.file.with_suffix(SUFFIX)
     out.parent.mkdir(parents=True, exist_ok=True)
     graphs.write(out)
-    lines = [f"{out}: {out.stat().st_size / 1e6:.2f} MB, measured on {len(slices)} slices of {len(names)} volumes"]
+    lines = [
+        f"{out}: {out.stat().st_size / 1e6:.2f} MB, measured on {len(slices)} slices of {len(names)} volumes",
+        *_what_lacks(names, _trained_on(model)),
+    ]
     for precision in ("float32", INT8):
         other = load_model(model.file, "cpu", precision=precision, engine="onnx", graphs=out)
         found = {} if other.notes else differences(model, other, examples)
         lines += [f"{precision}: {note}" for note in other.notes]
         lines += [
-            f"{precision}: {name} differs from torch's by {mean:.4g} on average, at most {most:.4g}"
+            f"{precision}: {name} differs from torch's by {mean:.4g} on average, at most {most:.4g}, on the same slices"
             for name, (mean, most) in found.items()
         ]
     return lines
@@ -86,6 +95,18 @@ def _trained_on(model: Model) -> list[str]:
     """The names of the volumes that the VQ-VAE was trained on. None where the model file does not say."""
     names: list[str] = model.about.training.get("vqvae", {}).get("volumes", {}).get("train", [])
     return names
+
+
+def _what_lacks(names: Sequence[str], trained_on: Sequence[str]) -> list[str]:
+    """A line where ranges were measured on volumes of other kinds than those that the model was trained on."""
+    if not trained_on:
+        return []
+    if not set(names) & set(trained_on):
+        return ["none of these volumes is one that the model was trained on: its scans may have wider ranges"]
+    missing = sorted(set(map(source_of, trained_on)) - set(map(source_of, names)))
+    if not missing:
+        return []
+    return [f"the model was trained on volumes called {', '.join(missing)} too, of which --data has none"]
 
 
 def _chosen(names: Sequence[str], trained_on: Sequence[str], most: int) -> list[str]:
@@ -100,17 +121,25 @@ def _chosen(names: Sequence[str], trained_on: Sequence[str], most: int) -> list[
 
 
 def slices_of_volumes(model: Model, options: QuantiseOptions) -> tuple[list, list[str]]:
-    """Slices and positions of each volume, and the volumes' names."""
+    """Slices and positions of each volume, and the volumes' names. Raises ValueError for volumes of another region."""
     found: dict[str, Source] = named_volumes(options.data)
     names = _chosen(list(found), _trained_on(model), options.volumes)
     sample, pixel = (table.first_that_fits(task, model.about, 0).name for task in TASKS)
     predictor = Predictor(model, options.slices, 0, sample_method=sample, pixel_method=pixel)
-    parts = []
+    parts, shown = [], []
     with Progress(len(names), "reading") as progress:
         for name in names:
-            prepared = predictor.prepare(read_volume(found[name]))
+            volume = read_volume(found[name])
+            shown.append(region_of(volume.data, volume.spacing))
+            prepared = predictor.prepare(volume)
             parts.append((prepared.slices, prepared.position))
             progress.update()
+    region = model.about.region
+    if (other := another_region(shown, region)) is not None:
+        raise ValueError(
+            f"{options.data[0]}: expected healthy volumes of region {region}, found that {shown.count(other)} of {len(shown)} look "
+            f"like {other}, and none like {region}"
+        )
     return parts, names
 
 

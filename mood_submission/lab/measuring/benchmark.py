@@ -145,6 +145,10 @@ class FreeNetworks(Model):
         self.about = About(region, VQVAESettings(), PixelSNAILSettings(), Preprocessing.published(region))
         self.device, self.detector = torch.device(device), None
 
+    @property
+    def computed(self) -> dict[str, str | None]:
+        return {"engine": "none", "precision": "none", "graphs": None}
+
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         return torch.zeros(len(slices), 10, 10, dtype=torch.int64, device=self.device)
 

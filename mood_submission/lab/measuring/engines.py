@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+
+from ...volumes import read_volume
 
 # What is measured, by engine and precision. Others are compared with the first.
 RUNS = (("torch", "float32"), ("torch", "bf16"), ("onnx", "float32"), ("onnx", "int8"))
@@ -25,8 +25,6 @@ _, status, usage = os.wait4(process.pid, 0)
 with open(sys.argv[1], "w") as file:
     json.dump([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
 """
-# What stands in the line that `predict` tells where another engine computes than the one that was asked for.
-INSTEAD = "torch computes instead"
 
 
 @dataclass(eq=False)
@@ -37,7 +35,7 @@ class EngineRuns:
         which other work on the machine hardly changes. peak_mb: the most memory that it had in use.
     score: the sample score, 0 .. 1.
     scores: the pixel scores, (X, Y, Z).
-    note: the line that says that torch computed instead. None where the engine did.
+    note: a line that says that torch computed instead, in any of the runs. None where the engine did.
     """
 
     engine: str
@@ -117,13 +115,14 @@ def _run(one: EngineRuns, words: Sequence[str], given: Path, out: Path) -> None:
     one.peak_mb.append(peak / (1e6 if sys.platform == "darwin" else 1e3))
     (outcome,) = json.loads(report.read_text())["volumes"]
     one.seconds.append(outcome["seconds"])
-    one.note = next((line for line in told if INSTEAD in line), None)
+    found = outcome["computed"]
+    if found != f"{one.engine} in {one.precision}":
+        why = next((line for line in told if "torch computes" in line), "no line says why")
+        one.note = f"{one.engine} {one.precision}: expected figures of that, found those of {found}: {why}"
     (text,) = out.glob("*.txt")
     one.score = float(text.read_text())
-    (image,) = (file for file in out.iterdir() if file.suffix != ".txt")
-    loaded = nib.load(image)
-    assert isinstance(loaded, SpatialImage)
-    one.scores = np.asarray(loaded.dataobj, dtype=np.float32)
+    # A prediction may be several files, such as .mhd and .raw: the volume's name is the one that can be read.
+    one.scores = read_volume(out / text.name.removesuffix(".txt")).data
 
 
 def engine_table(figures: Sequence[dict[str, float | str | None]]) -> list[str]:

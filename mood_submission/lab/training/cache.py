@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ...cli.output import Progress, say
 from ...preprocessing import Preprocessing, harmonise, intensity_statistics, normalise, volume_to_slices
-from ...preprocessing.region import region_of
+from ...preprocessing.region import another_region, region_of
 from ...runtime.files import write_whole
 from ..sources import source_of
 from .order import BatchOrder
@@ -137,11 +137,10 @@ def _refuse_another_region(shown: Sequence[str | None], source: "Source", region
 
     shown: their regions. source: the last of them.
     """
-    sure = [one for one in shown if one is not None]
-    if len(sure) * 2 > len(shown) and region not in sure and len(set(sure)) == 1:
+    if (other := another_region(shown, region)) is not None:
         raise CacheError(
-            f"{source}: expected volumes of region {region}, found that {len(sure)} of {len(shown)} that were read look like "
-            f"{sure[0]}, and none like {region}; pass --region {sure[0]}, or --leave-out with the names of those that are not "
+            f"{source}: expected volumes of region {region}, found that {shown.count(other)} of {len(shown)} that were read look "
+            f"like {other}, and none like {region}; pass --region {other}, or --leave-out with the names of those that are not "
             "meant"
         )
 
