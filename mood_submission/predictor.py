@@ -350,7 +350,8 @@ class Predictor:
         scores: its pixel scores, (N, H, H).
         """
         healthy = self.model.about.healthy_voxels.get(self.pixel_method.name)
-        suspected = suspected_places(scores, healthy.threshold(FALSE_BY_DEFAULT) if healthy else np.inf)
+        threshold = healthy.threshold_in(scores.cpu().numpy(), FALSE_BY_DEFAULT) if healthy else np.inf
+        suspected = suspected_places(scores, threshold)
         chosen = suspected.flatten(1).any(1).nonzero()[:, 0]
         restored = evidence.decoded.clone()
         if len(chosen):

@@ -218,7 +218,7 @@ def measured(tiny_weights, blobs, tmp_path_factory) -> Path:
     assert run.returncode == 0, run.stderr
     about = load_model(out, device="cpu").about
     voxels = {
-        method: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.4, 0.0])
+        method: dataclasses.replace(found, levels=[0.0, 1.0], false_objects=[0.2, 0.0])
         for method, found in about.healthy_voxels.items()
     }
     rewrite_about(out, out, dataclasses.replace(about, healthy_voxels=voxels, sample_method="top"))

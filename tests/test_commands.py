@@ -58,7 +58,7 @@ def toy_model(file, region: str):
         pixel_threshold=2.45,
         sample_threshold=2.4,
         restorations=2,
-        healthy_voxels={"learned": HealthyVoxels(1, {"0.01": 0.5}, [0.0, 1.0], [0.4, 0.0])},
+        healthy_voxels={"learned": HealthyVoxels(1, {"0.01": 0.5}, [0.0, 1.0], [0.2, 0.0])},
         training={"vqvae": {"volumes": SPLIT}},
     )
     save_model(file, VQVAE(VQVAE_SIZES), PixelSNAIL(PRIOR_SIZES), about)

@@ -1,6 +1,7 @@
 """Findings: what scores mean among healthy scans, and objects with their places, sizes and outlines."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -14,7 +15,13 @@ from scipy import ndimage
 
 from mood_submission import Predictor, load_model
 from mood_submission.findings.objects import least_voxels, outline_objects
-from mood_submission.findings.thresholds import CORNERS, HealthyVoxels, false_alarm_score, object_counts
+from mood_submission.findings.thresholds import (
+    CORNERS,
+    HealthyVoxels,
+    false_alarm_score,
+    object_counts,
+    ordinary_score,
+)
 from mood_submission.volumes import read_volume
 
 
@@ -51,6 +58,32 @@ def test_counts_of_false_objects_fall_and_end_at_none(healthy):
         volumes = [bumps(places=[((20, 20, 20), 3, 0.1 * i)], noise=0.02, seed=i) for i in range(6)]
         assert np.mean([counted_slowly(v, threshold, 9) for v in volumes]) <= wanted
         assert healthy.expected(threshold) <= wanted
+
+
+def test_a_volume_with_higher_ordinary_scores_has_a_higher_threshold(healthy):
+    """As a scanner moves them: the same volume, all of its logits higher, shows the same objects, within a healthy range."""
+
+    def moved(scores: np.ndarray, by: float) -> np.ndarray:
+        return 1 / (1 + (1 / scores - 1) * np.exp(-by))
+
+    volume = bumps(noise=0.02, seed=1)
+    level, highest = healthy.threshold(0.25), healthy.threshold(0)
+    assert level < highest and healthy.ordinary == pytest.approx(ordinary_score(volume), abs=0.01)
+    # What lies no higher than healthy volumes, and what was not measured, leave it as it is.
+    unmeasured = dataclasses.replace(healthy, ordinary=None)
+    assert healthy.threshold_in(moved(volume, -0.5), 0.25) == unmeasured.threshold_in(moved(volume, 2), 0.25) == level
+    assert healthy.threshold_in(np.zeros_like(volume), 0.25) == level
+    by = 0.5 * (np.log(highest / (1 - highest)) - np.log(level / (1 - level)))
+    found = healthy.threshold_in(moved(volume, by), 0.25)
+    assert level < found < highest
+    assert found == pytest.approx(float(moved(np.array(level), by)), abs=0.01)
+    # An anomaly that covers a third of a volume is ordinary there, and stands out all the same.
+    third = volume.copy()
+    third[:, :, :14] = 0.97
+    assert healthy.threshold_in(third, 0.25) == highest < 0.97
+    # Air, which has no score, does not count.
+    padded = np.pad(moved(volume, by), 40)
+    assert healthy.threshold_in(padded, 0.25) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -163,7 +196,7 @@ def test_findings_are_written_as_masks_and_tables(measured, blobs, tmp_path):
         assert mask.dtype == np.uint8 and np.array_equal(image.affine, nib.load(blobs / entry["file"]).affine)
         for finding in entry["findings"]:
             inside = mask == finding["number"]
-            assert inside.sum() == finding["voxels"] and finding["false_objects"] == 0.4
+            assert inside.sum() == finding["voxels"] and finding["false_objects"] == 0.2
             assert scores[inside].max() == pytest.approx(finding["highest"], abs=1e-6)
             assert np.allclose(np.argwhere(inside).mean(0), finding["centre_voxel"], atol=0.01)
             assert set(finding["evidence"]) == {"restoration", "reconstruction", "likelihood"}

@@ -21,7 +21,7 @@ OUTLINE = 0.5
 # The subfolder of a folder of findings that holds what the model would have expected to see.
 EXPECTED = "expected"
 # The default threshold is the score at which a healthy volume shows this many objects.
-FALSE_BY_DEFAULT = 0.5
+FALSE_BY_DEFAULT = 0.25
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,15 @@ def outline_objects(
     spacing: (x, y, z) in mm.
     grid: the file's.
     healthy: what scores mean. It is needed where no threshold is given.
-    threshold: the voxel score that objects reach. None for the score at which a healthy volume shows FALSE_BY_DEFAULT objects.
+    threshold: the voxel score that objects reach. None for the score at which a healthy volume shows FALSE_BY_DEFAULT objects, see
+        `HealthyVoxels.threshold_in`.
     evidence: maps like the scores, by kind. A finding holds the 90th percentile of each among its voxels.
     Raises ValueError without `threshold` and `healthy`.
     """
     if threshold is None:
         if healthy is None:
             raise ValueError("expected a threshold, or a model whose healthy scores were measured: found neither")
-        threshold = healthy.threshold(FALSE_BY_DEFAULT)
+        threshold = healthy.threshold_in(scores, FALSE_BY_DEFAULT)
     least = least_voxels(spacing)
     objects = _outlined(scores, threshold, least)
     surest = sorted(objects, key=lambda object_: -object_.strength)[:255]

@@ -16,6 +16,8 @@ FALSE_ALARMS = (0.05, 0.10)
 CORNERS = np.ones((3, 3, 3), bool)
 # Since 2023 the challenge counts components of more than 8 voxels.
 CHALLENGE_VOXELS = 9
+# Scores are ordinary up to the one that this share of a volume's voxels exceeds, of those that have any.
+ORDINARY_SHARE = 0.05
 # The number of scores at which objects are counted.
 LEVELS = 48
 
@@ -28,12 +30,14 @@ class HealthyVoxels:
     exceeded: by share of voxels (VOXEL_SHARES, as text), the score that this share exceeds.
     levels: voxel scores, rising.
     false_objects: how many objects a healthy volume shows at each level. It never rises.
+    ordinary: the median of the volumes' ordinary scores (`ordinary_score`). None where it was not measured.
     """
 
     volumes: int
     exceeded: dict[str, float]
     levels: list[float]
     false_objects: list[float]
+    ordinary: float | None = None
 
     @classmethod
     def of(
@@ -48,7 +52,9 @@ class HealthyVoxels:
         """
         if not scores:
             raise ValueError("expected scores of healthy volumes, found none")
-        return cls(len(scores), _exceeded(scores), *false_objects_table(scores, least, progress))
+        levels, false_objects = false_objects_table(scores, least, progress)
+        ordinary = float(np.median([ordinary_score(volume) for volume in scores]))
+        return cls(len(scores), _exceeded(scores), levels, false_objects, ordinary)
 
     def threshold(self, false_objects: float) -> float:
         """The lowest level at which a healthy volume shows at most `false_objects` objects, or else the highest level."""
@@ -57,10 +63,43 @@ class HealthyVoxels:
                 return level
         return self.levels[-1]
 
+    def threshold_in(self, scores: np.ndarray, false_objects: float) -> float:
+        """The score that objects of a volume reach which stand out: `threshold`, or more where the volume's ordinary scores lie
+        above those of most healthy volumes that were measured, as on a scanner that the weights do not know.
+
+        Then it is as much higher as they are, in logits, but no higher than any healthy volume's object: what covers a large part
+        of a volume is ordinary there, and must not hide itself.
+        scores: (X, Y, Z) of the volume, 0 .. 1.
+        """
+        level = self.threshold(false_objects)
+        if self.ordinary is None:
+            return level
+        above = _logit(ordinary_score(scores)) - _logit(self.ordinary)
+        if above <= 0:
+            return level
+        return max(level, min(float(1 / (1 + np.exp(-_logit(level) - above))), self.threshold(0)))
+
     def expected(self, score: float) -> float:
         """How many objects of this score or a higher one a healthy volume shows."""
         place = bisect_right(self.levels, score) - 1
         return self.false_objects[max(place, 0)]
+
+
+def ordinary_score(scores: np.ndarray) -> float:
+    """The score that ORDINARY_SHARE of the voxels exceed which have a score above 0. 0 where none has. scores: of any shape."""
+    scored = scores[scores > 0]
+    if not scored.size:
+        return 0.0
+    place = int((1 - ORDINARY_SHARE) * (scored.size - 1))
+    # In place, since a volume may have a hundred million voxels.
+    scored.partition(place)
+    return float(scored[place])
+
+
+def _logit(score: float) -> float:
+    """A score's logit. Those of 0 and 1 are the lowest and the highest that float32 tells from them."""
+    inside = min(max(score, 1e-7), 1 - 1e-7)
+    return math.log(inside) - math.log1p(-inside)
 
 
 def false_objects_table(

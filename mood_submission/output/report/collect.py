@@ -125,7 +125,7 @@ def _entry(
     # Path.is_file raises for a name that is too long.
     if os.path.isfile(text):
         score, name = float(text.read_text("utf-8").split("\n", 1)[0]), "sample score"
-    threshold = healthy.threshold(FALSE_BY_DEFAULT) if healthy else None
+    threshold = healthy.threshold_in(scores, FALSE_BY_DEFAULT) if healthy else None
     entry = Entry(0, source.path.name, score, name, findings=found or [])
     entry.places = [
         {
