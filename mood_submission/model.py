@@ -153,6 +153,10 @@ class Model:
         detector = Detecting(self.detector.settings, self.engine.detect)
         return self._batched(lambda index: read(detector, self.here(index)), torch.arange(count))
 
+    def rest(self) -> None:
+        """Give back the memory that only computing needs, when a volume is computed: writing it needs its own."""
+        self.engine.rest()
+
     @torch.inference_mode()
     def restore(self, codes: Tensor, position: Tensor, uniforms: Tensor, threshold: float | Tensor) -> Tensor:
         """Restored codes (B, S, h, w): unlikely codes are replaced by draws from the prior, see `restoration.restore`.

@@ -247,6 +247,7 @@ class Predictor:
         with self.same_bits_for_any_threads():
             evidence = self.complete_evidence(prepared, task)
             scored = self.score(evidence, task)
+            self.model.rest()
             if scored.expected is not None and scored.pixel is not None and evidence.restored is None:
                 scored = replace(scored, expected=self.restore_what_stands_out(prepared, evidence, scored.pixel))
             for line in self.remarks(evidence, prepared.path):

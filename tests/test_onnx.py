@@ -388,3 +388,14 @@ def test_engines_side_by_side(quantised, blobs, tmp_path, monkeypatch):
         assert row["note"] is None and row["times_as_fast"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
         assert 0 < row["voxel_apart"] < 0.1 and row["peak_rss_mb"] > 50
     assert all(f"{engine} {precision}" in done.stdout for engine, precision in runs)
+
+
+def test_a_resting_engine_gives_its_memory_back_and_computes_the_same(quantised):
+    """What a run keeps for the next one is gone when a volume is computed, and comes back with the next."""
+    model = by(quantised[0], "int8")
+    slices, position = torch.rand(1, 160, 160, generator=torch.Generator().manual_seed(2)), torch.zeros(1, 1)
+    codes = model.encode(slices, position)
+    before = model.decode(codes, position)
+    model.rest()
+    assert torch.equal(model.encode(slices, position), codes) and torch.equal(model.decode(codes, position), before)
+    load_model(quantised[0], "cpu").rest()

@@ -43,6 +43,9 @@ class Engine(Protocol):
     def detect(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
         """Logits (B, H, W), from inputs as of `networks.detector.Detector`. The model must have a detector."""
 
+    def rest(self) -> None:
+        """Give back the memory that only computing needs. It is called when a volume is computed."""
+
 
 @dataclass(frozen=True)
 class Detecting:

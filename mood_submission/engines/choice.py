@@ -129,6 +129,9 @@ class OrTorch:
     def detect(self, maps: Tensor, nll: Tensor, place: Tensor) -> Tensor:
         return self._computed("detect", maps, nll, place)
 
+    def rest(self) -> None:
+        self._computed("rest")
+
     def _computed(self, what: str, *inputs: Tensor) -> Tensor:
         computing = self.computing
         try:

@@ -27,6 +27,9 @@ class TorchEngine:
     def __init__(self, vqvae: VQVAE, prior: PixelSNAIL, detector: Detector | None, *, bfloat16: bool = False):
         self.vqvae, self.prior, self.detector, self.bfloat16 = vqvae, prior, detector, bfloat16
 
+    def rest(self) -> None:
+        """Torch keeps none on a CPU."""
+
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         return self.vqvae.encode(slices, position)
 

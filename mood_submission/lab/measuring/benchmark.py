@@ -149,6 +149,9 @@ class FreeNetworks(Model):
     def computed(self) -> dict[str, str | None]:
         return {"engine": "none", "precision": "none", "graphs": None}
 
+    def rest(self) -> None:
+        pass
+
     def encode(self, slices: Tensor, position: Tensor) -> Tensor:
         return torch.zeros(len(slices), 10, 10, dtype=torch.int64, device=self.device)
 
