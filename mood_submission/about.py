@@ -72,6 +72,10 @@ class About:
     def to_json(self) -> str:
         """The description as one JSON text, which `from_json` reads."""
         values = dataclasses.asdict(self)
+        # What was not measured is left out, so that a description is the same text whatever later versions measure.
+        for measured in values["healthy_voxels"].values():
+            if measured["ordinary"] is None:
+                del measured["ordinary"]
         for name in ("method_settings", "typical"):
             if not values[name]:
                 del values[name]

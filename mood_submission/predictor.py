@@ -247,7 +247,6 @@ class Predictor:
         with self.same_bits_for_any_threads():
             evidence = self.complete_evidence(prepared, task)
             scored = self.score(evidence, task)
-            self.model.rest()
             if scored.expected is not None and scored.pixel is not None and evidence.restored is None:
                 scored = replace(scored, expected=self.restore_what_stands_out(prepared, evidence, scored.pixel))
             for line in self.remarks(evidence, prepared.path):
@@ -351,7 +350,9 @@ class Predictor:
         scores: its pixel scores, (N, H, H).
         """
         healthy = self.model.about.healthy_voxels.get(self.pixel_method.name)
-        threshold = healthy.threshold_in(scores.cpu().numpy(), FALSE_BY_DEFAULT) if healthy else np.inf
+        threshold = np.inf
+        if healthy is not None:
+            threshold = healthy.threshold_in(self.to_volume(prepared, scores), FALSE_BY_DEFAULT)
         suspected = suspected_places(scores, threshold)
         chosen = suspected.flatten(1).any(1).nonzero()[:, 0]
         restored = evidence.decoded.clone()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import mood, write_nifti
 
 from mood_submission.lab.measuring.engines import SMALL_PARENT
@@ -88,10 +89,12 @@ def test_what_cannot_be_measured_is_said_in_one_line(tiny_weights, tmp_path):
     bad = tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no volume")
     good = write_nifti(tmp_path / "good.nii.gz", np.ones((8, 8, 8), np.float32))
+    sitk.WriteImage(sitk.ReadImage(str(good)), str(tmp_path / "two.mhd"))
     for words, named in (
         (("--weights", tmp_path / "absent", "--volume", good), "absent"),
         (("--weights", tiny_weights["brain"], "--volume", bad), "bad.nii.gz"),
         (("--device", "nonsense", "--volume", good), "nonsense"),
+        (("--engines", "--volume", tmp_path / "two.mhd"), "two.mhd: expected a volume in one file"),
         (("--engines", "--volume", tmp_path / "nowhere.nii.gz"), "nowhere.nii.gz: expected a readable NIfTI volume"),
     ):
         run = benchmark("--region brain", *words)

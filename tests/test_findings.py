@@ -14,7 +14,7 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.findings.objects import least_voxels, outline_objects
+from mood_submission.findings.objects import FALSE_BY_DEFAULT, least_voxels, outline_objects
 from mood_submission.findings.thresholds import (
     CORNERS,
     HealthyVoxels,
@@ -81,7 +81,7 @@ def test_a_volume_with_higher_ordinary_scores_has_a_higher_threshold(healthy):
     third = volume.copy()
     third[:, :, :14] = 0.97
     assert healthy.threshold_in(third, 0.25) == highest < 0.97
-    # Air, which has no score, does not count.
+    # Places without a score do not count.
     padded = np.pad(moved(volume, by), 40)
     assert healthy.threshold_in(padded, 0.25) == pytest.approx(found)
 
@@ -133,7 +133,7 @@ def test_findings_are_where_and_as_large_as_what_is_there(healthy, tmp_path):
         in_grid = volume.grid.to_file(inside)
         where = np.argwhere(in_grid)
         assert finding.first_voxel == tuple(where.min(0)) and finding.last_voxel == tuple(where.max(0))
-        assert finding.false_objects <= 0.5
+        assert finding.false_objects <= FALSE_BY_DEFAULT
 
 
 def test_the_outline_is_the_lesion_s_not_the_smoothing_s(healthy, tmp_path):

@@ -390,12 +390,23 @@ def test_engines_side_by_side(quantised, blobs, tmp_path, monkeypatch):
     assert all(f"{engine} {precision}" in done.stdout for engine, precision in runs)
 
 
-def test_a_resting_engine_gives_its_memory_back_and_computes_the_same(quantised):
-    """What a run keeps for the next one is gone when a volume is computed, and comes back with the next."""
+def test_an_engine_that_has_rested_computes_the_same(quantised):
+    """What that gives back is tested with the memory of long runs (tests/test_engines.py)."""
     model = by(quantised[0], "int8")
     slices, position = torch.rand(1, 160, 160, generator=torch.Generator().manual_seed(2)), torch.zeros(1, 1)
     codes = model.encode(slices, position)
     before = model.decode(codes, position)
     model.rest()
     assert torch.equal(model.encode(slices, position), codes) and torch.equal(model.decode(codes, position), before)
-    load_model(quantised[0], "cpu").rest()
+
+
+@pytest.mark.parametrize("more", ["", "--time-budget 60", "--findings"])
+def test_the_engine_rests_after_each_volume(more, measured, blobs, tmp_path, monkeypatch):
+    """So no volume is written beside the memory that computing it took."""
+    rested = []
+    monkeypatch.setattr("mood_submission.model.Model.rest", lambda model: rested.append(1))
+    words = "predict --region brain --task both --device cpu --slices 2 --restorations 1 -o"
+    folder = (tmp_path / "found",) if more == "--findings" else ()
+    done = mood(words, tmp_path / "out", "-i", blobs, "--weights", measured, more, *folder)
+    assert done.returncode == 0, done.stderr
+    assert len(rested) == 3

@@ -1,6 +1,7 @@
 """Chooses what computes a model's networks. Where ONNX Runtime cannot, torch does, and a note says why."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -130,7 +131,9 @@ class OrTorch:
         return self._computed("detect", maps, nll, place)
 
     def rest(self) -> None:
-        self._computed("rest")
+        # Its results are whole. Memory that is kept costs nothing but memory.
+        with suppress(Exception):
+            self.computing.rest()
 
     def _computed(self, what: str, *inputs: Tensor) -> Tensor:
         computing = self.computing

@@ -107,7 +107,7 @@ def false_objects_table(
 ) -> tuple[list[float], list[float]]:
     """Levels of the voxel score, and how many objects a healthy volume shows at each.
 
-    A count is the largest at its level or any above, so counts never rise. The last level is above all scores, and has none.
+    A count is the largest at its level or any above, so counts never rise. The last level is above all scores, and has none; where scores reach 1, it is 1.
 
     scores: (X, Y, Z) of each healthy volume, in [0, 1].
     least: the fewest voxels of an object, in each volume.

@@ -126,6 +126,7 @@ def score_case(
     predictor = Predictor(model, strip=SkullStrip() if model.about.region == "brain" else None)
     prepared = read_prepared(predictor, source)
     scored = predictor.compute(prepared, BOTH, remark)
+    model.rest()
     # Both were asked for.
     assert scored.pixel is not None and scored.sample is not None
     pixel_slug, sample_slug = slugs

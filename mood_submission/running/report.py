@@ -32,7 +32,8 @@ class Report:
     """The report of a run. It is written when the run begins and after each volume.
 
     The file holds: version; weights (file and sha256); options, null for what the model file says; device; computed (the engine
-    and the precision that compute, and the sha256 of the graphs, null for torch); input; output; started (UTC); seconds so far;
+    and the precision that compute when the file is written, and the sha256 of the graphs, null for torch; each volume says by what
+    it was computed); input; output; started (UTC); seconds so far;
     counts by status; volumes, each as `run_folder.Outcome.to_dict`.
 
     options: the command's.
@@ -87,6 +88,8 @@ def rank_path(path: Path, rank: int) -> Path:
 
 def merge_reports(path: Path, count: int) -> dict[str, dict]:
     """Merge the reports of `count` processes into one, and delete them. The process that took a volume reports on it.
+
+    What all have in common, `computed` too, is taken from the first.
 
     Returns the volumes' outcomes by file name (`as_text`). Raises OSError for a report that is missing, ValueError for a broken
     one.

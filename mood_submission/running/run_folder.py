@@ -34,6 +34,7 @@ class Outcome:
     status: one of STATUSES.
     device: where its networks ran.
     computed: the engine and the precision that they ran in, such as "torch in float32".
+    graphs: the digest of the file of graphs that ONNX Runtime computed. None by torch.
     seconds: for reading, computing and writing it.
     score: the sample score, or else the highest voxel's, 0 .. 1.
     slice_count: how many slices were scored.
@@ -46,6 +47,7 @@ class Outcome:
     status: str = "not reached"
     device: str = ""
     computed: str = ""
+    graphs: str | None = None
     seconds: float = 0.0
     score: float | None = None
     slice_count: int | None = None
@@ -65,7 +67,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        names = ("status", "seconds", "device", "computed", "score", "restorations")
+        names = ("status", "seconds", "device", "computed", "graphs", "score", "restorations")
         message = "; ".join(filter(None, (self.message, *self.notes)))
         return (
             {"file": as_text(self.file.name)}
@@ -266,7 +268,10 @@ class FolderRun:
         outcome.slice_count, outcome.restorations = len(result.prepared.indices), result.restorations
         outcome.device = str(predictor.model.device)
         # Torch may have taken over from another engine meanwhile.
-        outcome.computed = "{engine} in {precision}".format(**predictor.model.computed)
+        computed = predictor.model.computed
+        outcome.computed, outcome.graphs = "{engine} in {precision}".format(**computed), computed["graphs"]
+        # Writing needs memory of its own.
+        predictor.model.rest()
         outcome.seconds += time.monotonic() - begin
         return result
 

@@ -21,7 +21,6 @@ from ...runtime.devices import device_named
 from ...runtime.files import write_text
 from ...runtime.option_types import DEVICE_HELP, at_least, positive, slices_option
 from ...runtime.options import option
-from ...volumes import read_grid, source_at
 from ..measuring.benchmark import FreeNetworks, benchmark, benchmark_io, machine
 from ..measuring.engines import RUNS, engine_table, measure_engines
 from ..measuring.profile import matrix_speed, profile, stage_table
@@ -140,8 +139,6 @@ def by_engine(options: BenchmarkOptions) -> list[str]:
         for region in regions:
             with tempfile.TemporaryDirectory() as work:
                 volume = options.volume or toy(region, options.size or ENGINE_SIZE[region], Path(work))
-                # What is no volume is told before any run.
-                read_grid(source_at(volume))
                 runs = Path(work) / "runs"
                 figures[region] = measure_engines(["--region", region, *words], volume, runs, repeats, progress.update)
             lines += [f"{region}, {machine(device_named(options.device))}", *engine_table(figures[region]), ""]

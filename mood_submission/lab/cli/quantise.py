@@ -153,12 +153,13 @@ def slices_of_cache(model: Model, options: QuantiseOptions) -> tuple[list, list[
     if data.preprocessing != model.about.preprocessing:
         raise ValueError(f"{options.data[0]}: expected slices of the model's preprocessing, found others")
     names = _chosen(of_split["train"], _trained_on(model), options.volumes)
-    parts = []
+    parts, kept = [], []
     for name in names:
         rows = ((data.volume == every.index(name)) & data.filled).nonzero()[:, 0]
         if len(rows):
             parts.append(data.plain(rows[np.array(evenly(len(rows), options.slices))]))
-    return parts, names
+            kept.append(name)
+    return parts, kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...volumes import read_volume
+from ...volumes import VolumeError, read_volume
 
 # What is measured, by engine and precision. Others are compared with the first.
 RUNS = (("torch", "float32"), ("torch", "bf16"), ("onnx", "float32"), ("onnx", "int8"))
@@ -79,11 +79,16 @@ def measure_engines(
     volume: a file of one volume.
     work: an empty folder.
     progress: is called after each run.
-    Raises OSError where a run fails.
+    Raises OSError where a run fails, and VolumeError, before any run, for what is no volume in one file.
     """
+    read_volume(volume)
     given = work / "in"
     given.mkdir(parents=True)
     (given / volume.name).symlink_to(volume.resolve())
+    try:
+        read_volume(given / volume.name)
+    except VolumeError:
+        raise VolumeError(f"{volume}: expected a volume in one file, found one in several") from None
     measured = [EngineRuns(engine, precision) for engine, precision in RUNS]
     for repeat in range(repeats):
         for one in measured:
@@ -121,7 +126,6 @@ def _run(one: EngineRuns, words: Sequence[str], given: Path, out: Path) -> None:
         one.note = f"{one.engine} {one.precision}: expected figures of that, found those of {found}: {why}"
     (text,) = out.glob("*.txt")
     one.score = float(text.read_text())
-    # A prediction may be several files, such as .mhd and .raw: the volume's name is the one that can be read.
     one.scores = read_volume(out / text.name.removesuffix(".txt")).data
 
 

@@ -183,8 +183,8 @@ def _facts(volume: Volume, outcome: dict) -> dict[str, str]:
         "grid": " x ".join(map(str, volume.grid.shape)),
         "spacing": " x ".join(f"{d:.3g}" for d in volume.spacing) + " mm (right, anterior, superior)",
     }
-    for name in ("device", "slices", "restorations"):
-        if outcome.get(name) is not None:
+    for name in ("device", "computed", "slices", "restorations"):
+        if outcome.get(name) not in (None, ""):
             facts[name] = str(outcome[name])
     if outcome.get("seconds"):
         facts["seconds"] = f"{outcome['seconds']:.1f}"
