@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,31 @@ def fall_back(file, precision="float32"):
 def test_torch_computes_where_the_package_is_missing(tiny_weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "expected the package onnxruntime, found none" in fall_back(tiny_weights["brain"])
+
+
+LOADED = """
+import os, sys
+from mood_submission import load_model
+assert load_model(sys.argv[1], "cpu", engine="onnx").engine.name == "onnx"
+from mood_submission.lab.onnx_export import prepare_exporter
+os.environ.pop("ORT_DISABLE_TELEMETRY")
+prepare_exporter()
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+"""
+
+
+def test_onnx_runtime_writes_nothing_of_this_machine(own, tmp_path):
+    """It would write its number into the home folder, and tell its makers what is computed, but where it sees a test or CI."""
+    home = tmp_path / "home"
+    home.mkdir()
+    hidden = {"ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "TF_BUILD", "GITHUB_ACTIONS"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {name: str(home) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "USERPROFILE")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, str(own)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(home.iterdir())
 
 
 def test_a_runtime_that_shares_no_memory_is_named(monkeypatch):

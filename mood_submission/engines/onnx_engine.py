@@ -1,6 +1,7 @@
 """The networks computed by ONNX Runtime, on a CPU."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..runtime.names import in_one_line
 from ..runtime.system_memory import return_large_blocks
+from ..runtime.telemetry import keep_to_ourselves
 from .base import EngineError
 from .graphs import OWNERS, Graphs, parameters_of
 
@@ -20,6 +22,7 @@ FATAL = 4
 
 def load_runtime() -> Any:
     """The package onnxruntime. Raises EngineError where it is missing or cannot be loaded."""
+    keep_to_ourselves()
     try:
         import onnxruntime
     # A package that was built for other libraries raises errors of any class.
@@ -27,6 +30,9 @@ def load_runtime() -> Any:
         raise EngineError(
             f"expected the package {PACKAGE}, found none ({in_one_line(error)}); pip install 'mood-submission[onnx]'"
         ) from None
+    # Windows collects it by other means.
+    with suppress(Exception):
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

@@ -17,6 +17,7 @@ from ..evidence.normalised import Box, places
 from ..model import Model
 from ..networks.detector import Detector, input_channels
 from ..runtime.files import write_whole_by_name
+from ..runtime.telemetry import keep_to_ourselves
 
 Network = TypeVar("Network", bound=nn.Module)
 OPSET = 20
@@ -31,6 +32,8 @@ def prepare_exporter(*more: str) -> None:
     missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
     if missing:
         raise ValueError(f"expected the package {missing[0]}, found none; pip install 'mood-submission[onnx]'")
+    # The exporter's packages load ONNX Runtime too.
+    keep_to_ourselves()
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
