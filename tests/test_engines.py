@@ -285,7 +285,7 @@ def test_torch_computes_other_parameters_than_float32(tiny_weights):
 def test_predict_says_once_that_torch_computes_and_scores_as_torch_does(tiny_weights, blobs, tmp_path, cpuinfo):
     cpuinfo(WITHOUT)
     words = "--region brain --task sample --sample-method paper --pixel-method paper --device cpu --slices 2 --restorations 1"
-    asked = ("--engine onnx --precision int8", "")
+    asked = ("--engine onnx --precision int8", "--engine torch")
     for name, more in zip(("onnx", "torch"), asked):
         done = mood("predict", words, more, "-i", blobs, "-o", tmp_path / name, "--weights", tiny_weights["brain"])
         assert done.returncode == 0, done.stderr

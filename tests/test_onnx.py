@@ -157,7 +157,10 @@ def by(file, precision: str):
 
 
 def test_the_engine_says_what_torch_says(quantised):
-    expected, found = evidence_of(load_model(quantised[0], "cpu")), evidence_of(by(quantised[0], "float32"))
+    expected, found = (
+        evidence_of(load_model(quantised[0], "cpu", engine="torch")),
+        evidence_of(by(quantised[0], "float32")),
+    )
     assert torch.equal(expected.codes, found.codes) and expected.codes.unique().numel() > 3
     for part in PARTS[1:]:
         one, two = getattr(expected, part), getattr(found, part)
@@ -166,7 +169,11 @@ def test_the_engine_says_what_torch_says(quantised):
 
 
 def test_int8_is_near_and_leaves_codes_detector_and_restorations_as_they_are(quantised):
-    torch_model, exact, rough = load_model(quantised[0], "cpu"), by(quantised[0], "float32"), by(quantised[0], "int8")
+    torch_model, exact, rough = (
+        load_model(quantised[0], "cpu", engine="torch"),
+        by(quantised[0], "float32"),
+        by(quantised[0], "int8"),
+    )
     expected, found = evidence_of(exact), evidence_of(rough)
     assert torch.equal(expected.codes, found.codes)
     for part in ("nll", "decoded"):
@@ -288,7 +295,7 @@ def test_graphs_that_cannot_be_computed_leave_it_to_torch(quantised, tmp_path):
     assert model.engine.name == "torch" and model.precision == "float32"
     assert f"torch computes instead, in float32: {file.with_suffix('.graphs')}: " in note
     assert "cannot compute the prior" in note and "\n" not in note
-    assert torch.equal(evidence_of(model).nll, evidence_of(load_model(file, "cpu")).nll)
+    assert torch.equal(evidence_of(model).nll, evidence_of(load_model(file, "cpu", engine="torch")).nll)
     assert load_model(file, "cpu", engine="onnx").notes == ()
 
 
