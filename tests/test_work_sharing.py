@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from conftest import ROOT, mood, write_nifti
 
 from mood_submission.running.processes import how_many
@@ -167,8 +168,12 @@ def test_a_broken_volume_keeps_no_process_from_its_own(heads, tiny_weights, alon
     same(tmp_path / "out", alone)
 
 
-def start(rank: int, count: int, port: int, words, report) -> subprocess.Popen:
-    settings = {
+AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+
+def start(rank: int, count: int, port: int, words, report, agent=None) -> subprocess.Popen:
+    """A process as one starts it by hand, or with AGENT as torchrun does, whose agent keeps the counters at this port."""
+    settings = (agent or {}) | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
@@ -186,19 +191,36 @@ def start(rank: int, count: int, port: int, words, report) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, alone, tmp_path):
-    """One of three is killed in the middle; the others do what is left, and --resume what it had taken."""
+def test_processes_that_are_started_by_hand_share_the_volumes(heads, tiny_weights, alone, tmp_path):
+    """The first of them keeps the counters, and ends when no volume is left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    (tmp_path / "out").mkdir()
+    words = words_for(heads, tiny_weights["brain"], tmp_path / "out")
+    ranks = [start(rank, 2, port, words, tmp_path / "report.json") for rank in range(2)]
+    for rank in ranks:
+        told = rank.communicate(timeout=180)[1]
+        assert rank.returncode == 0, told
+    same(tmp_path / "out", alone)
+
+
+@pytest.mark.slow
+def test_a_lost_process_s_volumes_are_taken_up_by_resume(heads, tiny_weights, alone, tmp_path):
+    """One of three is killed in the middle; the others do what is left, and --resume what it had taken.
+
+    It begins before the others, which could take all of these few volumes on a fast machine.
+    """
+    counters = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     words, report = words_for(heads, tiny_weights["brain"], tmp_path / "out"), tmp_path / "report.json"
     (tmp_path / "out").mkdir()
-    ranks = [start(rank, 3, port, words, report) for rank in range(3)]
+    lost = start(2, 3, counters.port, words, report, AGENT)
     mine, end = rank_path(report, 2), time.monotonic() + 120
     while not (mine.exists() and json.loads(mine.read_text())["counts"]["predicted"]):
-        assert time.monotonic() < end and ranks[2].poll() is None
+        assert time.monotonic() < end and lost.poll() is None
         time.sleep(0.02)
-    ranks[2].send_signal(signal.SIGKILL)
+    ranks = [*(start(rank, 3, counters.port, words, report, AGENT) for rank in range(2)), lost]
+    lost.send_signal(signal.SIGKILL)
     for rank in ranks[:2]:
         assert rank.wait(180) == 0, rank.stderr.read()
     ranks[2].wait()
