@@ -58,7 +58,7 @@ def plant_store(options: PlantOptions) -> int:
 
 def planting_model(file: Path, device: torch.device) -> Model:
     """The model of a file as `Planter` wants it: bfloat16 is precise enough there, and the fastest."""
-    return load_model(file, device, precision="bf16")
+    return load_model(file, device, precision="bf16", engine="torch")
 
 
 def check_volumes(slices: Slices, model: Model, file: Path) -> None:
