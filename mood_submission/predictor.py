@@ -352,7 +352,10 @@ class Predictor:
         healthy = self.model.about.healthy_voxels.get(self.pixel_method.name)
         threshold = np.inf
         if healthy is not None:
-            threshold = healthy.threshold_in(self.to_volume(prepared, scores), FALSE_BY_DEFAULT)
+            threshold = healthy.threshold(FALSE_BY_DEFAULT)
+            # Only then is it another in this volume, whose scores on all voxels take memory.
+            if healthy.ordinary is not None:
+                threshold = healthy.threshold_in(self.to_volume(prepared, scores), FALSE_BY_DEFAULT)
         suspected = suspected_places(scores, threshold)
         chosen = suspected.flatten(1).any(1).nonzero()[:, 0]
         restored = evidence.decoded.clone()
