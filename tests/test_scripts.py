@@ -16,6 +16,7 @@ from conftest import ROOT, mood
 
 from mood_submission import load_model
 from mood_submission.cli import COMMANDS
+from mood_submission.engines.graphs import read_graphs
 from mood_submission.model_file import WEIGHTS, rewrite_about
 from mood_submission.runtime.integrity import SUMS, file_sha256
 
@@ -173,11 +174,16 @@ def test_sums_stay_true_where_weights_are_replaced(take_weights, tiny_weights, t
     (folder / "abdom.graphs").write_text("of these weights")
     take_weights.take(tmp_path / "mine.safetensors", folder)
     assert not (folder / "brain.graphs").exists() and (folder / "abdom.graphs").read_text() == "of these weights"
-    shutil.copy(WEIGHTS / "abdom.graphs", tmp_path / "mine.graphs")
-    with pytest.raises(
-        ValueError, match="mine.graphs: expected ranges measured with these weights, .* without the file torch"
-    ):
-        take_weights.take(tmp_path / "mine.safetensors", folder)
+    shipped_graphs = read_graphs(WEIGHTS / "brain.graphs")
+    cases = (
+        ({}, "ranges measured with these weights, found those of others"),
+        ({"detector": {}}, "graphs of these networks, found those of networks with other settings"),
+    )
+    for settings, expected in cases:
+        others = dataclasses.replace(shipped_graphs, networks="0" * 64, settings=shipped_graphs.settings | settings)
+        others.write(tmp_path / "mine.graphs")
+        with pytest.raises(ValueError, match=f"mine.graphs: expected {expected}.* without the file torch"):
+            take_weights.take(tmp_path / "mine.safetensors", folder)
     shutil.copy(WEIGHTS / "brain.graphs", tmp_path / "mine.graphs")
     take_weights.take(tmp_path / "mine.safetensors", folder)
     assert (folder / "brain.graphs").read_bytes() == (WEIGHTS / "brain.graphs").read_bytes()
