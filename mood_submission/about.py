@@ -7,6 +7,7 @@ from typing import Any
 
 from .findings.thresholds import HealthyVoxels
 from .networks.detector import DetectorSettings
+from .networks.level import LevelSettings
 from .networks.pixelsnail import PixelSNAILSettings
 from .networks.vqvae import VQVAESettings
 from .preprocessing import Preprocessing
@@ -44,6 +45,7 @@ class About:
     restorations: how many restorations of a slice are drawn; published 15.
     temperature: of the restorations' weights; published 3.
     detector: sizes of the detector; None where the model has none.
+    level: sizes of the network that tells where along the body a slice lies; None where the model has none.
     training: where the parameters come from: data, licence, date, git revision, minutes, held-out figures.
     method_settings: by method, what calibration measured for it, as JSON has it. For methods whose values have no field above.
     """
@@ -66,6 +68,7 @@ class About:
     restorations: int = 15
     temperature: float = 3.0
     detector: DetectorSettings | None = None
+    level: LevelSettings | None = None
     training: dict[str, Any] = field(default_factory=dict)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -76,7 +79,7 @@ class About:
         for measured in values["healthy_voxels"].values():
             if measured["ordinary"] is None:
                 del measured["ordinary"]
-        for name in ("method_settings", "typical"):
+        for name in ("method_settings", "typical", "level"):
             if not values[name]:
                 del values[name]
         return json.dumps({"format": FORMAT} | values)
@@ -96,6 +99,8 @@ class About:
         # Earlier files know of no detector.
         described = values.get("detector") if detector else None
         values["detector"] = described and DetectorSettings.from_dict(described)
+        if values.get("level"):
+            values["level"] = LevelSettings(**values["level"])
         measured = values.get("healthy_voxels", {})
         values["healthy_voxels"] = {name: HealthyVoxels(**found) for name, found in measured.items()}
         return cls(

@@ -12,6 +12,7 @@ from .about import About, ModelError
 from .engines.base import Detecting
 from .engines.choice import check_choice, choose_engine
 from .networks.detector import Detector
+from .networks.level import LevelNet
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
@@ -38,7 +39,7 @@ class Model:
 
     vqvae, prior: the networks, which are moved to the device.
     about: the model's description.
-    detector: None where the model has none.
+    detector, level: None where the model has none.
     device: where the networks run.
     dtype: of the parameters.
     batch_size: slices that go through a network at a time on a GPU. None for BATCH, or fewer where memory is short. It is
@@ -63,6 +64,7 @@ class Model:
         about: About,
         *,
         detector: Detector | None = None,
+        level: LevelNet | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int | None = None,
@@ -80,6 +82,7 @@ class Model:
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.detector = detector and detector.to(device, dtype).eval().requires_grad_(False)
+        self.level = level and level.to(device, dtype).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.file, self.sha256, self.reread = file, sha256, reread
@@ -120,6 +123,7 @@ class Model:
             copy.deepcopy(self.prior),
             self.about,
             detector=copy.deepcopy(self.detector),
+            level=copy.deepcopy(self.level),
             dtype=self.dtype,
             precision=self.precision,
             engine=self.engine.name,
@@ -152,6 +156,19 @@ class Model:
             raise ModelError("expected a model with a detector, found one without; see mood-submission train detector")
         detector = Detecting(self.detector.settings, self.engine.detect)
         return self._batched(lambda index: read(detector, self.here(index)), torch.arange(count))
+
+    @exact_float32()
+    def levels(self, slices: Tensor) -> Tensor:
+        """Where along the body slices lie: (B,) float32, in mm.
+
+        slices: (B, S, S) in [0, 1], with air 0, S = `about.level.size`.
+        Raises ModelError for a model that does not tell levels.
+        """
+        if self.level is None:
+            raise ModelError(
+                "expected a model that tells levels, found one that does not; see mood-submission add-level"
+            )
+        return self._batched(self.level, slices).float()
 
     def rest(self) -> None:
         """Give back the memory that only computing needs, when a volume is computed: writing it needs its own."""

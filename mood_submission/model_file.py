@@ -1,7 +1,7 @@
 """Model files: one safetensors file a region, read and written.
 
-A file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there is one, of the detector
-(`detector.*`), and one JSON text (`about`) with everything that is needed to use them; see `about.About`.
+A file holds the parameters of the VQ-VAE (`vqvae.*`), of the prior (`prior.*`) and, where there are such, of the detector
+(`detector.*`) and of the network that tells levels (`level.*`), and one JSON text (`about`) with everything that is needed to use them; see `about.About`.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from .engines.graphs import SUFFIX
 from .methods import table
 from .model import Model
 from .networks.detector import Detector
+from .networks.level import LevelNet
 from .networks.pixelsnail import PixelSNAIL
 from .networks.vqvae import VQVAE
 from .runtime.contract import REGIONS
@@ -80,6 +81,7 @@ def load_model(
         detecting = None
         if about.detector is not None:
             detecting = _filled(Detector(about.detector), tensors, "detector")
+        level = None if about.level is None else _filled(LevelNet(about.level), tensors, "level")
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{file}: expected a model file ({FORMAT}, safetensors), found: {reason}") from error
@@ -89,6 +91,7 @@ def load_model(
             prior,
             about,
             detector=detecting,
+            level=level,
             device=on,
             dtype=dtype or torch.float32,
             precision=precision,
@@ -156,6 +159,15 @@ def add_detector(
         kept | _stored(detector, "detector", dtype),
         dataclasses.replace(about, detector=detector.settings),
     )
+
+
+def add_level(file: Path, out: Path, level: LevelNet, about: About) -> None:
+    """Write the model of `file` to `out` with another network that tells levels, and another description. `out` may be `file`.
+
+    All other parameters stay as they are stored.
+    """
+    kept = {name: value for name, value in _tensors(file).items() if not name.startswith("level.")}
+    _write(out, kept | _stored(level, "level", None), dataclasses.replace(about, level=level.settings))
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

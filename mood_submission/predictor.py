@@ -1,6 +1,7 @@
 """One volume to its scores: prepare -> evidence -> method -> scores. Files are read and written by `output.predictions`."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from .preprocessing import (
     frame_of,
     harmonise,
     intensity_statistics,
+    known_heights,
     normalise,
     slice_indices,
     slices_to_volume,
@@ -214,6 +216,7 @@ class Predictor:
         self._check_frame(frame_of(shape, volume.spacing), volume.path)
         data, view = harmonise(volume.data, volume.spacing, preprocessing)
         self._check_frame(view.frame, volume.path)
+        view, notes = self._known_part(volume, data, view)
         indices = view.indices(self.slice_count)
         slices = volume_to_slices(data, volume.spacing, indices, preprocessing, device=self.model.device, view=view)
         slices = normalise(slices, *intensity_statistics(data, preprocessing), preprocessing)
@@ -226,8 +229,32 @@ class Predictor:
             grid=volume.grid,
             source=volume.source,
             view=view,
-            notes=volume.notes,
+            notes=(*volume.notes, *notes),
         )
+
+    def _known_part(self, volume: Volume, data: np.ndarray, view: View) -> tuple[View, tuple[str, ...]]:
+        """The view of the part of the volume that shows what the weights have seen of a body, and a note where it is not all.
+
+        data, view: as `harmonise` gives them. All is known to a model that does not tell levels.
+        """
+        level, prep = self.model.about.level, self.model.about.preprocessing
+        if level is None:
+            return view, ()
+        indices, apart = view.indices(), volume.spacing[2]
+        small = replace(prep, image_size=level.size)
+        slices = volume_to_slices(data, volume.spacing, indices, small, device=self.model.device, view=view)
+        levels = self.model.levels(slices).cpu().numpy().astype(np.float64)
+        known = known_heights(levels, indices * apart, level.low, level.high)
+        if known is None:
+            return view, ()
+        first, last = max(view.first, math.ceil(known[0] / apart)), min(view.end - 1, math.floor(known[1] / apart))
+        if (first, last) == (view.first, view.end - 1):
+            return view, ()
+        note = (
+            f"{volume.path}: shows more of a body than these weights have seen: slices {first} to {last} of "
+            f"{volume.data.shape[2]}, counted from the feet, are scored, all others get 0"
+        )
+        return replace(view, first=first, last=last), (note,)
 
     @staticmethod
     def _check_frame(frame: Frame, path: Path) -> None:

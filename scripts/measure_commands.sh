@@ -94,6 +94,8 @@ all() {
     measure "calibrate, 2 volumes" \
         calibrate "$here/model.safetensors" --data "$healthy" --names-file "$here/names.txt" --restorations 4 \
         -o "$here/calibrated.safetensors"
+    measure "add-level, 4 volumes, 50 steps" \
+        add-level "$here/model.safetensors" --data "$healthy" --steps 50 -o "$here/levelled.safetensors"
     measure "compare, 2 volumes" \
         compare --region "$region" --data "$healthy" --names-file "$here/names.txt" --restorations 0 -o "$here/compared"
     measure "train cache, 4 volumes" train cache --region "$region" --data "$healthy" --hold-out 'toy_[01]' -o "$here/slices.npz"

@@ -25,6 +25,7 @@ COMMANDS = {
     "export-onnx": "write a model's networks as ONNX files",
     "quantise": "make a model ready for ONNX Runtime, in int8 too",
     "add-detector": "put a trained detector into a model file",
+    "add-level": "teach a model to leave out what it has not seen of a body",
     "calibrate": "measure what is rare among healthy voxels",
     "compare": "compare scoring methods on held-out volumes",
     "benchmark": "measure how long each step takes",

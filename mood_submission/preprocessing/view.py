@@ -39,7 +39,7 @@ class View:
     depth: how many slices the volume has.
     tone: the curve to the common grey scale. None where `to_unit_range` brings the values to [0, 1].
     centre, span: of relative positions, in slices: -0.5 at centre - span / 2, 0.5 at centre + span / 2. Span 0 makes positions
-        relative to the array.
+        relative to the slices that are scored, from `first` to `last`.
     first, last: the slices that are scored lie from `first` to `last`. A `last` of -1 is the volume's last slice.
     step: distance of the slices that are scored by default, in slices.
     blur_along: standard deviation of the blur along z, in slices of the volume.
@@ -79,7 +79,7 @@ class View:
     def positions(self, indices: np.ndarray) -> np.ndarray:
         """The networks' positions of slices, (N, 1) float32, -0.5 .. 0.5. indices: (N,) along z."""
         if not self.span:
-            return relative_positions(indices, self.depth)
+            return relative_positions(np.asarray(indices) - self.first, self.end - self.first)
         place = (np.asarray(indices, np.float64).reshape(-1, 1) - self.centre) / self.span
         return place.clip(-0.5, 0.5).astype(np.float32)
 
