@@ -99,7 +99,7 @@ class About:
         # Earlier files know of no detector.
         described = values.get("detector") if detector else None
         values["detector"] = described and DetectorSettings.from_dict(described)
-        if values.get("level"):
+        if values.get("level") is not None:
             values["level"] = LevelSettings(**values["level"])
         measured = values.get("healthy_voxels", {})
         values["healthy_voxels"] = {name: HealthyVoxels(**found) for name, found in measured.items()}

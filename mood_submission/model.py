@@ -82,7 +82,7 @@ class Model:
         self.vqvae = vqvae.to(device, dtype).eval().requires_grad_(False)
         self.prior = prior.to(device, dtype).eval().requires_grad_(False)
         self.detector = detector and detector.to(device, dtype).eval().requires_grad_(False)
-        self.level = level and level.to(device, dtype).eval().requires_grad_(False)
+        self.level = level and level.to("cpu", torch.float32).eval().requires_grad_(False)
         self.sampling_prior = copy.deepcopy(self.prior).bfloat16() if precision == "bf16" else self.prior
         self.about, self.device, self.dtype, self.batch_size = about, torch.device(device), dtype, batch_size
         self.file, self.sha256, self.reread = file, sha256, reread
@@ -157,9 +157,12 @@ class Model:
         detector = Detecting(self.detector.settings, self.engine.detect)
         return self._batched(lambda index: read(detector, self.here(index)), torch.arange(count))
 
-    @exact_float32()
+    @torch.inference_mode()
     def levels(self, slices: Tensor) -> Tensor:
-        """Where along the body slices lie: (B,) float32, in mm.
+        """Where along the body slices lie: (B,) float32 on the CPU, in mm.
+
+        The network is small, and is asked while a volume is read and another one is computed. So it runs on the CPU, slice by
+        slice and in float32, whatever computes the other networks.
 
         slices: (B, S, S) in [0, 1], with air 0, S = `about.level.size`.
         Raises ModelError for a model that does not tell levels.
@@ -168,7 +171,8 @@ class Model:
             raise ModelError(
                 "expected a model that tells levels, found one that does not; see mood-submission add-level"
             )
-        return self._batched(self.level, slices).float()
+        levels = [self.level(one[None].to("cpu", torch.float32)) for one in slices]
+        return torch.cat(levels) if levels else torch.zeros(0)
 
     def rest(self) -> None:
         """Give back the memory that only computing needs, when a volume is computed: writing it needs its own."""

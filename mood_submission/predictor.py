@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -237,23 +238,22 @@ class Predictor:
 
         data, view: as `harmonise` gives them. All is known to a model that does not tell levels.
         """
-        level, prep = self.model.about.level, self.model.about.preprocessing
-        if level is None:
+        level, prep, apart = self.model.about.level, self.model.about.preprocessing, volume.spacing[2]
+        # What is no body, or has no true distance of slices, has no level.
+        if level is None or view.tone is None or not 0 < apart < math.inf:
             return view, ()
-        indices, apart = view.indices(), volume.spacing[2]
-        small = replace(prep, image_size=level.size)
-        slices = volume_to_slices(data, volume.spacing, indices, small, device=self.model.device, view=view)
-        levels = self.model.levels(slices).cpu().numpy().astype(np.float64)
-        known = known_heights(levels, indices * apart, level.low, level.high)
-        if known is None:
-            return view, ()
-        first, last = max(view.first, math.ceil(known[0] / apart)), min(view.end - 1, math.floor(known[1] / apart))
+        indices, small = view.indices(), replace(prep, image_size=level.size)
+        levels = self.model.levels(volume_to_slices(data, volume.spacing, indices, small, view=view))
+        low, high = known_heights(levels.double().numpy(), indices * apart, level.low, level.high)
+        first = view.first if low is None else max(view.first, math.ceil(low / apart))
+        last = view.end - 1 if high is None else min(view.end - 1, math.floor(high / apart))
         if (first, last) == (view.first, view.end - 1):
             return view, ()
         note = (
             f"{volume.path}: shows more of a body than these weights have seen: slices {first} to {last} of "
             f"{volume.data.shape[2]}, counted from the feet, are scored, all others get 0"
         )
+        warnings.warn(note, stacklevel=2)
         return replace(view, first=first, last=last), (note,)
 
     @staticmethod

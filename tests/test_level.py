@@ -8,7 +8,7 @@ import torch
 from conftest import mood, write_nifti
 
 from mood_submission.about import About, ModelError
-from mood_submission.lab.training.level import Scan, train_level
+from mood_submission.lab.training.level import Scan, train_level, with_range
 from mood_submission.model_file import add_level, load_model, save_model
 from mood_submission.networks.level import LevelNet, LevelSettings
 from mood_submission.networks.pixelsnail import PixelSNAIL, PixelSNAILSettings
@@ -94,10 +94,23 @@ def test_the_offset_is_one_that_as_many_slices_agree_with_as_with_any():
 
 def test_heights_that_are_known():
     heights = np.arange(60) * APART
-    assert known_heights(from_thighs(60), heights, -200, 100) == (120.0, 480.0)
-    # All of it.
-    first, last = known_heights(from_thighs(60)[20:40], heights[:20], -200, 100)
-    assert first < 0 and last > heights[19]
+    assert known_heights(from_thighs(60), heights, -200, 100) == (120, 480)
+    assert known_heights(from_thighs(60)[20:45], heights[:25], -200, 100) == (None, None)
+    # The thighs alone, the neck alone.
+    assert known_heights(from_thighs(60)[:40], heights[:40], -200, 100) == (120, None)
+    assert known_heights(from_thighs(60)[20:], heights[20:], -200, 100) == (None, 480)
+
+
+def test_what_is_out_of_place_is_not_left_out():
+    """A scan whose lower half is put on top of its upper one, one that holds the body twice, and one whose thighs look like a liver."""
+    heights = np.arange(60) * APART
+    whole = np.linspace(-200, 100, 60)
+    rolled = np.roll(whole, 25)
+    assert known_heights(rolled, np.arange(60) * 5.1, -200, 100) == (None, None)
+    assert known_heights(np.concatenate([whole[::2], whole[::2]]), heights, -200, 100) == (None, None)
+    thighs = from_thighs(60)
+    thighs[:12] = 40
+    assert known_heights(thighs, heights, -200, 100) == (None, 480)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +120,14 @@ def test_heights_that_are_known():
         (np.random.default_rng(0).uniform(-200, 100, 60), np.arange(60) * APART),
         (from_thighs(60), np.arange(60) * 1.0),
         (from_thighs(60)[20:25], np.arange(5) * APART),
+        (np.full(60, -180.0), np.arange(60) * APART),
+        (from_thighs(60) / 2 - 25, np.arange(60) * APART),
         (np.zeros(0), np.zeros(0)),
     ],
-    ids=["upside down", "at random", "slices too near", "too few", "none"],
+    ids=["upside down", "at random", "slices too near", "too few", "all alike", "rising too slowly", "none"],
 )
 def test_levels_that_are_not_believed(levels, heights):
-    assert known_heights(levels, heights, -200, 100) is None
+    assert known_heights(levels, heights, -200, 100) == (None, None)
 
 
 def test_what_is_not_known_is_not_scored(model_file, scan):
@@ -180,7 +195,9 @@ def test_levels_are_learned_from_distances(model_file):
         levels, known = network(other.slices), network(widths(-200, 100, "all").slices)
     assert 90 < float(levels[-1] - levels[0]) < 210
     assert torch.allclose(levels, known[20:51], atol=1e-3)
-    low, high = network.settings.low, network.settings.high
+    upside_down = dataclasses.replace(scans[2], slices=scans[2].slices.flip(0))
+    settings = with_range(network, [*scans, upside_down]).settings
+    low, high = settings.low, settings.high
     assert 200 < high - low < 420
 
 
@@ -200,7 +217,7 @@ def test_a_level_travels_in_the_model_file(model_file, tmp_path):
 def test_add_level_writes_a_model_that_tells_levels(model_file, scan, tmp_path):
     for number in range(3):
         write_nifti(
-            tmp_path / "few" / f"scan_{number}.nii.gz", body(20 if number else 5), np.diag([6.0, 6.0, APART, 1.0])
+            tmp_path / "few" / f"scan_{number}.nii.gz", body(20 if number else 5), np.diag([6.0, 6.0, 3.0, 1.0])
         )
     out = tmp_path / "out.safetensors"
     done = mood("add-level", tmp_path / "plain.safetensors", "--data", tmp_path / "few", "--steps 2 -o", out)

@@ -4,6 +4,7 @@ The network learns from known distances alone: within a scan, the levels of two 
 do. Since all bodies share it, it gives slices that look alike the same level, whatever scan they are from.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class LevelSettings:
     size: side of the slices that it takes, in pixels.
     low, high: the lowest and the highest level of the bodies that it was trained on, in mm.
     dropout: probability that a channel is dropped in training.
-    Raises ValueError where `low` is above `high`.
+    Raises ValueError for sizes that no network has, and for levels that do not rise.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 96)
@@ -32,7 +33,9 @@ class LevelSettings:
     def __post_init__(self) -> None:
         # JSON gives lists.
         object.__setattr__(self, "widths", tuple(int(width) for width in self.widths))
-        if not self.low <= self.high:
+        if not self.widths or min(self.widths) < 1 or self.size < 1:
+            raise ValueError(f"expected positive widths and size, found {self.widths} and {self.size}")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise ValueError(f"expected levels that rise, found {self.low} to {self.high} mm")
 
 

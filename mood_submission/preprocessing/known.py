@@ -6,9 +6,10 @@ import numpy as np
 WITHIN_MM = 30.0
 # A slice is unknown where it lies further beyond what was trained on.
 MARGIN_MM = 30.0
-# Levels are believed where so many of the known slices agree, and where these reach so far.
-AGREEING = 0.6
-FEWEST, REACH_MM = 8, 80.0
+# Levels are believed where so many of the known slices agree, where these reach so far, and where their levels rise about as heights do.
+AGREEING, REACH_MM, SLOPES = 0.6, 150.0, (0.75, 1.33)
+# Slices beyond an end are left out where most of them look as those near that end do, or beyond it: up to so many mm within.
+NEAR_MM = 60.0
 
 
 def offset_of(levels: np.ndarray, heights: np.ndarray) -> float:
@@ -23,13 +24,29 @@ def offset_of(levels: np.ndarray, heights: np.ndarray) -> float:
     return float(np.median(offsets[first : first + agreeing[first]]))
 
 
-def known_heights(levels: np.ndarray, heights: np.ndarray, low: float, high: float) -> tuple[float, float] | None:
-    """The heights between which a scan shows what is known, in mm. None where its levels are not to be believed.
+def agreement(levels: np.ndarray, heights: np.ndarray) -> float:
+    """The share of slices whose levels (N,) agree with their heights (N,), both in mm, for the offset that suits most."""
+    return float((np.abs(levels - heights - offset_of(levels, heights)) <= WITHIN_MM).mean())
 
-    They are believed where most known slices agree, so neither for a scan of another region or upside down, nor where the distance
-    of slices is wrong.
 
-    levels, heights: (N,), see `offset_of`.
+def believed(levels: np.ndarray, heights: np.ndarray) -> bool:
+    """Whether levels (N,) of slices at these heights (N,), both in mm, are those of a body: most agree, and they rise as heights do."""
+    if len(heights) < 2 or np.ptp(heights) < REACH_MM:
+        return False
+    slope = np.polyfit(heights, levels, 1)[0]
+    return bool(agreement(levels, heights) >= AGREEING and SLOPES[0] <= slope <= SLOPES[1])
+
+
+def known_heights(
+    levels: np.ndarray, heights: np.ndarray, low: float, high: float
+) -> tuple[float | None, float | None]:
+    """The heights between which a scan shows what is known, in mm. None for an end at which nothing is unknown.
+
+    Nothing is left out where the levels of the known slices are not `believed`, as in a scan of another region, or one that is upside
+    down. At an end nothing is left out either where the slices beyond it look as slices do that lie well within: they are then out
+    of place, which is to be seen.
+
+    levels, heights: (N,), see `offset_of`; heights rise.
     low, high: levels of what is known, in mm.
 
     >>> import numpy
@@ -39,11 +56,14 @@ def known_heights(levels: np.ndarray, heights: np.ndarray, low: float, high: flo
     (20.0, 480.0)
     """
     if len(heights) == 0:
-        return None
-    offset = offset_of(levels, heights)
+        return None, None
+    offset = round(offset_of(levels, heights))
     first, last = low - MARGIN_MM - offset, high + MARGIN_MM - offset
     inside = (heights >= first) & (heights <= last)
-    agreeing = np.abs(levels - heights - offset) <= WITHIN_MM
-    if inside.sum() < FEWEST or np.ptp(heights[inside]) < REACH_MM or agreeing[inside].mean() < AGREEING:
-        return None
-    return float(first), float(last)
+    if not believed(levels[inside], heights[inside]):
+        return None, None
+    below, above = levels[heights < first], levels[heights > last]
+    return (
+        first if len(below) and np.median(below) <= low + NEAR_MM else None,
+        last if len(above) and np.median(above) >= high - NEAR_MM else None,
+    )

@@ -213,6 +213,7 @@ class FolderRun:
         try:
             self.cpu = self.cpu or self.predictor.on_cpu()
             prepared = read_prepared(self.cpu, outcome.source)
+            outcome.notes = prepared.notes
             self.write(outcome, self.compute(outcome, prepared, self.cpu), self.cpu)
             outcome.message = f"{failure}; computed on the CPU instead"
         except Exception as second:

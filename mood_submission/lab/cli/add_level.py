@@ -15,11 +15,12 @@ from ...cli.command import run_command
 from ...cli.output import Progress
 from ...model_file import add_level, load_model
 from ...networks.level import LevelSettings
+from ...preprocessing.known import AGREEING
 from ...runtime.option_types import positive
 from ...runtime.options import option
 from ...volumes import named_volumes, read_volume
 from ..training.cache import matches
-from ..training.level import FEWEST, Scan, train_level
+from ..training.level import FEWEST, Scan, agreement_of, train_level, with_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,17 @@ def add(options: AddLevelOptions) -> list[str]:
             seed=options.seed,
             advance=progress.update,
         )
+    level = with_range(level, scans)
     told = {"volumes": [scan.name for scan in scans], "steps": options.steps, "seed": options.seed}
     out = options.out or options.model
     add_level(options.model, out, level, dataclasses.replace(about, training=about.training | {"level": told}))
     lines = [f"{scan.name}: fewer than {FEWEST} slices, left out" for scan in short]
+    for scan in scans:
+        if (agreeing := agreement_of(level, scan)) < AGREEING:
+            lines.append(
+                f"{scan.name}: {agreeing:.0%} of its slices lie as far apart as its header says, so its ends do not count; is it "
+                "upside down, or is its slices' distance a guess?"
+            )
     low, high = level.settings.low, level.settings.high
     return [*lines, f"{out}: levels of {len(scans)} volumes, from {low:.0f} to {high:.0f} mm"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...networks.level import UNIT_MM, LevelNet, LevelSettings
 from ...preprocessing import Preprocessing, harmonise, volume_to_slices
-from ...preprocessing.known import offset_of
+from ...preprocessing.known import AGREEING, agreement, offset_of
 from ...volumes import Volume
 from .randomise import RANDOMISATIONS, randomise
 
@@ -58,7 +58,7 @@ def train_level(
     seed: int,
     advance: Callable[[], object] = lambda: None,
 ) -> LevelNet:
-    """The trained network, whose settings say between which levels the scans lie.
+    """The trained network. `with_range` says between which levels the scans lie.
 
     scans: of several bodies, each with FEWEST slices or more.
     settings: sizes of the network.
@@ -89,8 +89,7 @@ def train_level(
             optimiser.step()
             schedule.step()
             advance()
-    network.eval()
-    return with_range(network, scans)
+    return network.eval()
 
 
 def _rate(done: float) -> float:
@@ -116,11 +115,24 @@ def _loss(levels: Tensor, heights: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def with_range(network: LevelNet, scans: Sequence[Scan]) -> LevelNet:
-    """The network with settings that tell the lowest and the highest level of these scans, each made straight."""
-    ends = []
+    """The network with settings that tell the lowest and the highest level of these scans, each made straight.
+
+    Scans whose slices do not agree with their heights, such as one that is upside down, do not count. Where all do
+    not, nothing of a body is known, and prediction believes no levels.
+    """
+    ends: list[float] = []
     for scan in scans:
         levels, heights = network(scan.slices).double().numpy(), scan.heights.double().numpy()
-        offset = offset_of(levels, heights)
-        ends += [float(heights[0]) + offset, float(heights[-1]) + offset]
-    network.settings = dataclasses.replace(network.settings, low=round(min(ends), 1), high=round(max(ends), 1))
+        if agreement(levels, heights) >= AGREEING:
+            offset = offset_of(levels, heights)
+            ends += [float(heights[0]) + offset, float(heights[-1]) + offset]
+    network.settings = dataclasses.replace(
+        network.settings, low=round(min(ends, default=0.0), 1), high=round(max(ends, default=0.0), 1)
+    )
     return network
+
+
+@torch.inference_mode()
+def agreement_of(network: LevelNet, scan: Scan) -> float:
+    """The share of a scan's slices whose levels agree with their heights."""
+    return agreement(network(scan.slices).double().numpy(), scan.heights.double().numpy())
