@@ -133,7 +133,8 @@ def test_levels_that_are_not_believed(levels, heights):
 def test_what_is_not_known_is_not_scored(model_file, scan):
     volume = read_volume(scan)
     at_work = predictor(model_file, from_thighs)
-    prepared = at_work.prepare(volume)
+    with pytest.warns(UserWarning, match="shows more of a body than these weights have seen"):
+        prepared = at_work.prepare(volume)
     assert list(prepared.indices) == list(range(12, 49))
     assert prepared.position[0] == -0.5 and prepared.position[-1] == 0.5
     (note,) = prepared.notes
