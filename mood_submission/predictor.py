@@ -50,7 +50,8 @@ class Prepared:
     slices: the network's input, (N, S, S) float32 on its device.
     position: (N, 1), -0.5 .. 0.5.
     indices: (N,), the slices' z.
-    shape, spacing, grid, source, notes: the volume's.
+    shape, spacing, grid, source: the volume's.
+    notes: the volume's, and one where not all of it is scored, since the weights do not know so much of a body.
     view: how its slices were cut.
     """
 

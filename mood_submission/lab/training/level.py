@@ -113,7 +113,6 @@ def _loss(levels: Tensor, heights: Tensor) -> Tensor:
     return F.smooth_l1_loss(apart / UNIT_MM, torch.zeros_like(apart), beta=SMOOTH)
 
 
-@torch.inference_mode()
 def with_range(network: LevelNet, scans: Sequence[Scan]) -> LevelNet:
     """The network with settings that tell the lowest and the highest level of these scans, each made straight.
 
@@ -122,17 +121,20 @@ def with_range(network: LevelNet, scans: Sequence[Scan]) -> LevelNet:
     """
     ends: list[float] = []
     for scan in scans:
-        levels, heights = network(scan.slices).double().numpy(), scan.heights.double().numpy()
-        if agreement(levels, heights) >= AGREEING:
-            offset = offset_of(levels, heights)
-            ends += [float(heights[0]) + offset, float(heights[-1]) + offset]
-    network.settings = dataclasses.replace(
-        network.settings, low=round(min(ends, default=0.0), 1), high=round(max(ends, default=0.0), 1)
-    )
+        if agreement_of(network, scan) >= AGREEING:
+            levels, heights = _levels_and_heights(network, scan)
+            ends += [float(end) + offset_of(levels, heights) for end in (heights[0], heights[-1])]
+    low, high = (round(end(ends, default=0.0), 1) for end in (min, max))
+    network.settings = dataclasses.replace(network.settings, low=low, high=high)
     return network
 
 
-@torch.inference_mode()
 def agreement_of(network: LevelNet, scan: Scan) -> float:
     """The share of a scan's slices whose levels agree with their heights."""
-    return agreement(network(scan.slices).double().numpy(), scan.heights.double().numpy())
+    return agreement(*_levels_and_heights(network, scan))
+
+
+@torch.inference_mode()
+def _levels_and_heights(network: LevelNet, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 each, of a scan's slices, in mm."""
+    return network(scan.slices).double().numpy(), scan.heights.double().numpy()
