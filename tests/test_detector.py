@@ -171,6 +171,36 @@ def test_a_detector_that_begins_to_restore_answers_as_before():
     assert torch.allclose(mean(maps, nll, place), logits + 1.5, atol=1e-5)
 
 
+@pytest.mark.parametrize("widths", [(4, 6, 12), (7, 9, 11), (4, 8, 8)])
+@pytest.mark.parametrize("more", [{}, {"mirror": True, "restores": True}])
+def test_a_detector_with_wider_levels_answers_as_before(widths, more):
+    torch.manual_seed(0)
+    narrow = Detector(TINY).eval()
+    for module in narrow.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    wide = Detector(dataclasses.replace(TINY, widths=widths, **more)).eval()
+    wide.load_state_dict(fitted_to(narrow.state_dict(), wide.settings))
+    maps, nll, place = torch.randn(2, 9, 40, 40), torch.randn(2, 3, 5, 5), torch.randn(2, 2, 40, 40)
+    read = torch.cat([maps, torch.randn(2, 2, 40, 40)], 1) if more else maps
+    before = narrow(maps, nll, place)
+    assert before.std() > 0.01
+    assert torch.allclose(wide(read, nll, place), before, atol=1e-5)
+    # What is new learns, since what reads it gets a gradient.
+    wide(read, nll, place).square().sum().backward()
+    for i, (a, b) in enumerate(zip(TINY.widths, widths)):
+        if a < b:
+            reader = wide.last if i == 0 else wide.beside[i - 1]
+            assert reader[0].weight.grad[:, -(b - a) :].any()
+
+
+def test_a_detector_with_narrower_levels_is_refused():
+    narrow, wide = Detector(TINY), Detector(dataclasses.replace(TINY, widths=(4, 6, 12)))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        narrow.load_state_dict(fitted_to(wide.state_dict(), narrow.settings))
+
+
 # --- from training to prediction -------------------------------------------------------------------------------------
 
 

@@ -231,6 +231,7 @@ def test_add_level_writes_a_model_that_tells_levels(model_file, scan, tmp_path):
     )
     model, plain = load_model(out, "cpu"), load_model(tmp_path / "plain.safetensors", "cpu")
     assert model.about.training["level"]["volumes"] == ["scan_1", "scan_2"]
+    assert {"date", "revision", "torch"} <= set(model.about.training["level"])
     assert dataclasses.replace(model.about, level=None, training={}) == plain.about
     for name, value in plain.vqvae.state_dict().items():
         assert torch.equal(model.vqvae.state_dict()[name], value)

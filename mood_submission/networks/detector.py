@@ -172,9 +172,10 @@ class Detector(nn.Module):
 
 
 def fitted_to(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
-    """A detector's parameters, for one with `settings` that reads mirror images or restores slices too. It answers as before.
+    """A detector's parameters, for one with `settings` that reads mirror images, restores slices or has wider levels too.
 
-    The new weights are 0. Parameters that are there come back as they are.
+    It answers as before. Parameters that are there come back as they are. What a new network adds to a slice's logits starts
+    at 0, also where channels of a wider level start as a new network's: no layer of before reads them yet.
     """
     before, wanted = input_channels(settings.context), input_channels(settings.context, mirror=True) + 2
     result = dict(parameters)
@@ -190,4 +191,31 @@ def fitted_to(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> d
             "change.bias": last.new_zeros(1),
             "joined": last.new_zeros(1),
         }
+    return _widened(result, settings)
+
+
+def _widened(parameters: dict[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
+    """The parameters of a detector for one with wider levels. Those of one with other levels come back as they are."""
+    narrow = [len(parameters["stem.0.0.weight"])]
+    while (name := f"down.{len(narrow) - 1}.0.0.weight") in parameters:
+        narrow.append(len(parameters[name]))
+    wide = settings.widths
+    if len(narrow) != len(wide) or any(a > b for a, b in zip(narrow, wide)) or narrow == list(wide):
+        return parameters
+    levels = range(len(wide) - 1)
+    # These layers read a level's channels, then others. All other layers read one level's.
+    level_of = {f"down.{i}.0.0.weight": i for i in levels} | {f"beside.{i}.0.weight": i for i in levels}
+    result = Detector(settings).state_dict()
+    for name, old in parameters.items():
+        new = result[name]
+        if new.shape == old.shape:
+            result[name] = old
+        elif old.ndim == 1:
+            new[: len(old)] = old
+        else:
+            inputs, level = old.shape[1], level_of.get(name)
+            used, placed = (inputs, new.shape[1]) if level is None else (narrow[level], wide[level])
+            new[: len(old)] = 0
+            new[: len(old), :used] = old[:, :used]
+            new[: len(old), placed : placed + inputs - used] = old[:, used:]
     return result

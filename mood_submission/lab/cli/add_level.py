@@ -21,6 +21,7 @@ from ...runtime.options import option
 from ...volumes import named_volumes, read_volume
 from ..training.cache import matches
 from ..training.level import FEWEST, Scan, agreement_of, train_level, with_range
+from ..training.run import made_now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ def add(options: AddLevelOptions) -> list[str]:
             advance=progress.update,
         )
     level = with_range(level, scans)
-    told = {"volumes": [scan.name for scan in scans], "steps": options.steps, "seed": options.seed}
+    told = {"volumes": [scan.name for scan in scans], "steps": options.steps, "seed": options.seed} | made_now()
     out = options.out or options.model
     add_level(options.model, out, level, dataclasses.replace(about, training=about.training | {"level": told}))
     lines = [f"{scan.name}: fewer than {FEWEST} slices, left out" for scan in short]

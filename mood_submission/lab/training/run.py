@@ -203,11 +203,17 @@ class Run:
             "augment": self.options.augment,
             "slices": {name: len(data) for name, data in self.slices.splits.items()},
             "schedule": asdict(self.options.schedule),
-            "date": datetime.date.today().isoformat(),
-            "revision": git_revision(),
             "device": self.device.type,
-            "torch": torch.__version__,
-        }
+        } | made_now()
+
+
+def made_now() -> dict:
+    """What a model file says of how one of its parts was made: the day, the commit of this code, and PyTorch's version."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "revision": git_revision(),
+        "torch": torch.__version__,
+    }
 
 
 def git_revision() -> str:
