@@ -299,8 +299,12 @@ def test_a_detector_is_trained_further(detecting, cache, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     about = load_detector(tmp_path / source.name)[1]
     assert (about["steps"], about["started_from"]["steps"]) == (2, 4)
-    run = mood("train", *words, "--widths 4 8 --steps 1 --start-from", detecting, "--out", tmp_path / "other")
+    start = ("--steps 1 --start-from", detecting, "--out")
+    run = mood("train", *words, "--widths 4 5", *start, tmp_path / "narrower")
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and str(detecting) in run.stderr
+    run = mood("train", *words, "--widths 4 8", *start, tmp_path / "wider")
+    assert run.returncode == 0, run.stderr
+    assert load_detector(tmp_path / "wider")[0].settings.widths == (4, 8)
 
 
 def test_the_best_detector_is_kept_beside_the_last(detecting, cache, tmp_path):
