@@ -195,10 +195,21 @@ def test_a_detector_with_wider_levels_answers_as_before(widths, more):
             assert reader[0].weight.grad[:, -(b - a) :].any()
 
 
-def test_a_detector_with_narrower_levels_is_refused():
-    narrow, wide = Detector(TINY), Detector(dataclasses.replace(TINY, widths=(4, 6, 12)))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        narrow.load_state_dict(fitted_to(wide.state_dict(), narrow.settings))
+@pytest.mark.parametrize(
+    "before, after, found",
+    [
+        ({"widths": (4, 6, 12)}, {}, "size mismatch"),
+        ({}, {"widths": (4, 5, 12)}, "size mismatch"),
+        ({}, {"widths": (4, 6, 8, 8)}, "Missing key"),
+        ({}, {"widths": (4, 6, 12), "context": (-2, -1, 0, 1, 2)}, "size mismatch"),
+        ({"mirror": True}, {"widths": (4, 6, 12)}, "size mismatch"),
+        ({"restores": True}, {"widths": (4, 6, 12)}, "Unexpected key"),
+    ],
+)
+def test_a_detector_that_would_lose_something_or_read_something_else_is_refused(before, after, found):
+    one, other = (Detector(dataclasses.replace(TINY, **more)) for more in (before, after))
+    with pytest.raises(RuntimeError, match=found):
+        other.load_state_dict(fitted_to(one.state_dict(), other.settings))
 
 
 # --- from training to prediction -------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ def fitted_to(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> d
 
     It answers as before. Parameters that are there come back as they are. What a new network adds to a slice's logits starts
     at 0, also where channels of a wider level start as a new network's: no layer of before reads them yet.
+    Raises RuntimeError for wider levels of a detector that reads other maps, or other slices.
     """
     before, wanted = input_channels(settings.context), input_channels(settings.context, mirror=True) + 2
     result = dict(parameters)
@@ -195,7 +196,10 @@ def fitted_to(parameters: Mapping[str, Tensor], settings: DetectorSettings) -> d
 
 
 def _widened(parameters: dict[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
-    """The parameters of a detector for one with wider levels. Those of one with other levels come back as they are."""
+    """The parameters of a detector for one with wider levels. Those of one with other levels come back as they are.
+
+    Raises RuntimeError where the wider one reads other maps, or other slices.
+    """
     narrow = [len(parameters["stem.0.0.weight"])]
     while (name := f"down.{len(narrow) - 1}.0.0.weight") in parameters:
         narrow.append(len(parameters[name]))
@@ -203,18 +207,26 @@ def _widened(parameters: dict[str, Tensor], settings: DetectorSettings) -> dict[
     if len(narrow) != len(wide) or any(a > b for a, b in zip(narrow, wide)) or narrow == list(wide):
         return parameters
     levels = range(len(wide) - 1)
-    # These layers read a level's channels, then others. All other layers read one level's.
-    level_of = {f"down.{i}.0.0.weight": i for i in levels} | {f"beside.{i}.0.weight": i for i in levels}
+    # These layers read a level's channels, and then others: of the level below, or such as stay as they are. All others read one
+    # level's alone.
+    both = {f"beside.{i}.0.weight": (narrow[i], wide[i]) for i in levels}
+    fixed = {f"down.{i}.0.0.weight": (narrow[i], wide[i]) for i in levels}
+    fixed |= {"fine.0.weight": (0, 0), "stem.0.0.weight": (0, 0)}
     result = Detector(settings).state_dict()
     for name, old in parameters.items():
-        new = result[name]
-        if new.shape == old.shape:
+        new = result.get(name)
+        if new is None or new.shape == old.shape:
+            # What is not known is for `load_state_dict` to refuse.
             result[name] = old
         elif old.ndim == 1:
             new[: len(old)] = old
         else:
-            inputs, level = old.shape[1], level_of.get(name)
-            used, placed = (inputs, new.shape[1]) if level is None else (narrow[level], wide[level])
+            inputs = old.shape[1]
+            used, placed = (both | fixed).get(name, (inputs, new.shape[1]))
+            if name in fixed and inputs - used != new.shape[1] - placed:
+                raise RuntimeError(
+                    f"size mismatch for {name}: a detector that grows reads the same maps and slices as before"
+                )
             new[: len(old)] = 0
             new[: len(old), :used] = old[:, :used]
             new[: len(old), placed : placed + inputs - used] = old[:, used:]
