@@ -142,12 +142,67 @@ def test_the_outline_is_the_lesion_s_not_the_smoothing_s(healthy, tmp_path):
     x = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), -1)
     ball = ((x - 20) ** 2).sum(-1) < 36
     scores = (0.1 + 0.8 * ndimage.gaussian_filter(ball.astype(float), 2)).astype(np.float32)
-    for threshold in (0.2, 0.3, 0.5):
+    for threshold in (0.2, 0.3, 0.5, 0.7):
         (finding,), _ = outline_objects(scores, (1.0,) * 3, volume.grid, None, threshold)
         assert ball.sum() / 2 < finding.voxels < ball.sum() * 2 and math.isnan(finding.false_objects)
         assert finding.to_dict()["false_objects"] is None
     with pytest.raises(ValueError, match="threshold"):
         outline_objects(scores, (1.0,) * 3, volume.grid, None)
+
+
+def reached_slowly(scores: np.ndarray, seed: tuple[int, ...], level: float) -> np.ndarray:
+    """All voxels that are connected to the seed and reach the level, found by adding neighbours one shell at a time."""
+    inside = np.zeros(scores.shape, bool)
+    inside[seed] = True
+    while True:
+        more = ndimage.binary_dilation(inside, CORNERS) & (scores >= level)
+        if (more == inside).all():
+            return inside
+        inside = more
+
+
+@pytest.mark.parametrize("centre", [(20, 20, 20), (1, 38, 20)])
+@pytest.mark.parametrize("deviation", [3, 6, 12])
+def test_an_outline_below_the_threshold_is_all_that_is_connected(centre, deviation, tmp_path):
+    """However far that reaches: it may be the whole volume."""
+    spacing = (3.0, 3.0, 3.0)
+    scores = bumps(places=[(centre, deviation, 0.7)], noise=0.05)
+    scores[30:32] = 0.1  # a gap that nothing grows across
+    scores[32:] = scores[32:].clip(0, 0.7)
+    scores[35, 5, 5] = 0.9  # too small to be an object
+    volume = grid_of(tmp_path, np.eye(4))
+    (finding,), mask = outline_objects(scores, spacing, volume.grid, None, 0.75)
+    above = scores >= 0.75
+    above[32:] = False
+    strength = float(np.sort(scores[above])[-least_voxels(spacing)])
+    base = float(np.median(scores[::2, ::2, ::2]))
+    level = base + 0.5 * (strength - base)
+    assert np.array_equal(mask == 1, reached_slowly(scores, centre, min(level, 0.75)))
+    assert finding.voxels == (mask == 1).sum() > above.sum() and level < 0.75
+
+
+def test_objects_that_grow_become_one_or_stop_before_a_surer_one(tmp_path):
+    volume, spacing = grid_of(tmp_path, np.eye(4)), (3.0, 3.0, 3.0)
+    strong, near, apart = ((12, 20, 20), 4, 0.9), ((24, 20, 20), 4, 0.55), ((34, 20, 20), 4, 0.58)
+    scores = bumps(places=[strong, near])
+    assert counted_slowly(scores, 0.6, 9) == 2
+    (one,), mask = outline_objects(scores, spacing, volume.grid, None, 0.6)
+    assert mask[24, 20, 20] == mask[12, 20, 20] == one.number
+    # The bridge is lower than half of the strong one's height, and higher than half of the weak one's.
+    scores = bumps(places=[strong, apart])
+    scores[12:35, 19:22, 19:22] = scores[12:35, 19:22, 19:22].clip(0.45)
+    findings, mask = outline_objects(scores, spacing, volume.grid, None, 0.6)
+    assert [f.number for f in findings] == [1, 2] and mask[12, 20, 20] == 1 and mask[34, 20, 20] == 2
+    assert mask[24, 20, 20] == 0 and findings[1].voxels > (scores[26:] >= 0.6).sum()
+
+
+def test_no_outline_lies_where_many_healthy_voxels_do(healthy, tmp_path):
+    volume, spacing = grid_of(tmp_path, np.eye(4)), (3.0, 3.0, 3.0)
+    scores = bumps(places=[((20, 20, 20), 5, 0.6)])
+    for ground, lowest in ((0.2, 0.39), (0.5, 0.5), (0.65, 0.6), (0.9, 0.6)):
+        measured = dataclasses.replace(healthy, exceeded=healthy.exceeded | {"0.0001": ground})
+        _, mask = outline_objects(scores, spacing, volume.grid, measured, 0.6)
+        assert lowest <= scores[mask > 0].min() < lowest + 0.05
 
 
 def test_nothing_is_found_in_nothing(healthy, tmp_path):

@@ -4,7 +4,7 @@ Smoothed scores spread beyond an object. So each outline lies at a score that is
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,14 @@ from .thresholds import CHALLENGE_VOXELS, CORNERS, HealthyVoxels
 LEAST_ML = 0.1
 # An outline lies this far up from the volume's median score to the object's peak.
 OUTLINE = 0.5
+# No outline lies at a score that this share of healthy voxels exceeds, one of VOXEL_SHARES.
+GROUND = "0.0001"
+# The most findings of a volume: their numbers are of 8 bits.
+MOST = 255
+# At how many scores it is tried how far an object may grow before it meets a surer one.
+STEPS = 8
+# How many voxels beyond a component are looked at first.
+MARGIN = 8
 # The subfolder of a folder of findings that holds what the model would have expected to see.
 EXPECTED = "expected"
 # The default threshold is the score at which a healthy volume shows this many objects.
@@ -73,7 +81,7 @@ def outline_objects(
     *,
     evidence: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Finding], np.ndarray]:
-    """The findings in a volume of scores, at most the 255 surest, and a mask of their numbers, (X, Y, Z) uint8.
+    """The findings in a volume of scores, at most the MOST surest, and a mask of their numbers, (X, Y, Z) uint8.
 
     scores: (X, Y, Z) float in RAS order, 0 .. 1.
     spacing: (x, y, z) in mm.
@@ -88,12 +96,10 @@ def outline_objects(
         if healthy is None:
             raise ValueError("expected a threshold, or a model whose healthy scores were measured: found neither")
         threshold = healthy.threshold_in(scores, FALSE_BY_DEFAULT)
-    least = least_voxels(spacing)
-    objects = _outlined(scores, threshold, least)
-    surest = sorted(objects, key=lambda object_: -object_.strength)[:255]
+    ground = healthy.exceeded[GROUND] if healthy else 0.0
     mask = np.zeros(scores.shape, np.uint8)
     findings = []
-    for number, object_ in enumerate(surest, 1):
+    for number, object_ in enumerate(_outlined(scores, threshold, least_voxels(spacing), ground), 1):
         mask[object_.box][object_.inside] = number
         findings.append(
             _described(number, object_, scores, spacing=spacing, grid=grid, healthy=healthy, evidence=evidence or {})
@@ -115,22 +121,76 @@ class _Object:
     strength: float
 
 
-def _outlined(scores: np.ndarray, threshold: float, least: int) -> list[_Object]:
-    """Connected components above the threshold with at least `least` voxels, each cut at its own outline."""
+def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -> list[_Object]:
+    """Connected components above the threshold with at least `least` voxels, the surest MOST first, each at its own outline.
+
+    An outline lies OUTLINE of the way up from the volume's median score to the object's own strength. Where that is above the
+    threshold, the object is the largest part above it. Where it is below, the object grows beyond its component, but not below
+    `ground`: a weaker one that it reaches is a part of it, and it stops before a surer one.
+    """
     labels, _ = ndimage.label(scores >= threshold, CORNERS)
-    objects, base = [], float(np.median(scores[::2, ::2, ::2]))
+    components = []
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         component = labels[box] == number
-        if np.count_nonzero(component) < least:
+        if np.count_nonzero(component) >= least:
+            strength = float(np.partition(scores[box][component], -least)[-least])
+            components.append(_Object(box, component, strength))
+    base = float(np.median(scores[::2, ::2, ::2]))
+    objects: list[_Object] = []
+    taken = np.zeros(scores.shape, bool)
+    for component in sorted(components, key=lambda object_: -object_.strength):
+        if len(objects) == MOST:
+            break
+        if taken[component.box][component.inside].any():
             continue
-        within = scores[box]
-        strength = float(np.partition(within[component], -least)[-least])
-        level = base + OUTLINE * (strength - base)
-        pieces, count = ndimage.label(component & (within >= level), CORNERS)
-        sizes = np.bincount(pieces.ravel())[1:]
-        inside = pieces == 1 + int(sizes.argmax())
-        objects.append(_Object(box, inside, strength))
+        level = base + OUTLINE * (component.strength - base)
+        if level >= threshold:
+            object_ = _shrunk(component, scores, level)
+        elif max(level, ground) < threshold:
+            levels = np.linspace(max(level, ground), threshold, STEPS, endpoint=False)
+            object_ = _grown(component, scores, levels, taken)
+        else:
+            object_ = component
+        taken[object_.box] |= object_.inside
+        objects.append(object_)
     return objects
+
+
+def _shrunk(component: _Object, scores: np.ndarray, level: float) -> _Object:
+    """The largest part of a component that reaches the level."""
+    pieces, _ = ndimage.label(component.inside & (scores[component.box] >= level), CORNERS)
+    sizes = np.bincount(pieces.ravel())[1:]
+    return replace(component, inside=pieces == 1 + int(sizes.argmax()))
+
+
+def _grown(component: _Object, scores: np.ndarray, levels: np.ndarray, taken: np.ndarray) -> _Object:
+    """The component with all that is connected to it and reaches the lowest of the levels (rising) at which it meets nothing taken."""
+    for level in levels:
+        object_ = _connected(component, scores, float(level))
+        if not (object_.inside & taken[object_.box]).any():
+            return object_
+    return component
+
+
+def _connected(component: _Object, scores: np.ndarray, level: float) -> _Object:
+    """The component with all voxels that are connected to it and reach the level. It is looked for in ever larger boxes."""
+    margin = MARGIN
+    seed = np.argwhere(component.inside)[0] + [side.start for side in component.box]
+    while True:
+        box = tuple(
+            slice(max(0, side.start - margin), min(length, side.stop + margin))
+            for side, length in zip(component.box, scores.shape)
+        )
+        pieces, _ = ndimage.label(scores[box] >= level, CORNERS)
+        inside = pieces == pieces[tuple(seed - [side.start for side in box])]
+        (found,) = ndimage.find_objects(inside.astype(np.uint8))
+        # Whether it ends within the box, or where the volume does.
+        if all(
+            (part.start > 0 or side.start == 0) and (side.start + part.stop < side.stop or side.stop == length)
+            for part, side, length in zip(found, box, scores.shape)
+        ):
+            return replace(component, box=box, inside=inside)
+        margin *= 2
 
 
 def _described(
