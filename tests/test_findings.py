@@ -199,8 +199,13 @@ def test_objects_that_grow_become_one_or_stop_before_a_surer_one(tmp_path):
 def test_no_outline_lies_where_many_healthy_voxels_do(healthy, tmp_path):
     volume, spacing = grid_of(tmp_path, np.eye(4)), (3.0, 3.0, 3.0)
     scores = bumps(places=[((20, 20, 20), 5, 0.6)])
-    for ground, lowest in ((0.2, 0.39), (0.5, 0.5), (0.65, 0.6), (0.9, 0.6)):
-        measured = dataclasses.replace(healthy, exceeded=healthy.exceeded | {"0.0001": ground})
+    for exceeded, lowest in (
+        ({}, 0.39),
+        ({"0.01": 0.2}, 0.39),
+        ({"0.01": 0.2, "0.001": 0.5}, 0.5),
+        ({"0.01": 0.65}, 0.6),
+    ):
+        measured = dataclasses.replace(healthy, exceeded=exceeded)
         _, mask = outline_objects(scores, spacing, volume.grid, measured, 0.6)
         assert lowest <= scores[mask > 0].min() < lowest + 0.05
 

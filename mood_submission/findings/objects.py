@@ -18,8 +18,6 @@ from .thresholds import CHALLENGE_VOXELS, CORNERS, HealthyVoxels
 LEAST_ML = 0.1
 # An outline lies this far up from the volume's median score to the object's peak.
 OUTLINE = 0.5
-# No outline lies at a score that this share of healthy voxels exceeds, one of VOXEL_SHARES.
-GROUND = "0.0001"
 # The most findings of a volume: their numbers are of 8 bits.
 MOST = 255
 # At how many scores it is tried how far an object may grow before it meets a surer one.
@@ -96,7 +94,7 @@ def outline_objects(
         if healthy is None:
             raise ValueError("expected a threshold, or a model whose healthy scores were measured: found neither")
         threshold = healthy.threshold_in(scores, FALSE_BY_DEFAULT)
-    ground = healthy.exceeded[GROUND] if healthy else 0.0
+    ground = healthy.ground if healthy else 0.0
     mask = np.zeros(scores.shape, np.uint8)
     findings = []
     for number, object_ in enumerate(_outlined(scores, threshold, least_voxels(spacing), ground), 1):

@@ -56,6 +56,11 @@ class HealthyVoxels:
         ordinary = float(np.median([ordinary_score(volume) for volume in scores]))
         return cls(len(scores), _exceeded(scores), levels, false_objects, ordinary)
 
+    @property
+    def ground(self) -> float:
+        """The lowest score at which an object that grows may have its outline: what the least share that was measured exceeds."""
+        return max(self.exceeded.values(), default=0.0)
+
     def threshold(self, false_objects: float) -> float:
         """The lowest level at which a healthy volume shows at most `false_objects` objects, or else the highest level."""
         for level, count in zip(self.levels, self.false_objects):
