@@ -18,8 +18,8 @@ from .thresholds import CHALLENGE_VOXELS, CORNERS, HealthyVoxels
 LEAST_ML = 0.1
 # An outline lies this far up from the volume's median score to the object's peak.
 OUTLINE = 0.5
-# The most findings of a volume: their numbers are of 8 bits.
-MOST = 255
+# The most findings of a volume, as their numbers have 8 bits.
+MOST_FINDINGS = 255
 # At how many scores it is tried how far an object may grow before it meets a surer one.
 STEPS = 8
 # How many voxels beyond a component are looked at first.
@@ -79,7 +79,7 @@ def outline_objects(
     *,
     evidence: dict[str, np.ndarray] | None = None,
 ) -> tuple[list[Finding], np.ndarray]:
-    """The findings in a volume of scores, at most the MOST surest, and a mask of their numbers, (X, Y, Z) uint8.
+    """The findings in a volume of scores, at most the MOST_FINDINGS surest, and a mask of their numbers, (X, Y, Z) uint8.
 
     scores: (X, Y, Z) float in RAS order, 0 .. 1.
     spacing: (x, y, z) in mm.
@@ -120,7 +120,7 @@ class _Object:
 
 
 def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -> list[_Object]:
-    """Connected components above the threshold with at least `least` voxels, the surest MOST first, each at its own outline.
+    """Connected components above the threshold with at least `least` voxels, the surest first and MOST_FINDINGS at most, each at its own outline.
 
     An outline lies OUTLINE of the way up from the volume's median score to the object's own strength. Where that is above the
     threshold, the object is the largest part above it. Where it is below, the object grows beyond its component, but not below
@@ -137,7 +137,7 @@ def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -
     objects: list[_Object] = []
     taken = np.zeros(scores.shape, bool)
     for component in sorted(components, key=lambda object_: -object_.strength):
-        if len(objects) == MOST:
+        if len(objects) == MOST_FINDINGS:
             break
         if taken[component.box][component.inside].any():
             continue
