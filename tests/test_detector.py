@@ -368,6 +368,32 @@ def test_the_mean_of_two_runs_and_a_file(detecting, cache, tmp_path):
         mean_detector([parts[0], wide])
 
 
+def test_a_detector_learns_of_several_stores(detecting, cache, tmp_path):
+    """Its metadata tells of all. Each must be there, and of the same networks."""
+    plant = (
+        "train plant --region brain --data",
+        cache,
+        "--device cpu --validation 0.34 --test 0 --count 2 --variants 1",
+    )
+    done = mood(
+        *plant, "--model", detecting, "--store", tmp_path / "small", "--kinds spots --radii 0.02 0.1 --together 2"
+    )
+    assert done.returncode == 0, done.stderr
+    words = (
+        "train detector --region brain --data", cache, "--model", detecting, "--store", detecting.parent / "store",
+        "--widths 4 6 --context -1 0 1 --batch 2 --device cpu --validation 0.34 --test 0 --validations 1 --steps 2",
+    )  # fmt: skip
+    done = mood(*words, "--also", tmp_path / "small", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    _, about = load_detector(tmp_path / "run")
+    assert {"spots", "uniform", "noise"} <= set(about["kinds"]) and about["planted_volumes"] > 2
+    assert [(further["kinds"], further["radii"], further["together"]) for further in about["also"]] == [
+        (["spots"], [0.02, 0.1], 2)
+    ]
+    done = mood(*words, "--also", tmp_path / "none", "--out", tmp_path / "other")
+    assert done.returncode == 1 and f"{tmp_path / 'none'}: expected planted volumes, found none" in done.stderr
+
+
 def test_kinds_that_are_not_trained_on_choose_the_best(detecting, cache, tmp_path):
     stored = detecting.parent / "store"
     words = (

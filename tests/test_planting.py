@@ -328,6 +328,29 @@ def test_small_lesions_are_many_and_small(host):
     assert max(counts) > 5 and np.median(sizes) < 80
 
 
+@pytest.mark.parametrize("kind", ["uniform", "ball", "spots"])
+@pytest.mark.parametrize("radius", [0.06, 0.12])
+def test_anomalies_are_as_large_as_they_are_asked_to_be(host, kind, radius):
+    side, spans = host.volume.shape[0], []
+    for seed in range(8):
+        _, mask = plant_varied(host, kind, np.random.default_rng(seed), radii=(radius, radius))
+        labels, _ = ndimage.label(mask)
+        boxes = ndimage.find_objects(labels)
+        spans += [max(box[0].stop - box[0].start, box[1].stop - box[1].start) for box in boxes if box]
+    # Each is stretched by up to 18%, may have lobes and soft edges, and may be cut by the brain's border or joined to the next.
+    assert 0.5 < np.median(spans) / (2 * radius * side) < 1.3
+
+
+def test_a_variant_has_as_many_anomalies_as_it_is_asked_to_have(cache, tiny_weights):
+    data, model = load_cache(cache)[0]["train"], load_model(tiny_weights["brain"], "cpu", engine="torch")
+    for together in (1, 4):
+        settings = PlantingSettings(variants=2, kinds=("uniform", "ball"), radii=(0.05, 0.08), together=together)
+        kinds = json.loads(str(Planter(data, model, settings).volume(0)["kinds"]))
+        assert kinds[0] == "" and all(len(names.split("+")) == together for names in kinds[1:])
+    with pytest.raises(ValueError, match="expected LOW and then HIGH, found 0.1 0.05"):
+        PlantingSettings(radii=(0.1, 0.05))
+
+
 def test_volumes_held_out_must_be_new_to_the_networks(cache, healthy, tiny_weights, tmp_path):
     """Other volumes may be trained on. What the networks have seen would look more ordinary than what they have not."""
     model = load_model(tiny_weights["brain"], "cpu", engine="torch")
@@ -376,6 +399,24 @@ def test_a_store_grows_forgets_and_is_read_as_it_grows(planter, tmp_path):
     other = Planter(planter.data, planter.model, dataclasses.replace(planter.settings, kinds=("ball",)))
     with pytest.raises(CacheError, match="expected files made with kinds"):
         fill_store(other, tmp_path, 9)
+
+
+@pytest.mark.slow
+def test_a_store_may_hold_those_of_further_folders(planter, tmp_path):
+    """Each folder's newest volumes; both grow, and what one folder calls a volume hides none of another's."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    fill_store(planter, one, 3)
+    fill_store(planter, two, 1)
+    store = Store(one, most=2, further=[two])
+    assert list(store.volumes) == ["000001.npz", "000002.npz", f"{two}/000000.npz"] and not store.refresh()
+    fill_store(planter, two, 4)
+    assert store.refresh()
+    names = ["000001.npz", "000002.npz", f"{two}/000002.npz", f"{two}/000003.npz"]
+    assert list(store.volumes) == names and len(store) == 4
+    fill_store(planter, one, 5)
+    assert store.refresh() and list(store.volumes) == ["000003.npz", "000004.npz", *names[2:]]
+    alone = Store(two)
+    assert torch.equal(store.volumes[names[3]].label, alone.volumes["000003.npz"].label)
 
 
 def test_a_store_knows_its_own_volumes(planter, tmp_path):

@@ -66,6 +66,14 @@ def share(text: str) -> float:
     return value
 
 
+def radius_share(text: str) -> float:
+    """A radius as a share of the field of view, above 0 and at most 0.5."""
+    value = float(text)
+    if not 0 < value <= 0.5:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 0.5, found {text}")
+    return value
+
+
 def slices_option(text: str) -> int | str:
     """ "all", or a whole number of at least 1."""
     if text != "all" and (not text.isdecimal() or int(text) < 1):

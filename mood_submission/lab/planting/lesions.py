@@ -83,11 +83,15 @@ def plant_spots(
     places: tuple[np.ndarray, np.ndarray],
     height: float,
     rng: np.random.Generator,
+    *,
+    radii: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plant 1 to MOST_SPOTS small lesions of one look: soft, darker or brighter, most of them in bright tissue.
 
     volume: float32 (X, Y, Z) in [0, 1]. body: bool, of its shape. places: of `anomalies.places_of(body)`.
     height: of the field of view along z, in slices.
+    radii: each is drawn between these shares of the field of view, small ones more often. None for SPOT_RADII, of which the
+        larger one is drawn too.
     Returns the new volume and the mask, bool. Raises ValueError where none can be seen.
     """
     where, depth = places
@@ -97,12 +101,12 @@ def plant_spots(
     step = float(rng.choice([-1, -1, -1, 1]) * rng.uniform(0.5, 2)) * contrast_of(values)
     # Half of the bright ones look like calcifications or clips: far brighter than what they cover.
     step = float(rng.uniform(0.3, 0.8)) if step > 0 and rng.random() < 0.5 else step
-    largest = rng.uniform(0.012, SPOT_RADII[1])
+    smallest, largest = radii or (SPOT_RADII[0], rng.uniform(0.012, SPOT_RADII[1]))
     count = int(np.exp(rng.uniform(0, np.log(MOST_SPOTS + 1))))
     edge = rng.uniform(0.1, 0.8)
     result, mask = volume.copy(order="K"), np.zeros(volume.shape, bool)
     for _ in range(count):
-        radius = float(np.exp(rng.uniform(np.log(SPOT_RADII[0]), np.log(largest))))
+        radius = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
         site = choose_site(result, body, (near[0], near[1]), (radius, radius), rng, height=height)
         weight = np.clip((1 + edge / 2 - site.distance) / edge, 0, 1) * body[site.box]
         new = np.clip(site.patch + np.float32(step) * weight.astype(np.float32), 0, 1)

@@ -226,12 +226,18 @@ class Host:
 
 
 def plant_varied(
-    host: Host, kind: str, rng: np.random.Generator, donor: np.ndarray | None = None
+    host: Host,
+    kind: str,
+    rng: np.random.Generator,
+    donor: np.ndarray | None = None,
+    *,
+    radii: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plant one anomaly with a random shape, edge and strength.
 
     kind: one of TRAINING_KINDS.
     donor: another volume on the same grid, for the kinds PASTED. Without one they are "foreign".
+    radii: the radius is drawn between these shares of the field of view. None for those of one of BANDS.
     Returns the new volume and the mask, bool. The mask is where the anomaly has at least LABEL of its strength, without the
     stretches where nothing is seen of it.
     Raises ValueError for an unknown kind, and where nothing would be seen at any place that was tried.
@@ -241,11 +247,11 @@ def plant_varied(
     if not host.body.any():
         raise ValueError("nothing to plant in: no body in the volume")
     if kind == SPOTS:
-        return lesions.plant_spots(host.volume, host.body, host.places, host.height, rng)
+        return lesions.plant_spots(host.volume, host.body, host.places, host.height, rng, radii=radii)
 
     def attempt() -> Attempt | None:
-        radii = BANDS[rng.integers(len(BANDS))]
-        site = choose_site(host.volume, host.body, host.places, radii, rng, height=host.height)
+        band = radii or BANDS[rng.integers(len(BANDS))]
+        site = choose_site(host.volume, host.body, host.places, band, rng, height=host.height)
         shape = _sphere if kind == "ball" and rng.random() < 0.7 else SHAPES[rng.integers(len(SHAPES))]
         distance = shape(site, rng)
         site = replace(site, distance=distance, inside=(distance < 1) & host.body[site.box])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...evidence.normalised import NormalisedEvidence, detector_logits
 from ...methods.learned import soften_logits
+from ...model import Model
 from ...model_file import networks_sha256
 from ...networks.detector import CONTEXT, Detector, DetectorSettings, fitted_to
 from ...runtime.option_types import positive
@@ -52,6 +53,9 @@ class DetectorOptions:
         "the planted volumes that 'mood-submission train plant' puts there, before or meanwhile",
         metavar="FOLDER",
     )
+    also: tuple[Path, ...] = option(
+        "further stores of the same networks, such as one of small lesions", metavar="FOLDER", default=()
+    )
     context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
     mirror: bool = option(
         "let the detector read each slice's mirror image too, left for right; for brains, of stores planted with midlines",
@@ -61,7 +65,7 @@ class DetectorOptions:
         "let the detector say, too, how each slice would look without the anomaly, as evidence for its logits",
         default=False,
     )
-    most: int = option("newest volumes that are held in memory", type=positive, default=400)
+    most: int = option("newest volumes of a store that are held in memory", type=positive, default=400)
     patches: PatchSettings
     unseen: tuple[str, ...] = option(
         "kinds of anomaly that are not trained on; the best detector is the one that finds these best",
@@ -105,7 +109,7 @@ def train_detector(options: DetectorOptions) -> None:
     run = Run(options.run, slices_on=torch.device("cpu"))
     planted = _planted_with(options, run)
     data = {
-        "train": Store(options.store, options.most, options.unseen),
+        "train": Store(options.store, options.most, options.unseen, further=options.also),
         "validation": Store(options.store / "validation"),
     }
     settings = options.settings
@@ -114,7 +118,8 @@ def train_detector(options: DetectorOptions) -> None:
     trainer = run.trainer(stage, about, data)
     trainer.train(validations=options.validations)
     if run.group.first:
-        planted_volumes = {"planted_volumes": len(stored_files(options.store))}
+        folders = (options.store, *options.also)
+        planted_volumes = {"planted_volumes": sum(len(stored_files(folder)) for folder in folders)}
         for file in (trainer.file, trainer.best_file):
             # A run that ended before its first validation has no best detector.
             if file.exists():
@@ -134,20 +139,27 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
         count = options.validation_volumes or max(len(data.volume.unique()), LEAST_VALIDATION)
         fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
     run.group.wait()
-    if not stored_files(options.store):
-        raise RunError(
-            f"{options.store}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
-        )
-    planted = store_settings(options.store)
-    if options.mirror and not planted.get("midlines"):
-        raise RunError(f"{options.store}: expected a store planted with midlines for --mirror, found one without")
-    if planted["networks"] != networks_sha256(model):
-        raise RunError(
-            f"{options.store}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others"
-        )
+    planted, *further = (_settings_of(folder, options, model) for folder in (options.store, *options.also))
+    if further:
+        every = dict.fromkeys(kind for settings in (planted, *further) for kind in settings["kinds"])
+        planted |= {"kinds": list(every), "also": further}
     if options.unseen:
         seen = [kind for kind in planted["kinds"] if kind not in options.unseen]
         planted |= {"kinds": seen, "unseen": list(options.unseen)}
+    return planted
+
+
+def _settings_of(folder: Path, options: DetectorOptions, model: Model) -> dict:
+    """What a store was planted with. Raises RunError where it is empty, or not made with these networks or for these options."""
+    if not stored_files(folder):
+        raise RunError(
+            f"{folder}: expected planted volumes, found none; run mood-submission train plant first, or beside this"
+        )
+    planted = store_settings(folder)
+    if options.mirror and not planted.get("midlines"):
+        raise RunError(f"{folder}: expected a store planted with midlines for --mirror, found one without")
+    if planted["networks"] != networks_sha256(model):
+        raise RunError(f"{folder}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others")
     return planted
 
 

@@ -26,7 +26,7 @@ from ...preprocessing import normalise
 from ...preprocessing.body import body_mask
 from ...preprocessing.positions import relative_positions
 from ...runtime.files import write_whole
-from ...runtime.option_types import positive, share
+from ...runtime.option_types import positive, radius_share, share
 from ...runtime.options import option
 from ..planting.anomalies import KINDS, plant
 from ..planting.varied import PASTED, TRAINING_KINDS, Host, plant_varied
@@ -55,7 +55,10 @@ class PlantingSettings:
     short: the fewest slices of a part of a volume.
     partial: share of volumes of which only some slices are taken, `short` or more that follow each other, or every second one
         of these. Relative positions are then those of a scan that holds no other slices.
+    radii: of anomalies, as shares of the field of view, the lower bound first. None for those of `varied.BANDS`.
+    together: how many anomalies a variant has. None for one of COUNTS.
     seed: of what is planted where.
+    Raises ValueError where the lower bound of `radii` is above the higher one.
     """
 
     variants: int = option("of each volume, with anomalies", type=positive, default=3)
@@ -67,7 +70,21 @@ class PlantingSettings:
     partial: float = option(
         "share of volumes of which a part is taken, as from a scan that covers less", type=share, default=0.0
     )
+    radii: tuple[float, float] | None = option(
+        "radii of anomalies, as shares of the field of view (default: of every size, most of them 0.04 to 0.2)",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        type=radius_share,
+        default=None,
+    )
+    together: int | None = option(
+        "anomalies in each variant (default: 1, 2 or 3)", type=positive, metavar="N", default=None
+    )
     seed: int = option("of what is planted where", default=0)
+
+    def __post_init__(self) -> None:
+        if self.radii and self.radii[0] > self.radii[1]:
+            raise ValueError(f"--radii: expected LOW and then HIGH, found {self.radii[0]:g} {self.radii[1]:g}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +201,7 @@ class Planter:
         for v in range(s.variants):
             planted, mask = host.volume, np.zeros(volume.shape, bool)
             names: list[str] = []
-            for _ in range(1 if s.benchmark else int(rng.choice(COUNTS))):
+            for _ in range(1 if s.benchmark else s.together or int(rng.choice(COUNTS))):
                 in_turn = s.kinds[(number * s.variants + v) % len(s.kinds)]
                 kind = in_turn if s.benchmark else str(rng.choice(s.kinds))
                 try:
@@ -202,7 +219,7 @@ class Planter:
         if self.settings.benchmark:
             return plant(host.volume, kind, rng, body=host.body)
         donor = self._donor(host.volume.shape, rng) if kind in PASTED else None
-        return plant_varied(host, kind, rng, donor)
+        return plant_varied(host, kind, rng, donor, radii=self.settings.radii)
 
     def _raw(self, members: Tensor) -> Tensor:
         """Slices at the network's size, to which caches of the published preprocessing bring them only here."""
@@ -356,12 +373,14 @@ class Store:
     """The newest files of a folder, in memory. `refresh` reads what has come since.
 
     folder: of the store.
-    most: how many files are held.
+    most: how many files of a folder are held.
     without: kinds of anomaly. Variants that show one of them are left out.
+    further: folders of more stores, whose volumes are held too.
+    volumes: by the names of their files, with the folder before it where that is a further one.
     """
 
-    def __init__(self, folder: Path, most: int = 400, without: Collection[str] = ()):
-        self.folder, self.most, self.without = folder, most, without
+    def __init__(self, folder: Path, most: int = 400, without: Collection[str] = (), *, further: Collection[Path] = ()):
+        self.folders, self.most, self.without = (folder, *further), most, without
         self.volumes: dict[str, StoredVolume] = {}
         self.refresh()
 
@@ -375,18 +394,25 @@ class Store:
     def refresh(self) -> bool:
         """Read what has come. Returns whether anything has."""
         before = list(self.volumes)
-        files = stored_files(self.folder)[-self.most :]
-        for file in files:
-            if file.name not in self.volumes:
-                try:
-                    self.volumes[file.name] = StoredVolume.read(file).without(self.without)
-                # A planter that keeps few may have taken the file away meanwhile.
-                except OSError:
-                    if file.exists():
-                        raise
-        for name in list(self.volumes)[: max(0, len(self.volumes) - self.most)]:
-            del self.volumes[name]
-        return list(self.volumes) != before
+        held: dict[str, StoredVolume] = {}
+        for i, folder in enumerate(self.folders):
+            prefix = f"{folder}/" if i else ""
+            own = {name: volume for name, volume in self.volumes.items() if name.rpartition("/")[0] == prefix[:-1]}
+            for file in stored_files(folder)[-self.most :]:
+                self._read(file, prefix + file.name, own)
+            held |= dict(list(own.items())[-self.most :])
+        self.volumes = held
+        return list(held) != before
+
+    def _read(self, file: Path, name: str, own: dict[str, StoredVolume]) -> None:
+        """Add a file's volume to those of its folder, unless it is there. A planter that keeps few may take the file away."""
+        if name in own:
+            return
+        try:
+            own[name] = StoredVolume.read(file).without(self.without)
+        except OSError:
+            if file.exists():
+                raise
 
 
 VALIDATION = PlantingSettings(variants=2, kinds=KINDS, benchmark=True)
