@@ -390,8 +390,28 @@ def test_a_detector_learns_of_several_stores(detecting, cache, tmp_path):
     assert [(further["kinds"], further["radii"], further["together"]) for further in about["also"]] == [
         (["spots"], [0.02, 0.1], 2)
     ]
-    done = mood(*words, "--also", tmp_path / "none", "--out", tmp_path / "other")
-    assert done.returncode == 1 and f"{tmp_path / 'none'}: expected planted volumes, found none" in done.stderr
+    with open(tmp_path / "run" / "detector.csv", newline="") as file:
+        volumes = [float(row["volumes"]) for row in csv.DictReader(file)]
+    assert volumes[-1] == about["planted_volumes"] == len(Store(detecting.parent / "store")) + 2
+    store = detecting.parent / "store"
+    for also, found in (
+        ([tmp_path / "none"], f"{tmp_path / 'none'}: expected planted volumes, found none"),
+        ([tmp_path / "small", tmp_path / "small"], "--also: expected each store once"),
+        ([store], "--also: expected each store once"),
+        ([store / "validation"], f"{store / 'validation'}: expected a store to train on, found one for validation"),
+    ):
+        done = mood(*words, "--also", *also, "--out", tmp_path / "other")
+        assert done.returncode == 1 and found in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = mood(*words[:-1], words[-1].replace("--steps 2", "--steps 3"), "--resume --out", tmp_path / "run")
+    assert done.returncode == 1 and "expected the further stores (--also) that it was trained on" in done.stderr
+    done = mood(*words, "--resume --out", tmp_path / "run")
+    assert done.returncode == 0 and load_detector(tmp_path / "run")[1] == about  # no step was left
+
+
+def test_planting_tells_where_nothing_could_be_planted(detecting, cache, tmp_path):
+    plant = "train plant --region brain --device cpu --validation 0.34 --test 0 --count 1 --variants 1 --kinds uniform"
+    done = mood(plant, "--data", cache, "--model", detecting, "--store", tmp_path, "--radii 0.0001 0.0001")
+    assert done.returncode == 0 and "1 volumes planted; in 1 of the store's nothing was" in done.stderr + done.stdout
 
 
 def test_kinds_that_are_not_trained_on_choose_the_best(detecting, cache, tmp_path):

@@ -14,7 +14,7 @@ from conftest import mood, write_nifti
 from scipy import ndimage
 
 from mood_submission import Predictor, load_model
-from mood_submission.findings.objects import FALSE_BY_DEFAULT, least_voxels, outline_objects
+from mood_submission.findings.objects import FALSE_BY_DEFAULT, STEPS, _outlined, least_voxels, outline_objects
 from mood_submission.findings.thresholds import (
     CORNERS,
     HealthyVoxels,
@@ -194,6 +194,64 @@ def test_objects_that_grow_become_one_or_stop_before_a_surer_one(tmp_path):
     findings, mask = outline_objects(scores, spacing, volume.grid, None, 0.6)
     assert [f.number for f in findings] == [1, 2] and mask[12, 20, 20] == 1 and mask[34, 20, 20] == 2
     assert mask[24, 20, 20] == 0 and findings[1].voxels > (scores[26:] >= 0.6).sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growth_ends_at_the_lowest_level_that_meets_nothing_surer(seed):
+    """As trying one level after the other finds it, from below."""
+    scores = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((40, 40, 40)), 2.5).astype(np.float32)
+    scores = (scores - scores.min()) / (scores.max() - scores.min())
+    threshold, ground = float(np.quantile(scores, 0.97)), 0.3
+    base, taken = float(np.median(scores[::2, ::2, ::2])), np.zeros(scores.shape, bool)
+    grown = 0
+    for found in _outlined(scores, threshold, 9, ground):
+        level = base + 0.5 * (found.strength - base)
+        if level < threshold:
+            labels, _ = ndimage.label(scores >= threshold, CORNERS)
+            first = labels[found.box][found.inside & (scores[found.box] >= threshold)]
+            shapes = [np.isin(labels, number) for number in np.unique(first[first > 0])]
+            wanted = []
+            for part in shapes:
+                place = tuple(int(i) for i in np.argwhere(part)[0])
+                reached = part
+                for lower in np.linspace(max(level, ground), threshold, STEPS, endpoint=False):
+                    reached = reached_slowly(scores, place, float(lower))
+                    if not (reached & taken).any():
+                        break
+                    reached = part
+                wanted.append(reached)
+            whole = np.zeros(scores.shape, bool)
+            whole[found.box] = found.inside
+            assert any(np.array_equal(whole, one) for one in wanted)
+            grown += 1
+        taken[found.box] |= found.inside
+    assert grown > 2
+
+
+def test_an_object_is_the_surest_part_that_is_large_enough(tmp_path):
+    """Not the largest one, nor one of fewer voxels than an object has."""
+    volume, spacing = grid_of(tmp_path, np.eye(4)), (3.0, 3.0, 3.0)
+    scores = np.zeros((40, 40, 40), np.float32)
+    scores[5:9, 5:9, 5:9], scores[9:12, 6:8, 6:8], scores[12:24, 5:15, 5:15] = 0.95, 0.35, 0.5
+    (finding,), mask = outline_objects(scores, spacing, volume.grid, None, 0.3)
+    assert finding.voxels == 64 and finding.highest == np.float32(0.95) and mask[6, 6, 6] == 1
+    scores = np.zeros((40, 40, 40), np.float32)
+    scores[5:15, 5:15, 5:15] = 0.4
+    scores[5, 5, 5:9] = scores[14, 14, 5:9] = scores[5, 14, 5:9] = 0.95
+    (finding,), _ = outline_objects(scores, spacing, volume.grid, None, 0.3)
+    assert finding.voxels == 1000 and least_voxels(spacing) == 9
+
+
+def test_an_island_beside_a_region_that_is_odd_all_over(tmp_path):
+    """Most of the volume is above the threshold, and more so than the island."""
+    scores = np.full((40, 40, 40), 0.8, np.float32)
+    scores[:20] = 0.1
+    scores[5:12, 20:28, 20:28] = 0.65
+    scores[0:10] = np.where(scores[0:10] < 0.5, 0.8, scores[0:10])
+    scores[4:13, 18:30, 18:30] = np.where(scores[4:13, 18:30, 18:30] == np.float32(0.65), 0.65, 0.1)
+    findings, mask = outline_objects(scores, (3.0,) * 3, grid_of(tmp_path, np.eye(4)).grid, None, 0.6)
+    assert mask[8, 24, 24] == len(findings) and findings[-1].voxels == 7 * 8 * 8
+    assert (mask > 0).sum() == (scores >= 0.6).sum()
 
 
 def test_no_outline_lies_where_many_healthy_voxels_do(healthy, tmp_path):

@@ -347,6 +347,13 @@ def test_a_variant_has_as_many_anomalies_as_it_is_asked_to_have(cache, tiny_weig
         settings = PlantingSettings(variants=2, kinds=("uniform", "ball"), radii=(0.05, 0.08), together=together)
         kinds = json.loads(str(Planter(data, model, settings).volume(0)["kinds"]))
         assert kinds[0] == "" and all(len(names.split("+")) == together for names in kinds[1:])
+    small, large = (
+        Planter(
+            data, model, PlantingSettings(variants=3, kinds=("uniform",), radii=(radius, radius), together=1)
+        ).volume(0)
+        for radius in (0.06, 0.25)
+    )
+    assert 0 < 4 * small["label"].sum() < large["label"].sum()
     with pytest.raises(ValueError, match="expected LOW and then HIGH, found 0.1 0.05"):
         PlantingSettings(radii=(0.1, 0.05))
 

@@ -27,6 +27,7 @@ from mood_submission.lab.training.cache import split_names
 from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorOptions
 from mood_submission.lab.training.names_file import read_names, write_names
+from mood_submission.lab.training.plant import PlantOptions
 from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
 from mood_submission.lab.training.trainer import Log
 from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, alone, train_all
@@ -576,6 +577,64 @@ def test_a_second_detector_has_the_sizes_of_the_first(tmp_path):
     check_recipe(file, kinds_in_recipes())
 
 
+@pytest.mark.parametrize(
+    "planting, second, found",
+    [
+        ({"count": 2}, {}, "expected a [detector_2], which alone reads what [plant_2] plants, found none"),
+        (
+            {"variants": 2},
+            {"steps": 1},
+            "expected options of its command in [plant_2], found: one of the arguments --count",
+        ),
+        (
+            {"count": 2, "radii": [0.2, 0.1]},
+            {"steps": 1},
+            "expected options of its command in [plant_2], found: --radii: ",
+        ),
+        ({"count": 2, "store": "s"}, {"steps": 1}, "expected no store in [plant_2], which train all says itself"),
+        ({"count": 2}, {"steps": 1, "also": ["s"]}, "expected no also in [detector_2], which train all says itself"),
+    ],
+)
+def test_a_second_store_that_cannot_be_is_found_before_the_run(planting, second, found, tmp_path):
+    file = tmp_path / "own.toml"
+    Recipe("brain", dict(quick_recipe("brain").options) | {"plant_2": planting, "detector_2": second}).write(file)
+    with pytest.raises(RunError, match=re.escape(f"{file}: {found}")):
+        check_recipe(file, kinds_in_recipes())
+
+
+def test_a_second_store_is_planted_for_the_second_detector_alone(monkeypatch, tmp_path, much_memory):
+    data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
+    more = {"plant_2": {"count": 2, "radii": [0.02, 0.05], "together": 6}, "detector_2": {"steps": 3}}
+    Recipe("brain", dict(quick_recipe("brain").options) | more).write(tmp_path / "own.toml")
+    check_recipe(tmp_path / "own.toml", kinds_in_recipes())
+    run = WholeRun(options_for(*data, "--recipe", tmp_path / "own.toml", "--device", "cpu"))
+    names = [step.name for step in run.steps()]
+    assert names[names.index("detector") :][:3] == ["detector", "plant_2", "detector_2"]
+    started: list[list[str]] = []
+
+    class Ended:
+        def poll(self) -> int:
+            return 0
+
+        def wait(self, timeout: float | None = None) -> int:
+            return 0
+
+    def start(words, log, **how):
+        started.append([str(word) for word in words])
+        return Ended()
+
+    monkeypatch.setattr("mood_submission.lab.training.whole.start", start)
+    monkeypatch.setattr("mood_submission.lab.training.whole.run", lambda words, log, **how: start(words, log))
+    for step in run.steps():
+        if step.name in ("plant_2", "detector_2"):
+            step.act()
+    planting = options_of(PlantOptions, parser().parse_args(started[0][1:]))
+    assert planting.store == run.folder / "store_2" and planting.count == 2
+    assert planting.planting.radii == (0.02, 0.05) and planting.planting.together == 6
+    training = options_of(DetectorOptions, parser().parse_args(started[-1][1:]))
+    assert training.store == run.folder / "store" and training.also == (run.folder / "store_2",)
+
+
 def test_any_text_of_a_recipe_comes_back(tmp_path):
     options = dict(quick_recipe("brain").options)
     options |= {"export": {"data": 'two\nlines, a\ttab, "quotes" and \\ \x07 \x7f ä', "licence": "CC0"}}
@@ -738,9 +797,15 @@ def test_the_recipes_of_the_shipped_models_make_what_is_shipped(region):
     planting = options_in(recipe, "plant")
     for name in ("variants", "seed", "restored"):
         assert getattr(planting.planting, name) == trained[name]
-    # As many volumes as the part saw that saw the most.
+    # As many volumes as the part saw that saw the most, in all stores.
+    stores = [planting, *([options_in(recipe, "plant_2")] if recipe.options["plant_2"] else [])]
     most = max(part.get("planted_volumes", 0) for part in parts_of(trained))
-    assert list(planting.planting.kinds) == trained["kinds"] and planting.count == most
+    assert list(planting.planting.kinds) == trained["kinds"] and sum(store.count for store in stores) == most
+    further = trained.get("also", [])
+    assert len(stores) == 1 + len(further)
+    for store, told in zip(stores[1:], further, strict=True):
+        settings = json.loads(json.dumps(dataclasses.asdict(store.planting)))
+        assert {name: told.get(name) for name in settings} == settings
     networks = {name: parts_of(about.training[name]) for name in ("vqvae", "prior")}
     networks |= {last: parts_of(trained)}
     if last == "detector_2":

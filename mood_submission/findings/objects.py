@@ -111,7 +111,8 @@ class _Object:
 
     box: where it lies in the volume.
     inside: its voxels in the box, bool.
-    strength: the highest score that `least_voxels` of its voxels reach.
+    strength: the highest score that `least_voxels` voxels reach of the component above the threshold that it was outlined from. By
+        it the calibration counts objects, and findings are numbered.
     """
 
     box: tuple[slice, ...]
@@ -122,18 +123,18 @@ class _Object:
 def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -> list[_Object]:
     """Connected components above the threshold with at least `least` voxels, the surest first and MOST_FINDINGS at most, each at its own outline.
 
-    An outline lies OUTLINE of the way up from the volume's median score to the object's own strength. Where that is above the
-    threshold, the object is the largest part above it. Where it is below, the object grows beyond its component, but not below
-    `ground`: a weaker one that it reaches is a part of it, and it stops before a surer one.
+    An outline lies OUTLINE of the way up from the volume's median score to the object's own strength, or from the threshold where
+    the median is above that. Where the outline is above the threshold, the object is the surest part above it of `least` voxels.
+    Where it is below, the object grows beyond its component, but not below `ground`: a weaker one that it reaches is a part of
+    it, and it stops before a surer one.
     """
     labels, _ = ndimage.label(scores >= threshold, CORNERS)
     components = []
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         component = labels[box] == number
         if np.count_nonzero(component) >= least:
-            strength = float(np.partition(scores[box][component], -least)[-least])
-            components.append(_Object(box, component, strength))
-    base = float(np.median(scores[::2, ::2, ::2]))
+            components.append(_Object(box, component, _strength(scores[box][component], least)))
+    base = min(float(np.median(scores[::2, ::2, ::2])), threshold)
     objects: list[_Object] = []
     taken = np.zeros(scores.shape, bool)
     for component in sorted(components, key=lambda object_: -object_.strength):
@@ -143,7 +144,7 @@ def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -
             continue
         level = base + OUTLINE * (component.strength - base)
         if level >= threshold:
-            object_ = _shrunk(component, scores, level)
+            object_ = _shrunk(component, scores, level, least)
         elif max(level, ground) < threshold:
             levels = np.linspace(max(level, ground), threshold, STEPS, endpoint=False)
             object_ = _grown(component, scores, levels, taken)
@@ -154,24 +155,41 @@ def _outlined(scores: np.ndarray, threshold: float, least: int, ground: float) -
     return objects
 
 
-def _shrunk(component: _Object, scores: np.ndarray, level: float) -> _Object:
-    """The largest part of a component that reaches the level."""
-    pieces, _ = ndimage.label(component.inside & (scores[component.box] >= level), CORNERS)
-    sizes = np.bincount(pieces.ravel())[1:]
-    return replace(component, inside=pieces == 1 + int(sizes.argmax()))
+def _strength(scores: np.ndarray, least: int) -> float:
+    """The highest score that `least` of these voxels reach."""
+    return float(np.partition(scores, -least)[-least])
+
+
+def _shrunk(component: _Object, scores: np.ndarray, level: float, least: int) -> _Object:
+    """The surest part of a component of those that reach the level with `least` voxels. The component where there is none."""
+    within = scores[component.box]
+    pieces, _ = ndimage.label(component.inside & (within >= level), CORNERS)
+    large = [number for number, size in enumerate(np.bincount(pieces.ravel())) if number and size >= least]
+    if not large:
+        return component
+    surest = max(large, key=lambda number: _strength(within[pieces == number], least))
+    return replace(component, inside=pieces == surest)
 
 
 def _grown(component: _Object, scores: np.ndarray, levels: np.ndarray, taken: np.ndarray) -> _Object:
     """The component with all that is connected to it and reaches the lowest of the levels (rising) at which it meets nothing taken."""
-    for level in levels:
-        object_ = _connected(component, scores, float(level))
-        if not (object_.inside & taken[object_.box]).any():
-            return object_
-    return component
+    best, low, high = component, 0, len(levels)
+    # What meets something at a level meets it at every lower one too.
+    while low < high:
+        middle = (low + high) // 2
+        object_ = _connected(component, scores, float(levels[middle]), taken)
+        if object_ is None:
+            low = middle + 1
+        else:
+            best, high = object_, middle
+    return best
 
 
-def _connected(component: _Object, scores: np.ndarray, level: float) -> _Object:
-    """The component with all voxels that are connected to it and reach the level. It is looked for in ever larger boxes."""
+def _connected(component: _Object, scores: np.ndarray, level: float, taken: np.ndarray) -> _Object | None:
+    """The component with all voxels that are connected to it and reach the level. It is looked for in ever larger boxes.
+
+    None where it meets something taken.
+    """
     margin = MARGIN
     seed = np.argwhere(component.inside)[0] + [side.start for side in component.box]
     while True:
@@ -181,6 +199,8 @@ def _connected(component: _Object, scores: np.ndarray, level: float) -> _Object:
         )
         pieces, _ = ndimage.label(scores[box] >= level, CORNERS)
         inside = pieces == pieces[tuple(seed - [side.start for side in box])]
+        if (inside & taken[box]).any():
+            return None
         (found,) = ndimage.find_objects(inside.astype(np.uint8))
         # Whether it ends within the box, or where the volume does.
         if all(

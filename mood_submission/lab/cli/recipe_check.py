@@ -15,6 +15,7 @@ from ...preprocessing import Preprocessing
 from ...runtime.names import in_one_line
 from ...runtime.options import add_options, options_of
 from ..training.checkpoints import RunError
+from ..training.plant import PlantOptions
 from ..training.recipe import SIZES, STAGES, TRAINED, Recipe
 
 # What `train all` tells its commands itself: which volumes, which device, and where files lie.
@@ -27,6 +28,7 @@ ITS_OWN = (
         "resume",
         "model",
         "store",
+        "also",
         "shard",
         "weights",
         "mean_with",
@@ -35,8 +37,10 @@ ITS_OWN = (
         "record",
     ),
 )
+# Tables without which it is not done.
+SECOND = ("plant_2", "detector_2")
 # Options that do nothing in a table: the cache has decided how volumes become slices.
-IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", "detector_2")}
+IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", *SECOND)}
 # What only looks like one of these: in [export] it is a text, for the file's metadata.
 MEANT = (("export", "data"),)
 
@@ -57,8 +61,8 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
     read: dict[str, argparse.Namespace] = {}
     for table in STAGES:
         _check_keys(file, table, recipe.options[table])
-        # Without options there is no second detector.
-        if table == "detector_2" and not recipe.options[table]:
+        # Without options there is no second detector, and no second store.
+        if table in SECOND and not recipe.options[table]:
             continue
         parser = _Words(add_help=False, allow_abbrev=False)
         add_options(parser, kinds[table])
@@ -75,6 +79,11 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
             raise RunError(f"{file}: expected options of its command in [{table}], found: {error}") from None
         if unknown:
             raise RunError(f"{file}: expected options of its command in [{table}], found {' '.join(unknown)}")
+        if kinds[table] is PlantOptions:
+            try:
+                _options(recipe, kinds, read, table)
+            except ValueError as error:
+                raise RunError(f"{file}: expected options of its command in [{table}], found: {error}") from None
     _check_values(file, recipe)
     for name, check in (("vqvae and prior", _try_networks), ("detector", _try_detector)):
         try:
@@ -136,6 +145,8 @@ def _check_values(file: Path, recipe: Recipe) -> None:
             raise RunError(
                 f"{file}: expected the {key} of [detector] in [detector_2], which begins from it, found another"
             )
+    if recipe.options["plant_2"] and not second:
+        raise RunError(f"{file}: expected a [detector_2], which alone reads what [plant_2] plants, found none")
     for table in TRAINED:
         options = recipe.options[table]
         steps, begin = options.get("steps", 1), options.get("start_from")

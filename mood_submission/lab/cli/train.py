@@ -19,6 +19,7 @@ from ..training.plant import PlantOptions, plant_store
 from ..training.prior_stage import PriorOptions, train_prior
 from ..training.recipe import STAGES as RECIPE_STAGES
 from ..training.run import DataOptions
+from ..training.store import count_healthy_only
 from ..training.vae_stage import VAEOptions, train_vae
 from ..training.vqvae_stage import VQVAEOptions, train_vqvae
 from ..training.whole import AllOptions, train_all
@@ -68,7 +69,9 @@ def kinds_in_recipes() -> dict[str, type]:
 
 
 def _plant(options: PlantOptions) -> None:
-    tell(f"{options.store}: {plant_store(options)} volumes planted")
+    planted, healthy = plant_store(options), count_healthy_only(options.store)
+    none = f"; in {healthy} of the store's nothing was, as no place was found where it would be seen" if healthy else ""
+    tell(f"{options.store}: {planted} volumes planted{none}")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ class DetectorOptions:
         metavar="FOLDER",
     )
     also: tuple[Path, ...] = option(
-        "further stores of the same networks, such as one of small lesions", metavar="FOLDER", default=()
+        "further stores of the same networks, such as one of small lesions; a volume of any store is drawn as often as another",
+        metavar="FOLDER",
+        default=(),
     )
     context: tuple[int, ...] = option("slices read with a slice, 0 among them", default=CONTEXT)
     mirror: bool = option(
@@ -116,8 +118,10 @@ def train_detector(options: DetectorOptions) -> None:
     stage = DetectorStage(settings, run.precision, options.patches, workers=options.workers, unseen=options.unseen)
     about = {"detector": asdict(settings), "patches": asdict(options.patches)} | planted
     trainer = run.trainer(stage, about, data)
+    begun = trainer.step
     trainer.train(validations=options.validations)
-    if run.group.first:
+    # A run that had ended saw what was planted then.
+    if run.group.first and trainer.step > begun:
         folders = (options.store, *options.also)
         planted_volumes = {"planted_volumes": sum(len(stored_files(folder)) for folder in folders)}
         for file in (trainer.file, trainer.best_file):
@@ -134,19 +138,21 @@ def _planted_with(options: DetectorOptions, run: Run) -> dict:
     """
     model = planting_model(options.model, run.device)
     check_volumes(run.slices, model, options.model)
+    folders = (options.store, *options.also)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise RunError(f"--also: expected each store once, --store among them, found {', '.join(map(str, folders))}")
+    planted, *further = (_settings_of(folder, options, model) for folder in folders)
     if run.group.first:
         data = run.slices["validation"]
         count = options.validation_volumes or max(len(data.volume.unique()), LEAST_VALIDATION)
         fill_store(Planter(data, model, VALIDATION), options.store / "validation", count)
     run.group.wait()
-    planted, *further = (_settings_of(folder, options, model) for folder in (options.store, *options.also))
+    for store in (planted, *further):
+        store["kinds"] = [kind for kind in store["kinds"] if kind not in options.unseen]
     if further:
-        every = dict.fromkeys(kind for settings in (planted, *further) for kind in settings["kinds"])
-        planted |= {"kinds": list(every), "also": further}
-    if options.unseen:
-        seen = [kind for kind in planted["kinds"] if kind not in options.unseen]
-        planted |= {"kinds": seen, "unseen": list(options.unseen)}
-    return planted
+        new = dict.fromkeys(kind for more in further for kind in more["kinds"] if kind not in planted["kinds"])
+        planted |= {"kinds": [*planted["kinds"], *new], "also": further}
+    return planted | ({"unseen": list(options.unseen)} if options.unseen else {})
 
 
 def _settings_of(folder: Path, options: DetectorOptions, model: Model) -> dict:
@@ -160,6 +166,8 @@ def _settings_of(folder: Path, options: DetectorOptions, model: Model) -> dict:
         raise RunError(f"{folder}: expected a store planted with midlines for --mirror, found one without")
     if planted["networks"] != networks_sha256(model):
         raise RunError(f"{folder}: expected volumes planted with the VQ-VAE and prior of {options.model}, found others")
+    if planted.get("benchmark"):
+        raise RunError(f"{folder}: expected a store to train on, found one for validation")
     return planted
 
 

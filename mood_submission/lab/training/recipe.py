@@ -13,7 +13,8 @@ Value = str | int | float | bool | list
 Options = dict[str, Value]
 
 # The commands that have options in a recipe, in the order in which they are run. detector_2, where it has options, is a second
-# training of the detector, on from the first: the model's is then the mean of both.
+# training of the detector, on from the first: the model's is then the mean of both. plant_2, where it has options, fills a
+# second store before, which the second training reads beside the first.
 STAGES = (
     "cache",
     "vqvae",
@@ -21,6 +22,7 @@ STAGES = (
     "export",
     "plant",
     "detector",
+    "plant_2",
     "detector_2",
     "add_detector",
     "calibrate",
@@ -34,7 +36,8 @@ SIZES = ("widths", "context", "mirror", "restores")
 SHARES = {"vqvae": 0.15, "prior": 0.25, "detector": 0.5}
 HEADER = """# A recipe of `mood-submission train all`. Each table holds options of one command, as its --help tells them: `rate = 0.001`
 # stands for `--rate 0.001`. The tables cache, vqvae, prior, plant and detector are commands of `mood-submission train`; a table
-# detector_2 with options trains a second detector on from the first, and the model's is their mean.
+# detector_2 with options trains a second detector on from the first, and the model's is their mean; a table plant_2 with options
+# plants a second store for that one, which it reads beside the first.
 """
 
 
@@ -151,6 +154,7 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
         "export": {},
         "plant": planted | part,
         "detector": trained | patches | budgets["detector"],
+        "plant_2": {},
         "detector_2": {},
         "add_detector": {"best": True} | scored | ordinary | spread,
         "calibrate": {"slices": 32, "restorations": 4, "precision": "bf16"},
@@ -178,6 +182,7 @@ def quick_recipe(region: str) -> Recipe:
         "export": {},
         "plant": {"variants": 1, "count": 3},
         "detector": {"widths": [4, 6, 8, 8], "batch": 2, "steps": 6, "validations": 1, "validation_volumes": 2},
+        "plant_2": {},
         "detector_2": {},
         "add_detector": {"restorations": 0},
         "calibrate": {"slices": 4, "restorations": 1},

@@ -7,6 +7,7 @@ variants of it with anomalies. The networks work slice by slice. So a file holds
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ class PlantingSettings:
     short: the fewest slices of a part of a volume.
     partial: share of volumes of which only some slices are taken, `short` or more that follow each other, or every second one
         of these. Relative positions are then those of a scan that holds no other slices.
-    radii: of anomalies, as shares of the field of view, the lower bound first. None for those of `varied.BANDS`.
-    together: how many anomalies a variant has. None for one of COUNTS.
+    radii: of anomalies, as shares of the field of view, the lower bound first. None for those of `varied.BANDS`, and for spots
+        for `lesions.SPOT_RADII`.
+    together: how many anomalies a variant has, or fewer where no place is found for all. None for one of COUNTS.
     seed: of what is planted where.
     Raises ValueError where the lower bound of `radii` is above the higher one.
     """
@@ -71,14 +73,18 @@ class PlantingSettings:
         "share of volumes of which a part is taken, as from a scan that covers less", type=share, default=0.0
     )
     radii: tuple[float, float] | None = option(
-        "radii of anomalies, as shares of the field of view (default: of every size, most of them 0.04 to 0.2)",
+        "radii of anomalies, as shares of the field of view; below 0.012 most kinds find no place where they would be seen "
+        "(default: of every size, most of them 0.04 to 0.2)",
         nargs=2,
         metavar=("LOW", "HIGH"),
         type=radius_share,
         default=None,
     )
     together: int | None = option(
-        "anomalies in each variant (default: 1, 2 or 3)", type=positive, metavar="N", default=None
+        "anomalies in each variant, fewer where no place is found for all; a group of spots is one (default: 1, 2 or 3)",
+        type=positive,
+        metavar="N",
+        default=None,
     )
     seed: int = option("of what is planted where", default=0)
 
@@ -312,6 +318,16 @@ def store_settings(folder: Path) -> dict:
 def stored_files(folder: Path) -> list[Path]:
     """The store's files, oldest first: those called by a number. Another process may take one away at any moment."""
     return sorted((file for file in folder.glob("*.npz") if file.stem.isdecimal()), key=_number)
+
+
+def count_healthy_only(folder: Path) -> int:
+    """How many of the store's volumes show no anomaly in any variant, since no place was found for one."""
+    count = 0
+    for file in stored_files(folder):
+        # Another process may take a file away.
+        with suppress(FileNotFoundError), np.load(file, allow_pickle=False) as stored:
+            count += not any(json.loads(str(stored["kinds"])))
+    return count
 
 
 def _number(file: Path) -> int:

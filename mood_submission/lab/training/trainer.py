@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ...runtime.files import write_text
 from ...runtime.option_types import above_zero, not_negative, positive
 from ...runtime.options import option
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import RunError, load_checkpoint, save_checkpoint
 from .group import SINGLE_PROCESS, Group
 from .sharing import is_flat
 from .stage import Data, Network, Stage
@@ -194,8 +194,10 @@ class Trainer(Generic[Data, Network]):
         if "started_from" in before:
             self.about = self.about | {"started_from": before["started_from"]}
         if self._progress(self.seconds) >= 1:
-            # No step is left: the code of before took them all.
-            self.about = self.about | {name: before[name] for name in ("revision", "date", "device", "torch")}
+            # No step is left: the code of before took them all, on what was there then.
+            self.about = self.about | before
+        elif before.get("also") != self.about.get("also"):
+            raise RunError(f"{self.file}: expected the further stores (--also) that it was trained on, found others")
         elif self.about["revision"] not in before["revision"]:
             self.about = self.about | {"revision": f"{before['revision']}, {self.about['revision']}"}
 

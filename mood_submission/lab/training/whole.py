@@ -194,7 +194,10 @@ class WholeRun:
         }
         # A recipe that was changed in the folder would be told of networks that were trained by the one before.
         recipe = self.recipe.without(BY_MEMORY).options
-        volumes |= {f"recipe [{name}]": dict(options) for name, options in recipe.items()}
+        # Folders of before plant_2 was there know nothing of it.
+        volumes |= {
+            f"recipe [{name}]": dict(options) for name, options in recipe.items() if options or name != "plant_2"
+        }
         check_settings(self.folder / VOLUMES, volumes, RunError)
         if not (self.folder / RECIPE).exists():
             self.recipe.write(self.folder / RECIPE)
@@ -253,9 +256,10 @@ class WholeRun:
         )
 
     def _planted_in_all(self) -> int:
-        """How many planted volumes are kept, by the recipe. 0 where it does not say."""
-        kept = self.recipe.options["plant"].get("keep") or self.recipe.options["plant"].get("count") or 0
-        return int(kept if isinstance(kept, int) else 0)
+        """How many planted volumes are kept, by the recipe, in both stores. 0 where it does not say."""
+        both = [self.recipe.options[name] for name in ("plant", "plant_2")]
+        kept = [options.get("keep") or options.get("count") or 0 for options in both]
+        return sum(number for number in kept if isinstance(number, int))
 
     def _has_detector_to_train(self) -> bool:
         """Whether a detector is still to be trained, or trained on."""
@@ -304,6 +308,8 @@ class WholeRun:
     def steps(self) -> list[Step]:
         """All steps of the run, in order."""
         again = [Step("detector_2", "trains a second detector, on from the first", self._detector_2)]
+        if self.recipe.options["plant_2"]:
+            again.insert(0, Step("plant_2", "plants a second store for the second detector", self._plant_2))
         return [
             Step("cache", "reads the volumes and keeps their slices", self._cache),
             Step("vqvae", "trains the VQ-VAE", lambda: self._train("vqvae")),
@@ -417,7 +423,7 @@ class WholeRun:
 
     def _detector(self) -> None:
         """Planters fill the store while the detector trains, and end with it."""
-        planters = self._start_planters()
+        planters = self._start_planters("plant", self._networks)
         try:
             while (planted := self._planted()) < FIRST_PLANTED and planters.look():
                 self.progress.show(f"{planted} of the first {FIRST_PLANTED} volumes are planted", 0.0)
@@ -434,21 +440,37 @@ class WholeRun:
         """How many planted volumes there are."""
         return len(stored_files(self.folder / "store"))
 
-    def _start_planters(self) -> Helpers:
-        """The processes that plant volumes."""
-        budget = [] if {"count", "minutes"} & set(self.recipe.options["plant"]) else ["--minutes", 10**6]
-        words = [*self._stage("plant"), *self._networks, *self.recipe.words("plant"), *budget]
+    def _start_planters(self, table: str, networks: Sequence[object]) -> Helpers:
+        """The processes that plant volumes, by a table of the recipe."""
+        budget = [] if {"count", "minutes"} & set(self.recipe.options[table]) else ["--minutes", 10**6]
+        words = [*self._stage("plant"), *networks, *self.recipe.words(table), *budget]
         count = self.options.processes
         started, logs = {}, {}
         for number in range(1, count + 1):
-            shard, log = f"{number}/{count}", self._log(f"plant_{number}")
+            shard, log = f"{number}/{count}", self._log(f"{table}_{number}")
             name = f"train plant --shard {shard}"
             started[name], logs[name] = start([*words, "--shard", shard], log, threads=1), log
         return Helpers(started, logs, self.say)
 
+    def _plant_2(self) -> None:
+        """Planters fill the second store, and nothing else is done meanwhile."""
+        wanted = self.recipe.options["plant_2"].get("count")
+        planters = self._start_planters("plant_2", ["--model", self.folder / NETWORKS, "--store", self._second_store])
+        try:
+            while planters.look():
+                planted = len(stored_files(self._second_store)) if self._second_store.exists() else 0
+                share = planted / wanted if isinstance(wanted, int) else 0.0
+                self.progress.show(f"{planted} volumes are planted", share)
+                time.sleep(0.2)
+        finally:
+            planters.end()
+        if planters.failed:
+            raise RunError(f"{', '.join(planters.failed)}: expected a second store, found that it failed; see above")
+
     def _detector_2(self) -> None:
         """The second one trains on what is planted."""
-        self._train_detector("detector_2", self.folder / "detector_2", "--start-from", self.folder)
+        also = ["--also", self._second_store] if self.recipe.options["plant_2"] else []
+        self._train_detector("detector_2", self.folder / "detector_2", "--start-from", self.folder, *also)
 
     def _train_detector(
         self, stage: str, out: Path, *more: object, meanwhile: Callable[[], object] = lambda: None
@@ -504,6 +526,10 @@ class WholeRun:
     def _networks(self) -> list[object]:
         """The words of commands that work on the store."""
         return ["--model", self.folder / NETWORKS, "--store", self.folder / "store"]
+
+    @property
+    def _second_store(self) -> Path:
+        return self.folder / "store_2"
 
     def _held_out(self) -> Path:
         """A file with the names of the volumes that are held out for validation."""

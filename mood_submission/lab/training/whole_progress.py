@@ -13,6 +13,7 @@ from .recipe import SHARES
 USUAL_SHARES = SHARES | {
     "cache": 0.05,
     "export": 0.002,
+    "plant_2": 0.05,
     "detector_2": 0.15,
     "add_detector": 0.005,
     "calibrate": 0.02,
