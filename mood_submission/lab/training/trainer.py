@@ -181,7 +181,7 @@ class Trainer(Generic[Data, Network]):
             a.lerp_(c, 1 - decay) if a.is_floating_point() else a.copy_(c)
 
     def resume(self) -> None:
-        """Continue from the checkpoint in `out`."""
+        """Continue from the checkpoint in `out`. Raises RunError where that was trained on other further stores than are given now."""
         stored = load_checkpoint(self.file, self.device)
         self.stage.model.load_state_dict(stored["model"])
         self.average.load_state_dict(stored["average"])
