@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -102,8 +103,9 @@ def little_volumes(folder: Path, count: int) -> Path:
 
 @pytest.fixture
 def much_memory(monkeypatch):
-    """As much as the shipped models' recipes need, whatever else this machine does."""
+    """As much memory and disk as the shipped models' recipes need, whatever else this machine does and holds."""
     monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 64 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=256 << 30, used=0, free=64 << 30))
 
 
 def options_for(*words: object) -> AllOptions:
