@@ -29,7 +29,7 @@ from mood_submission.lab.training.checkpoints import RunError
 from mood_submission.lab.training.detector_stage import DetectorOptions
 from mood_submission.lab.training.names_file import read_names, write_names
 from mood_submission.lab.training.plant import PlantOptions
-from mood_submission.lab.training.recipe import STAGES, Recipe, default_recipe, quick_recipe
+from mood_submission.lab.training.recipe import FURTHER_STORES, STAGES, Recipe, default_recipe, quick_recipe
 from mood_submission.lab.training.trainer import Log
 from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, alone, train_all
 from mood_submission.lab.training.whole_options import how_many_together
@@ -599,19 +599,21 @@ def test_a_second_detector_has_the_sizes_of_the_first(tmp_path):
 )
 def test_a_second_store_that_cannot_be_is_found_before_the_run(planting, second, found, tmp_path):
     file = tmp_path / "own.toml"
-    Recipe("brain", dict(quick_recipe("brain").options) | {"plant_2": planting, "detector_2": second}).write(file)
-    with pytest.raises(RunError, match=re.escape(f"{file}: {found}")):
-        check_recipe(file, kinds_in_recipes())
+    for table in FURTHER_STORES:
+        Recipe("brain", dict(quick_recipe("brain").options) | {table: planting, "detector_2": second}).write(file)
+        with pytest.raises(RunError, match=re.escape(f"{file}: {found.replace('plant_2', table)}")):
+            check_recipe(file, kinds_in_recipes())
 
 
-def test_a_second_store_is_planted_for_the_second_detector_alone(monkeypatch, tmp_path, much_memory):
+def test_further_stores_are_planted_for_the_second_detector_alone(monkeypatch, tmp_path, much_memory):
     data = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     more = {"plant_2": {"count": 2, "radii": [0.02, 0.05], "together": 6}, "detector_2": {"steps": 3}}
+    more["plant_3"] = {"count": 4, "kinds": ["spots"]}
     Recipe("brain", dict(quick_recipe("brain").options) | more).write(tmp_path / "own.toml")
     check_recipe(tmp_path / "own.toml", kinds_in_recipes())
     run = WholeRun(options_for(*data, "--recipe", tmp_path / "own.toml", "--device", "cpu"))
     names = [step.name for step in run.steps()]
-    assert names[names.index("detector") :][:3] == ["detector", "plant_2", "detector_2"]
+    assert names[names.index("detector") :][:4] == ["detector", "plant_2", "plant_3", "detector_2"]
     started: list[list[str]] = []
 
     class Ended:
@@ -628,13 +630,15 @@ def test_a_second_store_is_planted_for_the_second_detector_alone(monkeypatch, tm
     monkeypatch.setattr("mood_submission.lab.training.whole.start", start)
     monkeypatch.setattr("mood_submission.lab.training.whole.run", lambda words, log, **how: start(words, log))
     for step in run.steps():
-        if step.name in ("plant_2", "detector_2"):
+        if step.name in ("plant_2", "plant_3", "detector_2"):
             step.act()
+    last = options_of(PlantOptions, parser().parse_args(started[-2][1:]))
+    assert last.store == run.folder / "store_3" and last.count == 4 and last.planting.kinds == ("spots",)
     planting = options_of(PlantOptions, parser().parse_args(started[0][1:]))
     assert planting.store == run.folder / "store_2" and planting.count == 2
     assert planting.planting.radii == (0.02, 0.05) and planting.planting.together == 6
     training = options_of(DetectorOptions, parser().parse_args(started[-1][1:]))
-    assert training.store == run.folder / "store" and training.also == (run.folder / "store_2",)
+    assert training.store == run.folder / "store" and training.also == (run.folder / "store_2", run.folder / "store_3")
 
 
 def test_any_text_of_a_recipe_comes_back(tmp_path):
@@ -772,7 +776,7 @@ def about_of(region: str) -> About:
 
 def options_in(recipe: Recipe, table: str) -> object:
     """The options of a table as its command reads them."""
-    stage = table.removesuffix("_2")
+    stage = table.partition("_")[0]
     words = {
         "plant": ["--model", "m", "--store", "s"],
         "detector": ["--model", "m", "--store", "s", "--out", "r"],
@@ -800,7 +804,7 @@ def test_the_recipes_of_the_shipped_models_make_what_is_shipped(region):
     for name in ("variants", "seed", "restored"):
         assert getattr(planting.planting, name) == trained[name]
     # As many volumes as the part saw that saw the most, in all stores.
-    stores = [planting, *([options_in(recipe, "plant_2")] if recipe.options["plant_2"] else [])]
+    stores = [planting, *(options_in(recipe, table) for table in FURTHER_STORES if recipe.options[table])]
     most = max(part.get("planted_volumes", 0) for part in parts_of(trained))
     assert list(planting.planting.kinds) == trained["kinds"] and sum(store.count for store in stores) == most
     further = trained.get("also", [])

@@ -16,7 +16,7 @@ from ...runtime.names import in_one_line
 from ...runtime.options import add_options, options_of
 from ..training.checkpoints import RunError
 from ..training.plant import PlantOptions
-from ..training.recipe import SIZES, STAGES, TRAINED, Recipe
+from ..training.recipe import FURTHER_STORES, SIZES, STAGES, TRAINED, Recipe
 
 # What `train all` tells its commands itself: which volumes, which device, and where files lie.
 ITS_OWN = (
@@ -38,7 +38,7 @@ ITS_OWN = (
     ),
 )
 # Tables without which it is not done.
-SECOND = ("plant_2", "detector_2")
+SECOND = (*FURTHER_STORES, "detector_2")
 # Options that do nothing in a table: the cache has decided how volumes become slices.
 IN_VAIN = {name: ("preprocessing", "max_slices") for name in ("vqvae", "prior", "plant", "detector", *SECOND)}
 # What only looks like one of these: in [export] it is a text, for the file's metadata.
@@ -61,7 +61,7 @@ def check_recipe(file: Path, kinds: Mapping[str, type]) -> None:
     read: dict[str, argparse.Namespace] = {}
     for table in STAGES:
         _check_keys(file, table, recipe.options[table])
-        # Without options there is no second detector, and no second store.
+        # Without options there is no second detector, and no further store.
         if table in SECOND and not recipe.options[table]:
             continue
         parser = _Words(add_help=False, allow_abbrev=False)
@@ -145,8 +145,9 @@ def _check_values(file: Path, recipe: Recipe) -> None:
             raise RunError(
                 f"{file}: expected the {key} of [detector] in [detector_2], which begins from it, found another"
             )
-    if recipe.options["plant_2"] and not second:
-        raise RunError(f"{file}: expected a [detector_2], which alone reads what [plant_2] plants, found none")
+    for table in FURTHER_STORES:
+        if recipe.options[table] and not second:
+            raise RunError(f"{file}: expected a [detector_2], which alone reads what [{table}] plants, found none")
     for table in TRAINED:
         options = recipe.options[table]
         steps, begin = options.get("steps", 1), options.get("start_from")

@@ -65,7 +65,7 @@ def kinds_in_recipes() -> dict[str, type]:
         "calibrate": CalibrateOptions,
         "compare": CompareOptions,
     }
-    return others | {name: STAGES[name.removesuffix("_2")].options for name in RECIPE_STAGES if name not in others}
+    return others | {name: STAGES[name.partition("_")[0]].options for name in RECIPE_STAGES if name not in others}
 
 
 def _plant(options: PlantOptions) -> None:

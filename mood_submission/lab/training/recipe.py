@@ -13,8 +13,8 @@ Value = str | int | float | bool | list
 Options = dict[str, Value]
 
 # The commands that have options in a recipe, in the order in which they are run. detector_2, where it has options, is a second
-# training of the detector, on from the first: the model's is then the mean of both. plant_2, where it has options, fills a
-# second store before, which the second training reads beside the first.
+# training of the detector, on from the first: the model's is then the mean of both. plant_2 and plant_3, where they have
+# options, fill further stores before, which the second training reads beside the first.
 STAGES = (
     "cache",
     "vqvae",
@@ -23,6 +23,7 @@ STAGES = (
     "plant",
     "detector",
     "plant_2",
+    "plant_3",
     "detector_2",
     "add_detector",
     "calibrate",
@@ -30,14 +31,16 @@ STAGES = (
 )
 # Those that train a network.
 TRAINED = ("vqvae", "prior", "detector", "detector_2")
+# Those that plant for the second detector.
+FURTHER_STORES = ("plant_2", "plant_3")
 # What a second detector must have as the first, which it begins from.
 SIZES = ("widths", "context", "mirror", "restores")
 # How the time is planned to be shared. The detector and the planting beside it pay most.
 SHARES = {"vqvae": 0.15, "prior": 0.25, "detector": 0.5}
 HEADER = """# A recipe of `mood-submission train all`. Each table holds options of one command, as its --help tells them: `rate = 0.001`
 # stands for `--rate 0.001`. The tables cache, vqvae, prior, plant and detector are commands of `mood-submission train`; a table
-# detector_2 with options trains a second detector on from the first, and the model's is their mean; a table plant_2 with options
-# plants a second store for that one, which it reads beside the first.
+# detector_2 with options trains a second detector on from the first, and the model's is their mean; tables plant_2 and plant_3
+# with options plant further stores for that one, which it reads beside the first.
 """
 
 
@@ -154,13 +157,11 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
         "export": {},
         "plant": planted | part,
         "detector": trained | patches | budgets["detector"],
-        "plant_2": {},
-        "detector_2": {},
         "add_detector": {"best": True} | scored | ordinary | spread,
         "calibrate": {"slices": 32, "restorations": 4, "precision": "bf16"},
         "compare": {"restorations": 0},
     }
-    return Recipe(region, options)
+    return Recipe(region, {name: options.get(name, {}) for name in STAGES})
 
 
 def quick_recipe(region: str) -> Recipe:
@@ -182,10 +183,8 @@ def quick_recipe(region: str) -> Recipe:
         "export": {},
         "plant": {"variants": 1, "count": 3},
         "detector": {"widths": [4, 6, 8, 8], "batch": 2, "steps": 6, "validations": 1, "validation_volumes": 2},
-        "plant_2": {},
-        "detector_2": {},
         "add_detector": {"restorations": 0},
         "calibrate": {"slices": 4, "restorations": 1},
         "compare": {"slices": 4, "restorations": 0, "planted": 1},
     }
-    return Recipe(region, options)
+    return Recipe(region, {name: options.get(name, {}) for name in STAGES})

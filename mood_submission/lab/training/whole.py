@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from .checkpoints import RunError
 from .commands import Helpers, run, start
 from .detector_stage import DetectorOptions
 from .names_file import read_names, write_names
-from .recipe import TRAINED, Options, Recipe, default_recipe, quick_recipe
+from .recipe import FURTHER_STORES, TRAINED, Options, Recipe, default_recipe, quick_recipe
 from .run import device_for_training
 from .sharing import minutes_beside, minutes_for
 from .step_log import StepLog, in_short, share_trained
@@ -194,9 +195,11 @@ class WholeRun:
         }
         # A recipe that was changed in the folder would be told of networks that were trained by the one before.
         recipe = self.recipe.without(BY_MEMORY).options
-        # Folders of before plant_2 was there know nothing of it.
+        # Folders of before there were further stores know nothing of them.
         volumes |= {
-            f"recipe [{name}]": dict(options) for name, options in recipe.items() if options or name != "plant_2"
+            f"recipe [{name}]": dict(options)
+            for name, options in recipe.items()
+            if options or name not in FURTHER_STORES
         }
         check_settings(self.folder / VOLUMES, volumes, RunError)
         if not (self.folder / RECIPE).exists():
@@ -256,9 +259,9 @@ class WholeRun:
         )
 
     def _planted_in_all(self) -> int:
-        """How many planted volumes are kept, by the recipe, in both stores. 0 where it does not say."""
-        both = [self.recipe.options[name] for name in ("plant", "plant_2")]
-        kept = [options.get("keep") or options.get("count") or 0 for options in both]
+        """How many planted volumes are kept, by the recipe, in all stores. 0 where it does not say."""
+        stores = [self.recipe.options[name] for name in ("plant", *FURTHER_STORES)]
+        kept = [options.get("keep") or options.get("count") or 0 for options in stores]
         return sum(number for number in kept if isinstance(number, int))
 
     def _has_detector_to_train(self) -> bool:
@@ -307,9 +310,11 @@ class WholeRun:
 
     def steps(self) -> list[Step]:
         """All steps of the run, in order."""
-        again = [Step("detector_2", "trains a second detector, on from the first", self._detector_2)]
-        if self.recipe.options["plant_2"]:
-            again.insert(0, Step("plant_2", "plants a second store for the second detector", self._plant_2))
+        again = [
+            Step(table, "plants a further store for the second detector", partial(self._plant_further, table))
+            for table in self._further_stores
+        ]
+        again += [Step("detector_2", "trains a second detector, on from the first", self._detector_2)]
         return [
             Step("cache", "reads the volumes and keeps their slices", self._cache),
             Step("vqvae", "trains the VQ-VAE", lambda: self._train("vqvae")),
@@ -452,24 +457,24 @@ class WholeRun:
             started[name], logs[name] = start([*words, "--shard", shard], log, threads=1), log
         return Helpers(started, logs, self.say)
 
-    def _plant_2(self) -> None:
-        """Planters fill the second store, and nothing else is done meanwhile."""
-        wanted = self.recipe.options["plant_2"].get("count")
-        planters = self._start_planters("plant_2", ["--model", self.folder / NETWORKS, "--store", self._second_store])
+    def _plant_further(self, table: str) -> None:
+        """Planters fill a further store, and nothing else is done meanwhile. table: one of FURTHER_STORES."""
+        wanted, store = self.recipe.options[table].get("count"), self._further_stores[table]
+        planters = self._start_planters(table, ["--model", self.folder / NETWORKS, "--store", store])
         try:
             while planters.look():
-                planted = len(stored_files(self._second_store)) if self._second_store.exists() else 0
+                planted = len(stored_files(store)) if store.exists() else 0
                 share = planted / wanted if isinstance(wanted, int) else 0.0
                 self.progress.show(f"{planted} volumes are planted", share)
                 time.sleep(0.2)
         finally:
             planters.end()
         if planters.failed:
-            raise RunError(f"{', '.join(planters.failed)}: expected a second store, found that it failed; see above")
+            raise RunError(f"{', '.join(planters.failed)}: expected a further store, found that it failed; see above")
 
     def _detector_2(self) -> None:
         """The second one trains on what is planted."""
-        also = ["--also", self._second_store] if self.recipe.options["plant_2"] else []
+        also = ["--also", *self._further_stores.values()] if self._further_stores else []
         self._train_detector("detector_2", self.folder / "detector_2", "--start-from", self.folder, *also)
 
     def _train_detector(
@@ -528,8 +533,10 @@ class WholeRun:
         return ["--model", self.folder / NETWORKS, "--store", self.folder / "store"]
 
     @property
-    def _second_store(self) -> Path:
-        return self.folder / "store_2"
+    def _further_stores(self) -> dict[str, Path]:
+        """The folders of the further stores that the recipe has, by their tables: store_2 is planted by plant_2."""
+        tables = [table for table in FURTHER_STORES if self.recipe.options[table]]
+        return {table: self.folder / table.replace("plant", "store") for table in tables}
 
     def _held_out(self) -> Path:
         """A file with the names of the volumes that are held out for validation."""

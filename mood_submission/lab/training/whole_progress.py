@@ -14,6 +14,7 @@ USUAL_SHARES = SHARES | {
     "cache": 0.05,
     "export": 0.002,
     "plant_2": 0.05,
+    "plant_3": 0.05,
     "detector_2": 0.15,
     "add_detector": 0.005,
     "calibrate": 0.02,
