@@ -12,6 +12,7 @@ import traceback
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -104,6 +105,13 @@ class Reference:
     def state(self, part: str) -> dict[str, torch.Tensor]:
         """State dictionary of "vqvae" or "prior", with the published parameter names."""
         return {name.removeprefix(f"{part}/"): self[name] for name in self.arrays.files if name.startswith(f"{part}/")}
+
+
+@pytest.fixture
+def much_memory(monkeypatch):
+    """As much memory and disk as the shipped models' recipes need, whatever else this machine does and holds."""
+    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 64 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=256 << 30, used=0, free=64 << 30))
 
 
 @pytest.fixture(scope="session", params=["brain", "abdom"])

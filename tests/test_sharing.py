@@ -19,6 +19,8 @@ from mood_submission.lab.training.trainer import Budget, Log, Schedule, Trainer
 from mood_submission.lab.training.whole import RUNNING, AllOptions, WholeRun, train_all
 from mood_submission.runtime.files import exclusive_lock
 
+pytestmark = pytest.mark.usefixtures("much_memory")
+
 PLANNED = {"vqvae": 15.0, "prior": 25.0, "detector": 50.0}
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -99,13 +98,6 @@ def little_volumes(folder: Path, count: int) -> Path:
     for number in range(count):
         write_nifti(folder / f"toy_{number}.nii.gz", np.ones((4, 4, 4), np.float32))
     return folder
-
-
-@pytest.fixture
-def much_memory(monkeypatch):
-    """As much memory and disk as the shipped models' recipes need, whatever else this machine does and holds."""
-    monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 64 << 30)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=256 << 30, used=0, free=64 << 30))
 
 
 def options_for(*words: object) -> AllOptions:
@@ -201,7 +193,7 @@ def test_a_run_does_not_go_on_with_other_volumes(tmp_path):
         WholeRun(options_for(*first, *rest))
 
 
-def test_a_run_does_not_go_on_with_a_recipe_that_was_changed_in_its_folder(tmp_path):
+def test_a_run_does_not_go_on_with_a_recipe_that_was_changed_in_its_folder(tmp_path, much_memory):
     """Else its page would tell what no network was trained with. What follows from memory may be changed."""
     words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*words, "--hours", 2))
@@ -240,7 +232,7 @@ def test_hours_that_are_none_are_wrong_usage(hours, capsys):
     assert "expected a number of hours above 0" in capsys.readouterr().err
 
 
-def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, monkeypatch):
+def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, much_memory, monkeypatch):
     volumes = little_volumes(tmp_path / "in", 3)
     data = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*data, "--hours", 2))
@@ -325,7 +317,7 @@ def test_finished_steps_without_seconds_are_named(tmp_path):
         WholeRun(options_for(*words, "--quick"))
 
 
-def test_few_hours_are_planned_as_minutes_that_trainings_take(tmp_path):
+def test_few_hours_are_planned_as_minutes_that_trainings_take(tmp_path, much_memory):
     words = ("--region", "brain", "--data", little_volumes(tmp_path / "in", 3), "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*words, "--hours", 1e-9))
     assert min(run.recipe.planned.values()) > 0 and run.progress.seconds_left > 0
