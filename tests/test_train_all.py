@@ -236,10 +236,10 @@ def test_a_run_that_cannot_work_is_refused_before_it_begins(tmp_path, much_memor
     volumes = little_volumes(tmp_path / "in", 3)
     data = ("--region", "brain", "--data", volumes, "-o", tmp_path / "m.safetensors")
     run = WholeRun(options_for(*data, "--hours", 2))
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(RunError, match="GB of free disk, found 0.0 GB; choose another --run"):
-        run.needs()
-    monkeypatch.undo()
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+        with pytest.raises(RunError, match="GB of free disk, found 0.0 GB; choose another --run"):
+            run.needs()
     monkeypatch.setattr("mood_submission.lab.training.whole.free_memory", lambda device: 10**9)
     with pytest.raises(RunError, match="GB of free memory, found 1.0 GB"):
         run.needs()
