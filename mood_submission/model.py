@@ -18,7 +18,7 @@ from .networks.vqvae import VQVAE
 from .restoration.cached_prior import CachedPrior
 from .restoration.restore import restore
 from .runtime.memory import affordable, free_memory, in_batches
-from .runtime.precision import exact_float32
+from .runtime.precision import exact_float32, slow_precision
 from .runtime.threads import map_in_threads, one_thread_each
 
 # BATCH slices at a time go through a network on a GPU. On a CPU each thread takes one slice at a time, or as many as its engine
@@ -97,7 +97,7 @@ class Model:
         )
         self._precision = precision if note is None else "float32"
         # What users should know of how the model computes, in lines.
-        self.notes = () if note is None else (note,)
+        self.notes = tuple(line for line in (note, slow_precision(precision, self.device)) if line)
         # By grid size, on CUDA only. It keeps the graphs that were recorded.
         self._cached: dict[torch.Size, CachedPrior] = {}
 

@@ -24,9 +24,11 @@ from mood_submission.engines.choice import OrTorch, chosen
 from mood_submission.engines.graphs import OWNERS, SUFFIX, read_graphs
 from mood_submission.engines.onnx_engine import OnnxEngine, share_memory
 from mood_submission.lab.sources import source_of
+from mood_submission.lab.training.plant import planting_model
 from mood_submission.runtime import processor
 from mood_submission.runtime.contract import REGIONS
 from mood_submission.runtime.option_types import engine_by_default
+from mood_submission.runtime.precision import fast_precision, slow_precision
 
 WITH, WITHOUT = "processor : 0\nflags\t\t: fpu avx2 {} sse\n", "flags\t\t: fpu avx2 avx512f\n"
 
@@ -64,6 +66,39 @@ def test_a_system_that_does_not_say_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "absent")
     monkeypatch.delenv(processor.LIMIT, raising=False)
     assert not processor.has_vnni() and "found a system that does not say" in processor.why_without_vnni()
+
+
+@pytest.mark.parametrize(
+    "text, limit, fast",
+    [
+        (WITH.format("avx512_bf16"), "", True),
+        (WITH.format("amx_bf16"), "AVX512_CORE_AMX", True),
+        ("processor : 0\nFeatures\t: fp asimd i8mm bf16 dgh\n", "", True),
+        (WITH.format("avx512_bf16"), "avx512_core_vnni", False),
+        (WITH.format("avx512_vnni"), "", False),
+        ("Features\t: fp asimd\n", "", False),
+        ("", "", False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it(text, limit, fast, cpuinfo, monkeypatch, tiny_weights):
+    """Others compute in it tens of times slower than in float32."""
+    cpuinfo(text)
+    monkeypatch.setenv(processor.LIMIT, limit)
+    cpu = torch.device("cpu")
+    assert fast_precision(cpu) == ("bf16" if fast else "float32")
+    assert planting_model(tiny_weights["brain"], cpu).precision == fast_precision(cpu)
+    assert load_model(tiny_weights["brain"], "cpu").notes == ()
+    notes = load_model(tiny_weights["brain"], "cpu", precision="bf16").notes
+    assert [note.partition(":")[0] for note in notes] == ([] if fast else ["precision bf16"])
+    assert all("slower here than float32: expected a processor with avx512_bf16" in note for note in notes)
+
+
+def test_bfloat16_is_for_gpus_that_multiply_it(monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: fast or including_emulation)
+        assert fast_precision(torch.device("cuda:1")) == ("bf16" if fast else "float32")
+        assert (slow_precision("bf16", torch.device("cuda")) == "") == fast
+    assert slow_precision("float32", torch.device("cuda")) == ""
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,22 @@ def test_both_stages_export_a_model_that_predicts(healthy, tmp_path):
     assert again.returncode == 1 and "--resume" in again.stderr and again.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("flags, precision", [("avx2 avx512_bf16", "bf16"), ("avx2", "float32")])
+def test_precision_is_what_the_processor_is_fast_in_and_stands_in_the_run(
+    flags, precision, cache, tmp_path, monkeypatch
+):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr("mood_submission.runtime.processor.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    seen = set()
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: seen.add(k["enabled"]) or autocast(*a, **k))
+    words = ("vqvae --region brain --device cpu --steps 1 --data", cache, "--out", tmp_path / "run", *TINY_VQVAE)
+    assert mood("train", *words).returncode == 0
+    about = json.loads(torch.load(tmp_path / "run" / "vqvae.pt", weights_only=True)["about"])
+    assert about["schedule"]["precision"] == precision and seen == {precision == "bf16"}
+
+
 def test_vae_is_trained_beside_them(cache, tmp_path):
     words = (
         "vae",

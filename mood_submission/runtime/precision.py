@@ -1,9 +1,11 @@
-"""Sets whether CUDA multiplies float32 exactly or in TF32."""
+"""The precisions that networks compute in: which one is fast, and whether CUDA multiplies float32 exactly or in TF32."""
 
 from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 
 import torch
+
+from .processor import why_without_bfloat16
 
 # How parameters can be stored. The published checkpoints alone come in float64.
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
@@ -36,3 +38,23 @@ def float32_as(precision: str) -> Iterator[None]:
 def exact_float32() -> _GeneratorContextManager[None]:
     """`float32_as("ieee")`."""
     return float32_as("ieee")
+
+
+def fast_precision(device: torch.device) -> str:
+    """What the device is fast in: "bf16" where it multiplies bfloat16, else "float32"."""
+    return "float32" if _why_without_bfloat16(device) else "bf16"
+
+
+def slow_precision(precision: str, device: torch.device) -> str:
+    """Why a precision is slow on the device, in one line. Empty where it is not."""
+    why = _why_without_bfloat16(device) if precision == "bf16" else ""
+    return why and f"precision bf16: slower here than float32: {why}"
+
+
+def _why_without_bfloat16(device: torch.device) -> str:
+    """In one line. Empty where the device multiplies bfloat16, and for devices that do not say."""
+    if device.type == "cpu":
+        return why_without_bfloat16()
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "expected a GPU that multiplies bfloat16, found one without"
+    return ""

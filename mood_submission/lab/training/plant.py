@@ -9,6 +9,7 @@ from ...model import Model
 from ...model_file import load_model
 from ...runtime.option_types import above_zero, positive, shard_option
 from ...runtime.options import option
+from ...runtime.precision import fast_precision
 from .cache import cache_names
 from .checkpoints import RunError
 from .run import DataOptions, Slices, SplitOptions, device_for_training
@@ -57,8 +58,8 @@ def plant_store(options: PlantOptions) -> int:
 
 
 def planting_model(file: Path, device: torch.device) -> Model:
-    """The model of a file as `Planter` wants it: bfloat16 is precise enough there, and the fastest."""
-    return load_model(file, device, precision="bf16", engine="torch")
+    """The model of a file as `Planter` wants it: bfloat16 is precise enough there, and the fastest where the device has it."""
+    return load_model(file, device, precision=fast_precision(device), engine="torch")
 
 
 def check_volumes(slices: Slices, model: Model, file: Path) -> None:

@@ -129,11 +129,12 @@ def _toml(value: Value) -> str:
     return repr(value)
 
 
-def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Recipe:
+def default_recipe(region: str, hours: float, *, gpu: bool, stored: int, precision: str = "bf16") -> Recipe:
     """Sizes and rates of the shipped weights, which were made in several parts (see the model card), in one go.
 
     hours: of training in all, shared by SHARES; the rest is for what comes before and after. gpu: whether there is one, for larger batches.
     stored: how many planted volumes memory and disk hold.
+    precision: what the model is calibrated in, "float32" where bfloat16 is slow.
     """
     brain = region == "brain"
     budgets: dict[str, Options] = {
@@ -158,7 +159,7 @@ def default_recipe(region: str, hours: float, *, gpu: bool, stored: int) -> Reci
         "plant": planted | part,
         "detector": trained | patches | budgets["detector"],
         "add_detector": {"best": True} | scored | ordinary | spread,
-        "calibrate": {"slices": 32, "restorations": 4, "precision": "bf16"},
+        "calibrate": {"slices": 32, "restorations": 4, "precision": precision},
         "compare": {"restorations": 0},
     }
     return Recipe(region, {name: options.get(name, {}) for name in STAGES})

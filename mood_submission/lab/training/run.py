@@ -4,7 +4,7 @@ import datetime
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from ...runtime import devices
 from ...runtime.contract import REGIONS
 from ...runtime.option_types import DEVICE_HELP, share
 from ...runtime.options import option
+from ...runtime.precision import fast_precision
 from .alone import alone_in
 from .augment import Augmentation
 from .cache import CacheError, SliceData, build_cache, load_cache
@@ -149,9 +150,11 @@ class Run:
 
     def __init__(self, options: RunOptions, slices_on: torch.device | None = None):
         self.options, self.group = options, Group.from_environment()
-        self.out, self.precision = options.out, options.schedule.precision
+        self.out = options.out
         self.device = device_for_training(options.split.device or self.group.device)
-        torch.manual_seed(options.schedule.seed)
+        self.precision = options.schedule.precision or fast_precision(self.device)
+        self.schedule = replace(options.schedule, precision=self.precision)
+        torch.manual_seed(self.schedule.seed)
         self.slices = Slices(options.data, options.split, self.out, slices_on or self.device, self.group)
 
     @property
@@ -184,7 +187,7 @@ class Run:
                 data,
                 out=self.out,
                 budget=self.options.budget,
-                schedule=self.options.schedule,
+                schedule=self.schedule,
                 device=self.device,
                 about=about,
                 group=self.group,
@@ -202,7 +205,7 @@ class Run:
             "data": ", ".join(folder.stem for folder in self.options.data.data),
             "augment": self.options.augment,
             "slices": {name: len(data) for name, data in self.slices.splits.items()},
-            "schedule": asdict(self.options.schedule),
+            "schedule": asdict(self.schedule),
             "device": self.device.type,
         } | made_now()
 

@@ -76,7 +76,11 @@ class Schedule:
         default=1,
     )
     average: float = 0.999
-    precision: str = option("autocast precision", choices=("bf16", "float32"), default="bf16")
+    precision: str | None = option(
+        "autocast precision (default: bf16 where the device multiplies bfloat16, else float32)",
+        choices=("bf16", "float32"),
+        default=None,
+    )
     seed: int = option("of batches, augmentation and initial weights", default=0)
 
     def rate_at(self, progress: float) -> float:

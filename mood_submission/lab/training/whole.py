@@ -24,6 +24,7 @@ from ...preprocessing import Preprocessing
 from ...runtime.files import copy_whole, no_folders_left, write_text
 from ...runtime.memory import free_memory
 from ...runtime.names import as_text
+from ...runtime.precision import fast_precision
 from ...runtime.torchrun import Process
 from ...volumes import Source, named_volumes
 from ..settings_file import check_settings, read_json
@@ -212,7 +213,9 @@ class WholeRun:
             wanted = Recipe.read(options.recipe)
         elif options.hours is not None:
             gpu = torch.cuda.is_available() and options.device != "cpu"
-            wanted = default_recipe(options.region, options.hours, gpu=gpu, stored=self.stored)
+            # To ask a GPU would hold some of its memory as long as the run goes on.
+            precision = "bf16" if gpu else fast_precision(device_for_training(options.device))
+            wanted = default_recipe(options.region, options.hours, gpu=gpu, stored=self.stored, precision=precision)
         else:
             wanted = quick_recipe(options.region)
         if wanted.region != options.region:
