@@ -119,6 +119,9 @@ def test_a_package_that_is_missing_is_one_line(tmp_path, monkeypatch):
 
 # ---- the engine ----------------------------------------------------------------------------------------------------
 
+# Of the processor that these tests run on.
+HAS_VNNI = processor.has_vnni()
+
 
 @pytest.fixture(scope="module")
 def quantised(exported, blobs, vnni):
@@ -168,18 +171,25 @@ def test_the_engine_says_what_torch_says(quantised):
         assert not torch.equal(one, two), f"{part}: expected another engine's rounding"
 
 
-def test_int8_is_near_and_leaves_codes_detector_and_restorations_as_they_are(quantised):
+@pytest.mark.skipif(
+    not HAS_VNNI, reason="this processor has no VNNI: sums of int8 overflow, and models are not computed so"
+)
+def test_int8_is_near(quantised):
+    expected, found = evidence_of(by(quantised[0], "float32")), evidence_of(by(quantised[0], "int8"))
+    for part in ("nll", "decoded"):
+        one, two = getattr(expected, part), getattr(found, part)
+        apart, spread = (one - two).abs(), one.std()
+        assert 0 < apart.mean() < 0.02 * spread and apart.max() < 0.2 * spread
+
+
+def test_int8_leaves_codes_detector_and_restorations_as_they_are(quantised):
     torch_model, exact, rough = (
         load_model(quantised[0], "cpu", engine="torch"),
         by(quantised[0], "float32"),
         by(quantised[0], "int8"),
     )
     expected, found = evidence_of(exact), evidence_of(rough)
-    assert torch.equal(expected.codes, found.codes)
-    for part in ("nll", "decoded"):
-        one, two = getattr(expected, part), getattr(found, part)
-        apart, spread = (one - two).abs(), one.std()
-        assert 0 < apart.mean() < 0.02 * spread and apart.max() < 0.2 * spread
+    assert torch.equal(expected.codes, found.codes) and not torch.equal(expected.nll, found.nll)
     maps, nll, place = next(
         network for network in exported_networks(torch_model) if network.name == "detector"
     ).inputs.values()
@@ -391,9 +401,13 @@ def test_engines_side_by_side(quantised, blobs, tmp_path, monkeypatch):
     assert rows[2]["note"].startswith("onnx float32: expected figures of that, found those of torch in float32: ")
     assert "torch computes from here on" in rows[2]["note"] and rows[2]["note"] in done.stdout
     assert rows[2]["voxel_apart"] == 0
-    for row in rows[1:2]:
-        assert row["note"] is None and row["times_as_fast"] == pytest.approx(rows[0]["seconds"] / row["seconds"])
-        assert 0 < row["voxel_apart"] < 0.1 and row["peak_rss_mb"] > 50
+    assert rows[1]["times_as_fast"] == pytest.approx(rows[0]["seconds"] / rows[1]["seconds"])
+    assert rows[1]["peak_rss_mb"] > 50
+    # Each engine has a process of its own, which asks the processor itself.
+    if HAS_VNNI:
+        assert rows[1]["note"] is None and 0 < rows[1]["voxel_apart"] < 0.1
+    else:
+        assert "expected a processor with avx512_vnni" in rows[1]["note"] and rows[1]["voxel_apart"] == 0
     assert all(f"{engine} {precision}" in done.stdout for engine, precision in runs)
 
 
